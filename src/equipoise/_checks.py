@@ -1,0 +1,84 @@
+"""Checks of arguments: each message says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Sequence
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Returns `value` as a float if it is finite and within the bounds.
+
+    Raises:
+        ValueError: it is not.
+    """
+    bounds = {"> ": above, "≥ ": at_least, "< ": below, "≤ ": at_most}
+    expected = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
+    number = float(value)
+    if (
+        not math.isfinite(number)
+        or (above is not None and number <= above)
+        or (at_least is not None and number < at_least)
+        or (below is not None and number >= below)
+        or (at_most is not None and number > at_most)
+    ):
+        raise ValueError(f"{name} must be a finite number {expected}, found {value!r}.")
+    return number
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Returns `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
+    return value
+
+
+def check_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Returns `tasks` as a tuple of distinct, non-empty names.
+
+    Raises:
+        TypeError: `tasks` is a single string, or a name is not a string.
+        ValueError: there is no task, an empty name, or a name that occurs twice.
+    """
+    if isinstance(tasks, str):
+        raise TypeError(f"tasks must be a sequence of names, found the single string {tasks!r}.")
+    names = tuple(tasks)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"Task names must be strings, found {name!r} of type {type(name).__name__}.")
+        if not name:
+            raise ValueError("A task's name must not be empty.")
+    if not names:
+        raise ValueError("tasks is empty: name at least one task.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Every task needs a name of its own; found twice: {', '.join(map(repr, twice))}.")
+    return names
+
+
+def check_known(what: str, names: Iterable[str], tasks: Collection[str]) -> None:
+    """Checks that every name is one of `tasks`; `what` says where the names were found.
+
+    Raises:
+        ValueError: a name is not among `tasks`.
+    """
+    unknown = [name for name in names if name not in tasks]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), list(tasks), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{what}: unknown task {', '.join(map(repr, unknown))}; the tasks are {', '.join(map(repr, tasks))}.{hint}"
+        )

@@ -1,0 +1,200 @@
+"""State per task: declared once, then saved, moved, restricted to the tasks present, and committed as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise._checks import check_tasks
+
+
+class StateView:
+    """The state of the tasks that are present in a step, as attributes.
+
+    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), writing keeps the new value
+    until the step is committed. So a method is written as if every task were always there: a task that is
+    left out keeps its state without a line of the method's own.
+    """
+
+    def __init__(self, module: TaskModule, present: Tensor | None, dtype: torch.dtype) -> None:
+        vars(self).update(_module=module, _present=present, _dtype=dtype, _written={})
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self._written:
+            value: Tensor = self._written[name]
+            return value
+        stored = self._module.get_buffer(name) if name in self._module._buffers else self._module.get_parameter(name)
+        value = stored if self._present is None else stored[self._present]
+        return value.to(self._dtype) if value.is_floating_point() else value
+
+    def __setattr__(self, name: str, value: Tensor) -> None:
+        self._written[name] = value.detach()
+
+    def commit(self, valid: Tensor | None) -> None:
+        """Writes the new values into the buffers; where the 0-dim bool `valid` is false, keeps the old ones."""
+        for name, value in self._written.items():
+            buffer = self._module.get_buffer(name)
+            new = value.to(buffer.dtype)
+            if valid is not None:
+                new = torch.where(valid, new, buffer if self._present is None else buffer[self._present])
+            if self._present is None:
+                buffer.copy_(new)
+            else:
+                buffer.index_copy_(0, self._present, new)
+
+
+class TaskModule(nn.Module):
+    """Base of everything that decides between tasks: objectives, weightings and aggregators.
+
+    A subclass declares in `__init__` what it keeps per task (`add_state`, `add_parameter`) and whether it draws
+    random numbers (`add_generator`), and reads and writes `self.state` in its methods. The Balancer names the
+    tasks (`bind`) and opens a step (`step`) for the tasks present; from there state is saved in `state_dict`,
+    follows `.to()`, and changes only when the whole step succeeded.
+
+    Attributes:
+        requires_positive: the method is undefined for losses ≤ 0.
+        needs_after_step: `after_step` wants the same batch's losses again after the optimizer's step.
+        needs_accuracies: `observe` wants each task's accuracy after every evaluation.
+    """
+
+    requires_positive: bool = False
+    needs_after_step: bool = False
+    needs_accuracies: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: tuple[str, ...] | None = None
+        self.generator: torch.Generator | None = None
+        self._declared: dict[str, Callable[[int], Tensor]] = {}
+        self._view: StateView | None = None
+
+    def add_state(self, name: str, default: float | int) -> None:
+        """Declares a `[K]` buffer that starts at `default`: float64 for a float, int64 for an int.
+
+        float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
+        """
+        dtype = torch.int64 if isinstance(default, int) else torch.float64
+        self._declared[name] = lambda count: torch.full((count,), default, dtype=dtype)
+
+    def add_parameter(self, name: str, default: float) -> None:
+        """Declares a `[K]` parameter that starts at `default` and is learned with the model."""
+        self._declared[name] = lambda count: nn.Parameter(torch.full((count,), float(default)))
+
+    def add_generator(self, seed: int | None) -> None:
+        """Declares that random numbers are drawn from `self.generator`, whose state is saved and restored.
+
+        Args:
+            seed: the generator's seed; None draws one from PyTorch's default generator, so that
+                `torch.manual_seed` decides.
+        """
+        self.generator = torch.Generator()
+        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+
+    def bind(self, tasks: Sequence[str]) -> None:
+        """Names the tasks, in the order of every `[K]` tensor, and creates what was declared for them.
+
+        Raises:
+            ValueError: already bound to other tasks.
+        """
+        names = check_tasks(tasks)
+        for module in self.task_modules():
+            if module.tasks is None:
+                module.tasks = names
+                for name, create in module._declared.items():
+                    value = create(len(names))
+                    if isinstance(value, nn.Parameter):
+                        module.register_parameter(name, value)
+                    else:
+                        module.register_buffer(name, value)
+                module.on_bind()
+            elif module.tasks != names:
+                raise ValueError(
+                    f"This {type(module).__name__} belongs to the tasks {list(module.tasks)}, found {list(names)}: "
+                    "make a new one for other tasks."
+                )
+
+    def on_bind(self) -> None:
+        """Hook: check or complete what depends on the tasks' names. May raise; the default does nothing."""
+
+    def task_modules(self) -> Iterator[TaskModule]:
+        """This module and those inside it that keep state per task."""
+        return (module for module in self.modules() if isinstance(module, TaskModule))
+
+    @property
+    def state(self) -> StateView:
+        """The state of the tasks present; only within a step."""
+        if self._view is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is used outside a step: pass it to equipoise.Balancer, "
+                "or bind(tasks) and open `with module.step():`."
+            )
+        return self._view
+
+    @contextmanager
+    def step(self, present: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
+        """Opens a step in which the tasks with indices `present` take part (`[K']` int64; None: all K).
+
+        What the methods write becomes lasting with `Step.commit`, and is dropped if the block ends without it.
+        """
+        modules = list(self.task_modules())
+        generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
+        for module in modules:
+            module._view = StateView(module, present, dtype)
+        step = Step(modules)
+        try:
+            yield step
+        finally:
+            for module in modules:
+                module._view = None
+            if not step.committed:
+                for generator, state in generators:
+                    generator.set_state(state)
+
+    def observe(self, accuracies: Tensor) -> None:
+        """Hook: takes the accuracies `[K']` of the evaluated tasks, within a step of those tasks."""
+
+    def end_epoch(self) -> None:
+        """Hook: an epoch has ended; within a step of all tasks."""
+
+    def after_step(self, losses: Tensor) -> None:
+        """Hook: takes the batch's losses `[K']` again after the optimizer's step."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The generator's state (random methods), for `state_dict`."""
+        return {} if self.generator is None else {"generator": self.generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_extra_state` gave."""
+        if self.generator is not None:
+            self.generator.set_state(state["generator"].cpu())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskModule:
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:  # the device has no float64 (MPS): keep the state in float32 there
+            for name, buffer in self._buffers.items():
+                if buffer is not None and buffer.dtype == torch.float64:
+                    self._buffers[name] = buffer.float()
+            return super()._apply(fn, recurse)
+
+
+class Step:
+    """What a step wrote; made by `TaskModule.step`."""
+
+    def __init__(self, modules: Sequence[TaskModule]) -> None:
+        self._modules = modules
+        self.committed = False
+
+    def commit(self, valid: Tensor | None = None) -> None:
+        """Makes what was written lasting; with a 0-dim bool tensor, only where it is true.
+
+        Random generators advance all the same on an accelerator: holding them back would need the host to wait.
+        """
+        for module in self._modules:
+            if module._view is not None:
+                module._view.commit(valid)
+        self.committed = valid is None or valid.device.type != "cpu" or bool(valid)

@@ -1,0 +1,60 @@
+"""What reduces K task gradients on the shared parameters to one: `Aggregator`, and its Gramian kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from equipoise._state import TaskModule
+from equipoise.gradients.gramian import combine, gramian
+
+Gradients = Sequence[Sequence[Tensor | None]]
+"""K' rows (tasks present) of n gradients (shared parameters); None where a task does not reach a parameter."""
+
+
+class Aggregator(TaskModule, ABC):
+    """Reduces the Jacobian `J [K', P]` of the tasks present (rows: their gradients) to one gradient `[P]`.
+
+    The Jacobian is never built: `aggregate` takes the gradients parameter by parameter. Where a method needs only
+    the Gramian `JJᵀ`, subclass `GramianAggregator`.
+    """
+
+    @abstractmethod
+    def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Returns the combined gradient of every parameter and the weights `[K']`, if the method has any.
+
+        Args:
+            gradients: the rows. The aggregator may overwrite them.
+            losses: the raw losses `[K']`, detached.
+        """
+
+    def forward(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Returns the combined gradient `[P]` of a Jacobian `[K', P]`, for use and tests outside a Balancer.
+
+        Args:
+            jacobian: one row a task.
+            losses: the losses `[K']`; ones if left out.
+        """
+        rows = [[row.clone()] for row in jacobian]
+        losses = jacobian.new_ones(len(rows)) if losses is None else losses
+        return self.aggregate(rows, losses)[0][0]
+
+
+class GramianAggregator(Aggregator):
+    """An aggregator whose result is a weighted sum of the rows, with weights that depend on `JJᵀ` alone."""
+
+    @abstractmethod
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Returns the rows' weights `[K']`.
+
+        Args:
+            gramian: `JJᵀ` `[K', K']`, float64 where the device has it.
+            losses: the raw losses `[K']`, detached.
+        """
+
+    def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns `Σ_k w_k g_k` of every parameter, and the weights `[K']`."""
+        weights = self.weights(gramian(gradients), losses)
+        return combine(gradients, weights), weights

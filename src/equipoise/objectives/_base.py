@@ -1,0 +1,89 @@
+"""What turns K losses into one scalar: `Objective`; and what gives each loss a weight: `Weighting`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from equipoise._state import TaskModule
+
+
+class Objective(TaskModule, ABC):
+    """Turns the losses of the tasks present into one scalar.
+
+    `forward` takes losses `[K']` and returns a 0-dim tensor, differentiable in the losses and in the
+    objective's own parameters; the Balancer takes the coefficients `c_k = ∂objective/∂L_k` from it.
+    """
+
+    @abstractmethod
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns the scalar objective of the losses `[K']`."""
+
+
+class Weighting(TaskModule, ABC):
+    """Gives every task present a weight.
+
+    `forward` takes detached losses `[K']` and returns weights `[K']`. A weighting becomes an objective under
+    `WeightedSum` or `GeometricMean`; where an objective is expected, a bare weighting means `WeightedSum`.
+    """
+
+    @abstractmethod
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns the weights `[K']` for the losses `[K']`."""
+
+
+class WeightedSum(Objective):
+    """Weighted sum of the losses, `Σ_k w_k L_k`.
+
+    Args:
+        weighting: gives the weights `[K']`; they are constants for the gradient.
+
+    Example:
+        >>> import equipoise as eq
+        >>> balancer = eq.Balancer(["depth", "normals"], eq.WeightedSum(eq.EMA(beta=0.1)))
+    """
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__()
+        self.weighting = weighting
+        self.requires_positive = weighting.requires_positive
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns `Σ_k w_k L_k` of the losses `[K']`."""
+        weights: Tensor = self.weighting(losses.detach())
+        return (weights * losses).sum()
+
+
+class GeometricMean(Objective):
+    """Weighted geometric mean of the losses, `Π_k L_k^{w_k}` with weights that sum to 1.
+
+    It is scale-invariant: multiplying one loss by a constant changes no task's share of the gradient, since
+    `∂/∂L_k = w_k · (Π_j L_j^{w_j}) / L_k`. Computed in log space. The weights are normalised over the tasks
+    present, so that an absent task does not pull the mean to 0 (the AMTL authors' code lets it); weights that
+    are all zero count as equal. With `Equal` this is GLS.
+
+    Args:
+        weighting: gives the weights `[K']`, constants for the gradient; they must not be negative.
+
+    Source: Yun & Cho, "Achievement-based Training Progress Balancing for Multi-Task Learning", ICCV 2023;
+    GLS: Chennupati et al., "MultiNet++", CVPR Workshops 2019.
+
+    Example:
+        >>> import equipoise as eq
+        >>> balancer = eq.Balancer(["depth", "normals"], eq.GeometricMean(eq.Equal()))
+    """
+
+    requires_positive = True
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns `Π_k L_k^{w_k}` of the losses `[K']`, all positive."""
+        weights: Tensor = self.weighting(losses.detach())
+        total = weights.sum()
+        weights = torch.where(total > 0, weights / total, torch.full_like(weights, 1 / len(weights)))
+        return (weights * losses.log()).sum().exp()
