@@ -1,0 +1,16 @@
+"""What is trained: problems by name, and what a person's own problem is made of."""
+
+from equipoise.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
+from equipoise.problems._tasks import Classification, Regression
+
+__all__ = [
+    "SCHEDULES",
+    "Classification",
+    "Measure",
+    "Problem",
+    "Regression",
+    "Splits",
+    "Task",
+    "Tensors",
+    "Training",
+]
