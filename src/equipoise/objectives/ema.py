@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from equipoise._checks import check_number
 from equipoise.objectives._base import Weighting
+from equipoise.objectives._moving_average import MovingAverage
 
 
 class EMA(Weighting):
@@ -32,13 +32,9 @@ class EMA(Weighting):
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
-        self.beta = check_number("beta", beta, above=0, at_most=1)
-        self.add_state("average", 0.0)
-        self.add_state("steps", 0)
+        self.average = MovingAverage(check_number("beta", beta, above=0, at_most=1))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Returns `1 / L̃_k(t)` `[K']` and keeps the average."""
-        state = self.state
-        state.average = torch.where(state.steps == 0, losses, torch.lerp(state.average, losses, self.beta))
-        state.steps = state.steps + 1
-        return state.average.reciprocal()
+        """Returns `1 / L̃_k(t)` `[K']` for the losses `[K']`."""
+        average: Tensor = self.average(losses)
+        return average.reciprocal()

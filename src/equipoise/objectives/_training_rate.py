@@ -1,0 +1,65 @@
+"""The training rate of each task: how its loss changed from one interval to the next."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equipoise._state import TaskModule
+
+
+class TrainingRate(TaskModule):
+    """Training rate: the ratio of a task's mean losses in its last two completed intervals.
+
+    `r_k = L̄_k(i−1) / L̄_k(i−2)`, above one where the loss rises, below one where it falls, and 1 until two
+    intervals of the task are completed. The current step's loss belongs to the current interval and so does
+    not count yet: with `interval=1`, `r_k(t) = L_k(t−1) / L_k(t−2)`.
+
+    An interval of n steps is n steps in which the task is present. An epoch without the task leaves its
+    history as it is.
+
+    Args:
+        interval: number of steps, or "epoch" (completed by `end_epoch`).
+
+    Raises:
+        ValueError: `interval` is neither "epoch" nor an integer ≥ 1.
+    """
+
+    requires_positive = True
+
+    def __init__(self, interval: int | Literal["epoch"]) -> None:
+        super().__init__()
+        if interval != "epoch" and (type(interval) is not int or interval < 1):
+            raise ValueError(f"interval must be 'epoch' or a number of steps ≥ 1, found {interval!r}.")
+        self.interval = interval
+        self.add_state("total", 0.0)
+        self.add_state("steps", 0)
+        self.add_state("last", 0.0)
+        self.add_state("before_last", 0.0)
+        self.add_state("intervals", 0)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns the rates `[K']` and takes the losses `[K']` into the current interval."""
+        state = self.state
+        rate = torch.where(state.intervals > 1, state.last / state.before_last, 1.0)
+        state.total = state.total + losses
+        state.steps = state.steps + 1
+        if self.interval != "epoch":
+            self._complete(state.steps == self.interval)
+        return rate
+
+    def end_epoch(self) -> None:
+        """Completes the interval if it is an epoch."""
+        if self.interval == "epoch":
+            self._complete(self.state.steps > 0)
+
+    def _complete(self, due: Tensor) -> None:
+        """Completes the current interval of the tasks where `due` `[K']` holds."""
+        state = self.state
+        state.before_last = torch.where(due, state.last, state.before_last)
+        state.last = torch.where(due, state.total / state.steps, state.last)
+        state.intervals = state.intervals + due
+        state.total = state.total.masked_fill(due, 0.0)
+        state.steps = state.steps.masked_fill(due, 0)

@@ -1,0 +1,57 @@
+"""Uncertainty weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from equipoise._checks import check_known
+from equipoise.objectives._base import Objective
+
+
+class UW(Objective):
+    """Uncertainty weighting: each task's loss is divided by its variance, which is learned with the model.
+
+    `Σ_k ½ e^{−s_k} L_k + ½ s_k` with the log-variances `s_k = log σ_k²`, learned from 0. For the tasks named
+    in `classification` the first factor ½ is 1, as Kendall et al. have it for the softmax likelihood.
+
+    The log-variances are the parameter `log_variance` `[K]`: give the Balancer's parameters to the optimizer.
+    Only those of the tasks present get a gradient other than zero, `½ − (½ or 1)·e^{−s_k} L_k`.
+
+    Args:
+        classification: names of the tasks with factor 1.
+
+    Raises:
+        TypeError: `classification` is a single string.
+        ValueError: a name is not a task (once the tasks are known).
+
+    Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+    Semantics", CVPR 2018.
+
+    Example:
+        >>> import equipoise as eq
+        >>> balancer = eq.Balancer(["segmentation", "depth"], eq.UW(classification=["segmentation"]))
+    """
+
+    factor: Tensor
+
+    def __init__(self, classification: Iterable[str] = ()) -> None:
+        super().__init__()
+        if isinstance(classification, str):
+            raise TypeError(f"classification must be an iterable of names, found the single string {classification!r}.")
+        self.classification = tuple(classification)
+        self.add_parameter("log_variance", 0.0)
+
+    def on_bind(self) -> None:
+        """Gives every task its factor."""
+        assert self.tasks is not None
+        check_known("classification", self.classification, self.tasks)
+        factors = [1.0 if task in self.classification else 0.5 for task in self.tasks]
+        self.register_buffer("factor", torch.tensor(factors, dtype=torch.float64), persistent=False)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Returns `Σ_k ½ e^{−s_k} L_k + ½ s_k` of the losses `[K']`."""
+        log_variance = self.state.log_variance
+        return (self.state.factor * (-log_variance).exp() * losses + 0.5 * log_variance).sum()
