@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -101,8 +102,16 @@ class TaskModule(nn.Module):
             ValueError: already bound to other tasks.
         """
         names = check_tasks(tasks)
-        for module in self.task_modules():
-            if module.tasks is None:
+        modules = list(self.task_modules())
+        for module in modules:
+            if module.tasks not in (None, names):
+                raise ValueError(
+                    f"This {type(module).__name__} belongs to the tasks {list(module.tasks or ())}, "
+                    f"found {list(names)}: make a new one for other tasks."
+                )
+        unbound = [module for module in modules if module.tasks is None]
+        try:
+            for module in unbound:
                 module.tasks = names
                 for name, create in module._declared.items():
                     value = create(len(names))
@@ -111,11 +120,17 @@ class TaskModule(nn.Module):
                     else:
                         module.register_buffer(name, value)
                 module.on_bind()
-            elif module.tasks != names:
-                raise ValueError(
-                    f"This {type(module).__name__} belongs to the tasks {list(module.tasks)}, found {list(names)}: "
-                    "make a new one for other tasks."
-                )
+        except Exception:
+            for module in unbound:
+                module.tasks = None
+            raise
+
+    def lower_bounds(self) -> Tensor | float:
+        """What each loss has to lie above, within a step: one number for all tasks, or `[K']`.
+
+        0 where `requires_positive`, no bound otherwise; a method that is undefined elsewhere overrides it.
+        """
+        return 0.0 if self.requires_positive else -math.inf
 
     def on_bind(self) -> None:
         """Hook: check or complete what depends on the tasks' names. May raise; the default does nothing."""
