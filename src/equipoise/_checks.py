@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import Tensor
 
 
 def check_number(
@@ -82,3 +84,38 @@ def check_known(what: str, names: Iterable[str], tasks: Collection[str]) -> None
         raise ValueError(
             f"{what}: unknown task {', '.join(map(repr, unknown))}; the tasks are {', '.join(map(repr, tasks))}.{hint}"
         )
+
+
+def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *, graph: bool = True) -> None:
+    """Checks what is passed to a backward pass: task → scalar tensor with a graph.
+
+    Args:
+        losses: the mapping.
+        tasks: the known tasks; None accepts any name.
+        graph: every loss must have a graph.
+
+    Raises:
+        TypeError: `losses` is not a mapping of tensors.
+        ValueError: it is empty or has an unknown task, a loss that is not a scalar, or one without a graph.
+    """
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"losses must be a mapping from task to scalar tensor, found {type(losses).__name__}.")
+    if not losses:
+        raise ValueError(
+            "losses is empty: pass the loss of every task that has a label in this batch, or skip the step."
+        )
+    if tasks is not None:
+        check_known("losses", losses, tasks)
+    for task, loss in losses.items():
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"The loss of task {task!r} must be a tensor, found {type(loss).__name__}.")
+        if loss.dim() != 0:
+            raise ValueError(
+                f"The loss of task {task!r} must be a scalar (0-dim) tensor, found shape {tuple(loss.shape)}: "
+                "reduce it, for example with .mean()."
+            )
+        if graph and not loss.requires_grad:
+            raise ValueError(
+                f"The loss of task {task!r} has no graph: no trainable parameter leads to it, or it was detached "
+                "or computed under torch.no_grad(). Leave the task out of losses if it has no label in this batch."
+            )

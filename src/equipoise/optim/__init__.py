@@ -1,0 +1,5 @@
+"""Optimizers that balance by themselves."""
+
+from equipoise.optim.mao import MAO
+
+__all__ = ["MAO"]

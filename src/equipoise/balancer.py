@@ -1,0 +1,435 @@
+"""Balancer: the object in the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from equipoise._checks import check_known, check_number, check_tasks
+from equipoise._state import TaskModule
+from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
+from equipoise.gradients.batch import Batch, check_each, checks_values, read_batch, stack
+from equipoise.gradients.gramian import combine, gramian, wide_dtype
+from equipoise.gradients.graph import reached_leaves
+from equipoise.gradients.jacobian import Rows, joint_row, task_rows
+from equipoise.gradients.micro_batches import MicroBatches
+from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
+
+Parameters = nn.Module | Iterable[nn.Parameter]
+
+
+class Balancer(nn.Module):
+    """Takes the place of `loss.backward()`: decides how much each task moves each shared parameter.
+
+    The objective turns the K losses into one scalar and thereby gives every task a coefficient
+    `c_k = ∂objective/∂L_k`. Without an aggregator there is one backward pass, of `Σ_k c_k L_k`. With one, there is a
+    backward pass a task; the rows `c_k g_k` on the shared parameters are reduced by the aggregator, and every other
+    parameter receives the sum of its tasks' `c_k g_k`. A parameter is shared when the graphs of two or more losses
+    reach it; once found shared it stays so in steps where tasks are missing.
+
+    Args:
+        tasks: the tasks' names, the order of every `[K]` tensor.
+        objective: an `Objective`, or a `Weighting`, which means its `WeightedSum`; None: `Equal()`.
+        aggregator: an `Aggregator`; None: one backward pass of the objective.
+        shared: a module or parameters to take as shared instead of those found from the graphs.
+        probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
+            layer); the weights found there are applied in one more backward pass, so that a step costs two passes
+            through the trunk instead of K.
+        model: the model that is trained. Only needed for a checkpoint that resumes bit for bit where the first step
+            after it lacks tasks: it gives the shared parameters names that `state_dict` can keep.
+        check_finite: raise for a NaN or infinite loss, or one ≤ 0 where the method needs it positive, before anything
+            changes. None: on the CPU only, since elsewhere it costs a synchronisation. Without it such a step changes
+            no balancing state; a NaN or infinite loss shows in the gradients, a loss ≤ 0 makes the step contribute 0.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: no task, a task named twice, or an objective or aggregator that does not fit the tasks.
+
+    An objective can have parameters of its own (`UW`, `IMTLL`): give `balancer.parameters()` to the optimizer.
+
+    Example:
+        >>> import torch, equipoise as eq
+        >>> trunk, heads = torch.nn.Linear(4, 8), torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in range(2))
+        >>> balancer = eq.Balancer(["left", "right"], eq.EMA(), eq.PCGrad())
+        >>> z = trunk(torch.randn(16, 4)).relu()
+        >>> weights = balancer.backward({"left": heads[0](z).square().mean(), "right": heads[1](z).exp().mean()})
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[str],
+        objective: Objective | Weighting | None = None,
+        aggregator: Aggregator | None = None,
+        shared: Parameters | None = None,
+        probe: Parameters | None = None,
+        *,
+        model: nn.Module | None = None,
+        check_finite: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.tasks = check_tasks(tasks)
+        self.objective = _as_objective(objective)
+        self.aggregator = _as_aggregator(aggregator)
+        self.check_finite = check_finite
+        self._shared = _as_parameters("shared", shared)
+        self._probe = _as_parameters("probe", probe)
+        if self._probe is not None and not isinstance(aggregator, GramianAggregator):
+            raise ValueError(
+                "probe needs an aggregator that finds weights from the Gramian; "
+                f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
+            )
+        self._names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
+        self._found_shared = WeakIdKeyDictionary()
+        self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
+        self._micro_batches = MicroBatches()
+        for part in (self.objective, self.aggregator):
+            if part is not None:
+                part.bind(self.tasks)
+        self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
+
+    @property
+    def needs_after_step(self) -> bool:
+        """Whether `after_step` has to be called (FAMO)."""
+        return any(part.needs_after_step for part in self.objective.task_modules())
+
+    @property
+    def needs_accuracies(self) -> bool:
+        """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
+        return any(part.needs_accuracies for part in self.objective.task_modules())
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        accumulate: bool = False,
+        counts: Mapping[str, float | Tensor] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        retain_graph: bool = False,
+    ) -> dict[str, Tensor]:
+        """Adds the balanced gradient into `.grad`, as `Tensor.backward()` adds a loss's gradient.
+
+        Args:
+            losses: task → scalar loss; leave out the tasks that have no label in this batch.
+            accumulate: True on all micro-batches of a step but the last: the task gradients are kept and balanced
+                together at the last one. Gradients add up as in plain PyTorch, so divide the losses, or pass `counts`.
+                An objective whose weights depend on the losses takes them from each micro-batch.
+            counts: task → number of labelled samples behind its mean loss. Micro-batches are then averaged exactly,
+                at the price of a backward pass a task even without an aggregator. A count of 0 leaves the task out.
+            scaler: the `torch.amp.GradScaler` that will step the optimizer. `.grad` is then scaled, as the scaler
+                expects; what the aggregator sees is not. A step that overflows changes no balancing state.
+            retain_graph: keep the graph for another backward pass.
+
+        Returns:
+            Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights.
+
+        Raises:
+            TypeError: losses is not a mapping of tensors.
+            ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, is NaN or infinite, or ≤ 0
+                where the method needs it positive; no shared parameter where there is an aggregator. Nothing has
+                changed then.
+        """
+        batch = read_batch(self.tasks, losses, counts, self.check_finite)
+        self._follow(batch.values.device)
+        by_task = self.aggregator is not None or self._micro_batches or (accumulate and counts is not None)
+        with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
+            valid = self._check_values(batch)
+            coefficients, learned = self._coefficients(batch.values, valid)
+            scale = None if scaler is None else scaler.scale(torch.ones_like(coefficients[0]))
+            scaled = coefficients if scale is None else coefficients * scale
+            if by_task:
+                weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
+            else:
+                weights, valid = None, self._backward_together(batch, scaled, scale, retain_graph, valid)
+            accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
+            step.commit(valid)
+        weights = coefficients if weights is None else coefficients * weights
+        return dict(zip(batch.tasks, weights.unbind(), strict=True))
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
+
+        Args:
+            losses: task → scalar loss, computed anew; needs no graph.
+
+        Raises:
+            TypeError: losses is not a mapping of tensors.
+            ValueError: unknown task, no loss, a loss that is not a scalar, or is NaN or infinite.
+        """
+        if not self.needs_after_step:
+            return
+        batch = read_batch(self.tasks, losses, None, self.check_finite, graph=False)
+        with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
+            valid = self._check_values(batch)
+            for part in self.objective.task_modules():
+                part.after_step(batch.values)
+            step.commit(valid)
+
+    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
+        """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
+
+        Args:
+            metrics: task → accuracy in [0, 1], higher is better; tasks that were not evaluated are left out.
+
+        Raises:
+            ValueError: unknown task, or an accuracy outside [0, 1].
+        """
+        metrics = metrics or {}
+        check_known("metrics", metrics, self.tasks)
+        accuracies = {
+            task: check_number(f"The accuracy of task {task!r}", float(value), at_least=0, at_most=1)
+            for task, value in metrics.items()
+        }
+        device = self._device()
+        measured = tuple(task for task in self.tasks if task in accuracies)
+        for part in self.objective.task_modules():
+            if measured:
+                values = stack([accuracies[task] for task in measured], device, wide_dtype(device))
+                with part.step(self._present(measured), values.dtype) as step:
+                    part.observe(values)
+                    step.commit()
+            with part.step() as step:
+                part.end_epoch()
+                step.commit()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
+        super().zero_grad(set_to_none)
+        self._micro_batches = MicroBatches()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
+        return {
+            "tasks": list(self.tasks),
+            "method": self._method(),
+            "shared": sorted(name for leaf, name in self._names.items() if leaf in self._found_shared),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
+        self._found_shared.update((leaf, None) for leaf, name in self._names.items() if name in state["shared"])
+
+    def _method(self) -> str:
+        parts = [_describe(self.objective)] + ([] if self.aggregator is None else [_describe(self.aggregator)])
+        return " + ".join(parts)
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in (*self.buffers(), *self.parameters())), torch.device("cpu"))
+
+    def _follow(self, device: torch.device) -> None:
+        """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
+        if any(t.device != device for t in (*self.buffers(), *self.parameters())):
+            self.to(device)
+
+    def _present(self, tasks: Sequence[str]) -> Tensor | None:
+        """The tasks' positions as an index tensor, None for all tasks; cached, since copying it costs on a GPU."""
+        if len(tasks) == len(self.tasks):
+            return None
+        key = (tuple(tasks), self._device())
+        if key not in self._indices:
+            positions = [self.tasks.index(task) for task in tasks]
+            self._indices[key] = torch.tensor(positions).to(key[1], non_blocking=True)
+        return self._indices[key]
+
+    def _check_values(self, batch: Batch) -> Tensor | None:
+        """Raises for losses that the method has no answer to, or gives a 0-dim bool that is false for them."""
+        on_host = checks_values(self.check_finite, batch.values.device)
+        bounds = [part.lower_bounds() for part in self.objective.task_modules()]
+        if self.aggregator is not None and self.aggregator.requires_positive:
+            bounds.append(0.0)
+        valid = batch.values.isfinite()
+        for bound in bounds:
+            if isinstance(bound, float) and bound == -math.inf:
+                continue
+            above = batch.values > bound
+            if on_host:
+                least = f"{bound:g}" if isinstance(bound, float) else "its lower bound"
+                check_each(
+                    batch.tasks, batch.values, above, f"is {{value}}, but this method needs it to be above {least}"
+                )
+            valid = valid & above
+        return None if on_host else valid.all()
+
+    def _coefficients(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """Returns `c_k = ∂objective/∂L_k` `[K']` and the gradients of the objective's own parameters."""
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            values = values.clone().requires_grad_()
+            total = self.objective(values)
+            coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
+        learned: dict[Tensor, Tensor] = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        if valid is not None:  # a NaN loss shows in the gradients, any other invalid one makes the step contribute 0
+            dropped = torch.where(values.detach().isfinite().all(), 0.0, torch.nan).to(values.dtype)
+            coefficients = torch.where(valid, coefficients, dropped)
+            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+        return coefficients, learned
+
+    def _backward_together(
+        self,
+        batch: Batch,
+        coefficients: Tensor,
+        scale: Tensor | None,
+        retain_graph: bool,
+        valid: Tensor | None,
+    ) -> Tensor | None:
+        """One backward pass of `Σ_k c_k L_k`; returns whether the step is valid."""
+        reached = {} if scale is None else dict.fromkeys(leaf for row in reached_leaves(batch.losses) for leaf in row)
+        weights = [c.to(loss.device, loss.dtype) for c, loss in zip(coefficients, batch.losses, strict=True)]
+        torch.autograd.backward(batch.losses, weights, retain_graph=retain_graph)
+        if scale is None:
+            return valid
+        return _both(valid, all_finite(leaf.grad for leaf in reached if leaf.grad is not None))
+
+    def _backward_by_task(
+        self,
+        batch: Batch,
+        coefficients: Tensor,
+        scale: Tensor | None,
+        accumulate: bool,
+        retain_graph: bool,
+        valid: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """One backward pass a task; returns the aggregator's weights `[K']` and whether the step is valid."""
+        leaves = reached_leaves(batch.losses)
+        self._find_shared(batch.tasks, leaves)
+        probing = self._probe is not None and not accumulate and not self._micro_batches
+        wanted = [[p for p in row if self._is_probed(p) or not self._is_shared(p)] for row in leaves]
+        rows = task_rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing)
+        if scale is not None:
+            unscale_rows(rows, scale)
+            valid = _both(valid, all_finite(g for row in rows.values() for g in row.values()))
+        together = self._micro_batches.plus(batch, rows)
+        if accumulate:
+            self._micro_batches = together
+            return None, valid
+        rows, values = together.total(self.tasks)
+        with ExitStack() as stack:
+            step = None
+            if self.aggregator is not None:
+                step = stack.enter_context(self.aggregator.step(self._present(tuple(rows)), values.dtype))
+            weights, gradients = self._reduce(rows, values, probing)
+            if scale is not None:
+                torch._foreach_mul_(list(gradients.values()), scale)
+            if probing and weights is not None:
+                shared = list(dict.fromkeys(p for row in leaves for p in row if self._is_shared(p)))
+                gradients |= joint_row(batch, shared, coefficients * weights, retain_graph)
+            accumulate_gradients(gradients)
+            self._micro_batches = MicroBatches()
+            if step is not None:
+                step.commit(valid if weights is None else _both(valid, weights.isfinite().all()))
+        if weights is not None:
+            weights = weights[[list(rows).index(task) for task in batch.tasks]]
+        return weights, valid
+
+    def _reduce(self, rows: Rows, values: Tensor, probing: bool) -> tuple[Tensor | None, dict[Tensor, Tensor]]:
+        """Returns the aggregator's weights `[K']`, if any, and leaf → gradient.
+
+        Shared leaves get the aggregator's gradient (while probing, none yet), the others the sum of their tasks'.
+        """
+        shared = [p for p in dict.fromkeys(p for row in rows.values() for p in row) if self._is_shared(p)]
+        gradients: dict[Tensor, Tensor] = {}
+        weights = None
+        if shared and self.aggregator is not None:
+            matrix = [[row.get(p) for p in shared] for row in rows.values()]
+            if self._probe is None:
+                combined, weights = self.aggregator.aggregate(matrix, values)
+            else:
+                assert isinstance(self.aggregator, GramianAggregator)  # checked when probe was given
+                weights = self.aggregator.weights(
+                    gramian([[row.get(p) for p in self._probe] for row in rows.values()]), values
+                )
+                combined = [] if probing else combine(matrix, weights)
+            gradients = dict(zip(shared, combined, strict=not probing))
+            rows = {task: {p: g for p, g in row.items() if not self._is_shared(p)} for task, row in rows.items()}
+        for row in rows.values():
+            for leaf, gradient in row.items():
+                gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient
+        return weights, gradients
+
+    def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> None:
+        """Remembers the leaves that two or more losses reach.
+
+        Raises:
+            ValueError: every task is present, and they share nothing that the aggregator could balance.
+        """
+        if self._shared is None:
+            reached = Counter(leaf for row in leaves for leaf in row)
+            self._found_shared.update((leaf, None) for leaf, count in reached.items() if count > 1)
+        if self.aggregator is None or len(self.tasks) == 1 or len(tasks) < len(self.tasks):
+            return
+        if not any(self._is_shared(leaf) for row in leaves for leaf in row):
+            where = "shared= are reached by no loss" if self._shared else "no parameter is reached by two losses"
+            raise ValueError(
+                f"{type(self.aggregator).__name__} balances gradients on shared parameters, but {where}. Check that "
+                "the losses come from one forward pass of the same model and that its trunk is not frozen or detached."
+            )
+
+    def _is_shared(self, leaf: Tensor) -> bool:
+        return leaf in (self._found_shared if self._shared is None else self._shared)
+
+    def _is_probed(self, leaf: Tensor) -> bool:
+        return self._probe is not None and leaf in self._probe
+
+
+def _both(valid: Tensor | None, finite: Tensor) -> Tensor:
+    return finite if valid is None else valid & finite
+
+
+def _as_objective(objective: Objective | Weighting | None) -> Objective:
+    if objective is None:
+        return WeightedSum(Equal())
+    if isinstance(objective, Weighting):
+        return WeightedSum(objective)
+    if isinstance(objective, Objective):
+        return objective
+    raise TypeError(
+        f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
+        "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
+    )
+
+
+def _as_aggregator(aggregator: Aggregator | None) -> Aggregator | None:
+    if aggregator is None or isinstance(aggregator, Aggregator):
+        return aggregator
+    raise TypeError(
+        f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
+        "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
+    )
+
+
+def _as_parameters(name: str, parameters: Parameters | None) -> dict[Tensor, None] | None:
+    """The parameters as an ordered set."""
+    if parameters is None:
+        return None
+    found: dict[Tensor, None] = dict.fromkeys(
+        parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    )
+    if not found or not all(isinstance(p, Tensor) for p in found):
+        raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters.")
+    return found
+
+
+def _describe(module: nn.Module) -> str:
+    """The classes of a method, say `GeometricMean(DWA)`."""
+    inner = [_describe(child) for child in module.children()]
+    return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
+
+
+def _check_state(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Refuses the state of another method or other tasks before anything is loaded."""
+    assert isinstance(balancer, Balancer)
+    found = state.get(f"{prefix}_extra_state")
+    if found is None:
+        raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
+    for what, own in (("tasks", list(balancer.tasks)), ("method", balancer._method())):
+        if found[what] != own:
+            raise ValueError(
+                f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
+                "Load it into a Balancer made with the same arguments."
+            )

@@ -1,0 +1,36 @@
+"""Writing gradients into `.grad`, and the arithmetic of a gradient scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from equipoise.gradients.jacobian import Rows
+
+
+def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
+    """Adds each gradient into its leaf's `.grad`, or makes it the `.grad` where there is none."""
+    old, new = [], []
+    for leaf, gradient in gradients.items():
+        if leaf.grad is None:
+            leaf.grad = gradient
+        else:
+            old.append(leaf.grad)
+            new.append(gradient)
+    if old:
+        torch._foreach_add_(old, new)
+
+
+def unscale_rows(rows: Rows, scale: Tensor) -> None:
+    """Divides every gradient by the scaler's 0-dim `scale`, in place."""
+    inverse = scale.double().reciprocal() if scale.device.type != "mps" else scale.reciprocal()
+    for row in rows.values():
+        if row:
+            torch._foreach_mul_(list(row.values()), inverse)
+
+
+def all_finite(gradients: Iterable[Tensor]) -> Tensor:
+    """Returns a 0-dim bool: whether every element is finite."""
+    return torch.nn.utils.get_total_norm(list(gradients), norm_type=torch.inf).isfinite()

@@ -1,0 +1,93 @@
+"""Task gradients: the rows of the Jacobian, one backward pass a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from equipoise._checks import check_losses
+from equipoise.gradients.batch import Batch
+
+Rows = dict[str, dict[Tensor, Tensor]]
+"""Task → leaf → gradient; a leaf that a task does not reach is left out."""
+
+
+def task_gradients(
+    losses: Mapping[str, Tensor], params: Iterable[Tensor], *, retain_graph: bool = False
+) -> dict[str, tuple[Tensor | None, ...]]:
+    """Computes the gradient of every loss with respect to `params`, one backward pass a task.
+
+    Args:
+        losses: task → scalar loss.
+        params: tensors in the losses' graphs; parameters as a rule.
+        retain_graph: keep the graph for another backward pass.
+
+    Returns:
+        Task → one gradient a parameter, of the parameter's shape; None where the task does not reach it, as
+        `torch.autograd.grad(..., allow_unused=True)` gives.
+
+    Raises:
+        TypeError: a loss is not a tensor.
+        ValueError: there is no loss, or one is not a scalar or has no graph.
+
+    Example:
+        >>> import torch, equipoise as eq
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> eq.task_gradients({"sum": w.sum(), "square": (w**2).sum()}, [w])
+        {'sum': (tensor([1., 1.]),), 'square': (tensor([2., 4.]),)}
+    """
+    check_losses(losses, tasks=None)
+    inputs = list(params)
+    last = len(losses) - 1
+    return {
+        task: tuple(torch.autograd.grad(loss, inputs, retain_graph=retain_graph or index < last, allow_unused=True))
+        for index, (task, loss) in enumerate(losses.items())
+    }
+
+
+def task_rows(batch: Batch, leaves: Sequence[Sequence[Tensor]], coefficients: Tensor, retain_graph: bool) -> Rows:
+    """Computes `c_k · ∂L_k/∂leaf` for the leaves asked of each task, one backward pass a task.
+
+    Args:
+        batch: the K' tasks present.
+        leaves: for each of them the leaf tensors wanted.
+        coefficients: `c_k` `[K']`.
+        retain_graph: keep the graph after the last pass.
+    """
+    rows = {}
+    last = len(batch.tasks) - 1
+    for index, (task, loss, wanted) in enumerate(zip(batch.tasks, batch.losses, leaves, strict=True)):
+        weight = coefficients[index].to(loss.device, loss.dtype)
+        keep = retain_graph or index < last
+        gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True) if wanted else ()
+        rows[task] = _owned(wanted, gradients)
+    return rows
+
+
+def joint_row(batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
+    """Computes `Σ_k c_k · ∂L_k/∂leaf` in one backward pass; arguments as in `task_rows`."""
+    weights = [c.to(loss.device, loss.dtype) for c, loss in zip(coefficients.unbind(), batch.losses, strict=True)]
+    gradients = torch.autograd.grad(batch.losses, leaves, weights, retain_graph=retain_graph, allow_unused=True)
+    return _owned(leaves, gradients)
+
+
+def _owned(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
+    """Makes the gradients dense, laid out like their leaf, and sharing memory with no other.
+
+    So they can be changed in place or become `.grad`, as PyTorch's own accumulation guarantees.
+    """
+    row: dict[Tensor, Tensor] = {}
+    taken = set()
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        if gradient is None:
+            continue
+        gradient = gradient.detach()
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        if gradient.stride() != leaf.stride() or gradient.dim() == 0 or gradient.data_ptr() in taken:
+            gradient = torch.empty_like(leaf, requires_grad=False).copy_(gradient)
+        taken.add(gradient.data_ptr())
+        row[leaf] = gradient
+    return row

@@ -1,0 +1,313 @@
+"""The registry: every method by name, ready to train a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from equipoise._checks import check_known, check_tasks
+from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
+from equipoise.balancer import Balancer
+from equipoise.objectives import (
+    DTP,
+    DWA,
+    DWEMA,
+    EMA,
+    FAMO,
+    IMTLL,
+    REMA,
+    RLW,
+    UW,
+    Achievement,
+    Equal,
+    GeometricMean,
+    Objective,
+    Static,
+    Weighting,
+)
+from equipoise.optim import MAO
+from equipoise.optim.mao import FUSED_DEVICES
+
+ONE_PASS = "1"
+PASS_PER_TASK = "K"
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What the registry knows of a method.
+
+    Attributes:
+        description: one line.
+        source: the paper.
+        passes: backward passes through the shared part in a step, "1" or "K".
+        takes: the class (or classes) whose arguments are the method's hyperparameters.
+        objective: makes the objective from the hyperparameters; None: equal weights.
+        aggregator: makes the aggregator; None: there is none.
+        needs_potentials: the method wants every task's single-task accuracy.
+    """
+
+    description: str
+    source: str
+    passes: str
+    takes: Callable[..., Any]
+    objective: Callable[..., Objective | Weighting] | None = None
+    aggregator: Callable[..., Aggregator] | None = None
+    needs_potentials: bool = False
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
+        parameters = inspect.signature(self.takes).parameters.values()
+        own = {"params", "tasks", "lr", "weight_decay"} if self.takes is MAO else {"potentials"}
+        return {p.name: p.default for p in parameters if p.name not in own}
+
+
+def _weighting(takes: Callable[..., Weighting], description: str, source: str, **details: Any) -> MethodSpec:
+    return MethodSpec(description, source, ONE_PASS, takes, objective=takes, **details)
+
+
+def _mean_of(takes: Callable[..., Weighting], description: str, source: str, **details: Any) -> MethodSpec:
+    def objective(**hyperparameters: Any) -> Objective:
+        return GeometricMean(takes(**hyperparameters))
+
+    return MethodSpec(description, source, ONE_PASS, takes, objective=objective, **details)
+
+
+def _aggregator(takes: Callable[..., Aggregator], description: str, source: str, **details: Any) -> MethodSpec:
+    return MethodSpec(description, source, PASS_PER_TASK, takes, aggregator=takes, **details)
+
+
+METHODS: dict[str, MethodSpec] = {
+    "ew": _weighting(Equal, "equal weights: the plain sum of the losses", "baseline"),
+    "static": _weighting(Static, "fixed weights that you give; 1 for every task if you give none", "baseline"),
+    "rlw": _weighting(RLW, "random weights, drawn anew each step", "Lin et al. 2022"),
+    "uw": _weighting(UW, "uncertainty weighting: a variance per task is learned with the model", "Kendall et al. 2018"),
+    "dwa": _weighting(DWA, "more weight for losses that fall slowly", "Liu et al. 2019"),
+    "ema": _weighting(EMA, "each loss divided by its moving average", "Lakkapragada et al. 2023"),
+    "rema": _weighting(REMA, "EMA, times the loss's training rate", "Lakkapragada et al. 2023"),
+    "dwema": _weighting(DWEMA, "EMA, times DWA's weights", "Lakkapragada et al. 2023"),
+    "gls": _mean_of(Equal, "geometric mean of the losses", "Chennupati et al. 2019"),
+    "dwa-g": _mean_of(DWA, "geometric mean with DWA's weights", "Yun & Cho 2023"),
+    "rlw-g": _mean_of(RLW, "geometric mean with random weights", "Yun & Cho 2023"),
+    "dtp": _weighting(DTP, "more weight for tasks with low accuracy", "Guo et al. 2018"),
+    "dtp-g": _mean_of(DTP, "geometric mean with DTP's weights", "Yun & Cho 2023"),
+    "amtl": _mean_of(
+        Achievement,
+        "geometric mean, more weight far below single-task accuracy",
+        "Yun & Cho 2023",
+        needs_potentials=True,
+    ),
+    "amtl-a": _weighting(
+        Achievement, "weighted sum, more weight far below single-task accuracy", "Yun & Cho 2023", needs_potentials=True
+    ),
+    "imtl-l": _weighting(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
+    "famo": _weighting(FAMO, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
+    "gradnorm": _aggregator(GradNorm, "gradient norms drawn together, by training rate", "Chen et al. 2018"),
+    "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
+    "imtl": MethodSpec(
+        "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
+    ),
+    "mgda": _aggregator(MGDA, "shortest vector in the convex hull of the gradients", "Sener & Koltun 2018"),
+    "pcgrad": _aggregator(PCGrad, "conflicting parts projected away", "Yu et al. 2020"),
+    "graddrop": _aggregator(GradDrop, "one random sign kept per element", "Chen et al. 2020"),
+    "cagrad": _aggregator(CAGrad, "the worst task's improvement near the mean gradient", "Liu et al. 2021"),
+    "nash-mtl": _aggregator(NashMTL, "Nash bargaining between the gradients", "Navon et al. 2022"),
+    "mao": MethodSpec("Adam with moments per task and parameter", "Hervella et al. 2024", PASS_PER_TASK, MAO),
+}
+
+SINGLE = "single:"
+"""Prefix of the baselines that train one task alone."""
+
+
+def list_methods() -> list[str]:
+    """Returns the methods' names; beside them there is `single:<task>`, the baseline of one task alone.
+
+    Example:
+        >>> import equipoise as eq
+        >>> eq.list_methods()[:3]
+        ['ew', 'static', 'rlw']
+    """
+    return list(METHODS)
+
+
+class Method:
+    """A balancing method with its optimizer: backward, step, and everything to save. Made by `make_method`.
+
+    Attributes:
+        name: the method's name.
+        tasks: the tasks' names.
+        optimizer: AdamW over the model's (and the objective's) parameters, or MAO; for learning-rate schedulers.
+        balancer: the Balancer; None for MAO.
+    """
+
+    def __init__(self, name: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer | None) -> None:
+        self.name = name
+        self.tasks = tasks
+        self.optimizer = optimizer
+        self.balancer = balancer
+
+    @property
+    def needs_after_step(self) -> bool:
+        """Whether `after_step` has to be called (FAMO)."""
+        return self.balancer is not None and self.balancer.needs_after_step
+
+    @property
+    def needs_accuracies(self) -> bool:
+        """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
+        return self.balancer is not None and self.balancer.needs_accuracies
+
+    def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        """Computes the balanced gradients; arguments and result as in `Balancer.backward`."""
+        if isinstance(self.optimizer, MAO):
+            return self.optimizer.backward(losses, **options)
+        assert self.balancer is not None
+        return self.balancer.backward(losses, **options)
+
+    def step(self) -> None:
+        """Updates the parameters."""
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Clears the gradients."""
+        self.optimizer.zero_grad()
+        if self.balancer is not None:
+            self.balancer.zero_grad()
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Takes the same batch's losses again, where the method needs them; see `Balancer.after_step`."""
+        if self.balancer is not None:
+            self.balancer.after_step(losses)
+
+    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
+        """Tells the method that an epoch has ended, and each task's accuracy; see `Balancer.end_epoch`."""
+        if self.balancer is not None:
+            self.balancer.end_epoch(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that, beside the model's own state, is needed to go on bit for bit."""
+        return {
+            "method": self.name,
+            "tasks": list(self.tasks),
+            "optimizer": self.optimizer.state_dict(),
+            "balancer": None if self.balancer is None else self.balancer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of another method or of other tasks; nothing has changed then.
+        """
+        for what, own in (("method", self.name), ("tasks", list(self.tasks))):
+            if state.get(what) != own:
+                raise ValueError(
+                    f"This state_dict is of another {what}: found {state.get(what)!r}, expected {own!r}. "
+                    f"Make the method with the same {what} first."
+                )
+        if self.balancer is not None:
+            self.balancer.load_state_dict(state["balancer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class SingleTask(Method):
+    """The baseline of one task alone: the other tasks' losses are left out. Made by `make_method`."""
+
+    def __init__(self, task: str, tasks: tuple[str, ...], optimizer: Optimizer) -> None:
+        super().__init__(SINGLE + task, tasks, optimizer, Balancer([task]))
+        self.task = task
+
+    def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
+        check_known("losses", losses, self.tasks)
+        return super().backward({self.task: losses[self.task]}, **options) if self.task in losses else {}
+
+    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
+        """Does nothing beyond checking: there is nothing to balance."""
+        check_known("metrics", metrics or {}, self.tasks)
+
+
+def make_method(
+    name: str,
+    model: nn.Module,
+    tasks: Iterable[str],
+    *,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    potentials: Mapping[str, float] | None = None,
+    probe: nn.Module | Iterable[nn.Parameter] | None = None,
+    **hyperparameters: Any,
+) -> Method:
+    """Makes a method by name, ready to train `model`: the balancing and its optimizer.
+
+    The optimizer is `torch.optim.AdamW` over the model's trainable parameters, and for `mao` MAO, which with one
+    task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay.
+
+    Args:
+        name: one of `list_methods()`, or `single:<task>`.
+        model: what is trained; on its device already, as for any optimizer.
+        tasks: the tasks' names.
+        lr: learning rate.
+        weight_decay: decoupled weight decay.
+        potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
+        probe: as in `Balancer`, for methods with an aggregator.
+        **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`.
+
+    Raises:
+        ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1].
+
+    Example:
+        >>> import torch, equipoise as eq
+        >>> model = torch.nn.Linear(4, 2)
+        >>> method = eq.make_method("ema", model, ["left", "right"], lr=1e-3, beta=0.2)
+        >>> left, right = model(torch.randn(8, 4)).square().mean(0)
+        >>> weights = method.backward({"left": left, "right": right})
+        >>> method.step()
+        >>> method.zero_grad()
+    """
+    names = check_tasks(tasks)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    if name.startswith(SINGLE):
+        task = name.removeprefix(SINGLE)
+        check_known(f"Method {name!r}", [task], names)
+        _check_hyperparameters(name, hyperparameters, ())
+        return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused))
+    if name not in METHODS:
+        known = ", ".join([*METHODS, f"{SINGLE}<task>"])
+        raise ValueError(f"Unknown method {name!r}; the methods are {known}.")
+    spec = METHODS[name]
+    _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
+    if spec.takes is MAO:
+        return Method(name, names, MAO(parameters, names, lr, weight_decay=weight_decay, **hyperparameters), None)
+    if spec.needs_potentials:
+        if potentials is None:
+            raise ValueError(
+                f"Method {name!r} needs potentials: a mapping from each task to its single-task accuracy in (0, 1]."
+            )
+        hyperparameters["potentials"] = potentials
+    if name == "static":
+        hyperparameters.setdefault("weights", dict.fromkeys(names, 1.0))
+    given_to_objective = {} if spec.aggregator else hyperparameters
+    objective = None if spec.objective is None else spec.objective(**given_to_objective)
+    aggregator = None if spec.aggregator is None else spec.aggregator(**hyperparameters)
+    balancer = Balancer(names, objective, aggregator, probe=probe, model=model)
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    learned = list(balancer.parameters())
+    if learned:
+        device = next((p.device for p in parameters), torch.device("cpu"))
+        balancer.to(device)
+        groups.append({"params": learned, "weight_decay": 0.0})
+    return Method(name, names, torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused), balancer)
+
+
+def _check_hyperparameters(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        takes = ", ".join(accepted) or "none"
+        raise ValueError(f"Method {name!r} has no hyperparameter {', '.join(unknown)}; it takes: {takes}.")

@@ -1,0 +1,267 @@
+"""MAO: Multi-Adaptive Optimization, moments per task and per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from equipoise._checks import check_number, check_tasks
+from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
+from equipoise.gradients.batch import checks_values, read_batch
+from equipoise.gradients.graph import reached_leaves
+from equipoise.gradients.jacobian import Rows, task_rows
+from equipoise.gradients.micro_batches import MicroBatches, add_rows
+
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class MAO(Optimizer):
+    """Adam with moments of its own for every task: each task moves each parameter by a step of like size.
+
+    Per task n and parameter θ, with exponential moving averages `m_n` of the gradient `g_n` and `v_n` of its square:
+
+    `θ ← θ − Σ_n η m̂_n / (√v̂_n + ε) − η λ θ`, where `m̂ = m / (1 − β₁^t)`, `v̂ = v / (1 − β₂^t)`.
+
+    The bias correction and ε are Adam's, as the paper says they are (it prints them otherwise): with one task MAO is
+    `torch.optim.AdamW`, number for number. `t` counts, per task and parameter, the steps the task took part in. Weight
+    decay is applied once, not once a task. A task that does not reach a parameter, or is left out of a step, leaves its
+    moments of that parameter as they are and contributes nothing. The scale of a loss does not matter, so there
+    are no loss weights. `betas=(0, β₂)` is the paper's form without a first moment (Eq. 8-9).
+
+    The sum over tasks is a sum: K tasks that agree take K Adam steps at once. Tune the learning rate anew.
+
+    Args:
+        params: parameters, or groups of them with `lr`, `betas`, `eps`, `weight_decay` of their own.
+        tasks: the tasks' names.
+        lr: learning rate η; a float or a tensor.
+        betas: decay rates β₁ and β₂ of the two moving averages, in [0, 1).
+        eps: ε, at least 0.
+        weight_decay: λ, decoupled, at least 0.
+        max_norm: clip each task's gradient over all parameters held to this norm before the moments see it.
+            (Clipping `.grad` does nothing here: MAO works with the task gradients.)
+        capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
+        fused: use PyTorch's fused kernels; None: where they are available.
+        check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
+            it costs a synchronisation; there such a loss's gradient counts as 0.
+
+    Raises:
+        ValueError: a hyperparameter out of range; no task, or one named twice.
+
+    Parameters that the losses reach but this optimizer does not hold get `.grad`, as from `sum(losses).backward()`.
+
+    Source: Hervella et al., "Multi-Adaptive Optimization for multi-task learning with deep neural networks", Neural
+    Networks 2024, Eq. 7-12.
+
+    Example:
+        >>> import torch, equipoise as eq
+        >>> trunk, heads = torch.nn.Linear(4, 8), torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in range(2))
+        >>> optimizer = eq.MAO([*trunk.parameters(), *heads.parameters()], ["left", "right"], lr=1e-3)
+        >>> z = trunk(torch.randn(16, 4)).relu()
+        >>> weights = optimizer.backward({"left": heads[0](z).square().mean(), "right": heads[1](z).exp().mean()})
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        tasks: Iterable[str],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        max_norm: float | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        check_finite: bool | None = None,
+    ) -> None:
+        self.tasks = check_tasks(tasks)
+        self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
+        self.check_finite = check_finite
+        self._micro_batches = MicroBatches()
+        self._rows: Rows = {}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "fused": fused,
+            "tasks": list(self.tasks),
+        }
+        super().__init__(params, defaults)
+        self.register_load_state_dict_pre_hook(_check_state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, with options of its own.
+
+        Raises:
+            ValueError: a hyperparameter is out of range.
+        """
+        group = {**self.defaults, **param_group}
+        check_number("lr", float(group["lr"]), at_least=0)
+        for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+            check_number(name, beta, at_least=0, below=1)
+        check_number("eps", group["eps"], at_least=0)
+        check_number("weight_decay", group["weight_decay"], at_least=0)
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        if added["fused"] is None:
+            added["fused"] = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in added["params"])
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        accumulate: bool = False,
+        counts: Mapping[str, float | Tensor] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        retain_graph: bool = False,
+    ) -> dict[str, Tensor]:
+        """Computes and keeps the task gradients, one backward pass a task, for `step()`.
+
+        Args:
+            losses: task → scalar loss; leave out the tasks that have no label in this batch.
+            accumulate: True on all micro-batches of a step but the last. Gradients add up until `zero_grad()`, as in
+                plain PyTorch, so divide the losses, or pass `counts`.
+            counts: task → number of labelled samples behind its mean loss: micro-batches are averaged exactly. A
+                count of 0 leaves the task out.
+            scaler: the `torch.amp.GradScaler` that will step this optimizer. The scaled sum of the task gradients is
+                then added into `.grad`, where the scaler looks for an overflow; the moments see unscaled gradients.
+            retain_graph: keep the graph for another backward pass.
+
+        Returns:
+            Task → 1: MAO has no loss weights.
+
+        Raises:
+            TypeError: losses is not a mapping of tensors.
+            ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
+                has changed then.
+        """
+        batch = read_batch(self.tasks, losses, counts, self.check_finite)
+        ones = torch.ones_like(batch.values)
+        scale = None if scaler is None else scaler.scale(ones[0])
+        rows = task_rows(batch, reached_leaves(batch.losses), ones if scale is None else ones * scale, retain_graph)
+        held = {parameter for group in self.param_groups for parameter in group["params"]}
+        others: dict[Tensor, Tensor] = {}
+        for row in rows.values():
+            for leaf, gradient in row.items():
+                if scale is not None or leaf not in held:
+                    others[leaf] = others[leaf] + gradient if leaf in others else gradient.clone()
+        rows = {task: {leaf: g for leaf, g in row.items() if leaf in held} for task, row in rows.items()}
+        if scale is not None:
+            unscale_rows(rows, scale)
+        if not checks_values(self.check_finite, batch.values.device):
+            for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
+                for gradient in row.values():
+                    gradient.copy_(torch.where(finite, gradient, 0))
+        together = self._micro_batches.plus(batch, rows)
+        if accumulate:
+            self._micro_batches = together
+        else:
+            self._micro_batches = MicroBatches()
+            self._rows = add_rows(self._rows, together.total(self.tasks)[0])
+        accumulate_gradients(others)
+        return dict(zip(batch.tasks, ones.unbind(), strict=True))
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates the parameters from the task gradients of `backward()`.
+
+        Args:
+            closure: computes the losses anew and calls `backward()`; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.max_norm is not None:
+            for row in self._rows.values():
+                _clip(list(row.values()), self.max_norm)
+        for group in self.param_groups:
+            reached = [p for p in group["params"] if any(p in row for row in self._rows.values())]
+            if reached and group["weight_decay"]:
+                torch._foreach_mul_(reached, 1 - group["lr"] * group["weight_decay"])
+            for task, row in self._rows.items():
+                self._update(group, task, {p: row[p] for p in reached if p in row})
+        return loss
+
+    def _update(self, group: dict[str, Any], task: str, row: dict[Tensor, Tensor]) -> None:
+        """Adds one task's `−η m̂ / (√v̂ + ε)`: an AdamW update without decay, on the task's own moments."""
+        states = [self._moments(group, task, parameter) for parameter in row]
+        if states:
+            steps, averages, squares = map(list, zip(*states, strict=True))
+            adamw(
+                list(row),
+                list(row.values()),
+                averages,
+                squares,
+                [],
+                steps,
+                foreach=None if not group["fused"] else False,
+                capturable=group["capturable"],
+                fused=group["fused"],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=0.0,
+                eps=group["eps"],
+                maximize=False,
+            )
+
+    def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The task's step count (a view), first and second moment of the parameter; created when first needed."""
+        state = self.state[parameter]
+        if "step" not in state:
+            on_device = group["capturable"] or group["fused"]
+            device = parameter.device if on_device else torch.device("cpu")
+            state["step"] = torch.zeros(len(self.tasks), dtype=torch.float32, device=device)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if f"{moment}.{task}" not in state:
+                state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state["step"][self.tasks.index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the task gradients, and clears `.grad`."""
+        super().zero_grad(set_to_none)
+        self._micro_batches = MicroBatches()
+        self._rows = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"tasks": self.tasks, "max_norm": self.max_norm, "check_finite": self.check_finite}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._micro_batches = MicroBatches()
+        self._rows = {}
+
+
+def _clip(gradients: list[Tensor], max_norm: float) -> None:
+    factor = max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)
+    torch._foreach_mul_(gradients, factor.clamp(max=1.0))
+
+
+def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuses the state of another optimizer or of other tasks before anything is loaded."""
+    expected = optimizer.defaults["tasks"]
+    for group in state_dict["param_groups"]:
+        if "tasks" not in group:
+            raise ValueError("This state_dict is not of MAO: it names no tasks. Load it into the optimizer it is of.")
+        if group["tasks"] != expected:
+            raise ValueError(
+                f"This state_dict is of other tasks: found {group['tasks']}, expected {expected}. "
+                "Load it into a MAO made with the same tasks in the same order."
+            )
