@@ -1,0 +1,145 @@
+"""A stand-in for the Balancer, and references in plain Python."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import pytest
+import torch
+
+from equipoise.objectives import Objective, WeightedSum, Weighting
+
+TASKS = ("a", "b", "c")
+Losses = dict[str, float]
+
+
+class Driver:
+    """Drives an objective over TASKS by task name, as the Balancer does: open a step, compute, commit."""
+
+    def __init__(self, method: Objective | Weighting, tasks: Sequence[str] = TASKS) -> None:
+        self.objective = WeightedSum(method) if isinstance(method, Weighting) else method
+        self.objective.bind(tasks)
+        self.tasks = tuple(tasks)
+
+    def _values(self, numbers: Mapping[str, float]) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
+        present = [task for task in self.tasks if task in numbers]
+        values = torch.tensor([numbers[task] for task in present], dtype=torch.float64)
+        indices = None if len(present) == len(self.tasks) else torch.tensor(list(map(self.tasks.index, present)))
+        return present, values, indices
+
+    def step(self, losses: Mapping[str, float], commit: bool = True) -> tuple[float, Losses, dict[str, list[float]]]:
+        """Returns the objective's value, `c_k` by task and the gradients `[K]` of its parameters by name."""
+        present, values, indices = self._values(losses)
+        names, parameters = zip(*self.objective.named_parameters(), strict=True) if self.parameters else ((), ())
+        with self.objective.step(indices) as step:
+            value = self.objective(values.requires_grad_())
+            assert value.shape == ()
+            coefficients, *gradients = torch.autograd.grad(value, [values, *parameters])
+            if commit:
+                step.commit()
+        return (
+            value.item(),
+            dict(zip(present, coefficients.tolist(), strict=True)),
+            {name: gradient.tolist() for name, gradient in zip(names, gradients, strict=True)},
+        )
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.objective.parameters())
+
+    def weights(self, losses: Mapping[str, float]) -> Losses:
+        """Returns `c_k` by task, which under a weighted sum are the weights."""
+        return self.step(losses)[1]
+
+    def observe(self, accuracies: Mapping[str, float], commit: bool = True) -> None:
+        _, values, indices = self._values(accuracies)
+        self._hook("observe", values, indices=indices, commit=commit)
+
+    def after_step(self, losses: Mapping[str, float], commit: bool = True) -> None:
+        _, values, indices = self._values(losses)
+        self._hook("after_step", values, indices=indices, commit=commit)
+
+    def end_epoch(self, commit: bool = True) -> None:
+        self._hook("end_epoch", indices=None, commit=commit)
+
+    def _hook(self, name: str, *arguments: torch.Tensor, indices: torch.Tensor | None, commit: bool) -> None:
+        with self.objective.step(indices) as step:
+            for module in self.objective.task_modules():
+                getattr(module, name)(*arguments)
+            if commit:
+                step.commit()
+
+
+@pytest.fixture
+def drive() -> type[Driver]:
+    return Driver
+
+
+@pytest.fixture
+def batches() -> list[Losses]:
+    """Losses of 24 steps at very different scales; tasks are missing in some, never all."""
+    numbers = random.Random(7)
+    scales = {"a": 0.1, "b": 1.0, "c": 50.0}
+    steps = []
+    for index in range(24):
+        losses = {task: scale * numbers.uniform(0.2, 2.0) for task, scale in scales.items()}
+        for task in {3: "a", 4: "a", 7: "bc", 11: "c", 12: "ab", 17: "b", 22: "ac"}.get(index, ""):
+            del losses[task]
+        steps.append(losses)
+    return steps
+
+
+Rates = Callable[[Sequence[Losses | None], int | Literal["epoch"]], list[Losses]]
+
+
+@pytest.fixture
+def training_rates() -> Rates:
+    def rates(events: Sequence[Losses | None], interval: int | Literal["epoch"]) -> list[Losses]:
+        """The rates of each step among `events`; None stands for the end of an epoch."""
+        means: dict[str, list[float]] = {task: [] for task in TASKS}
+        current: dict[str, list[float]] = {task: [] for task in TASKS}
+        result = []
+        for event in events:
+            if event is not None:
+                result.append({t: means[t][-1] / means[t][-2] if len(means[t]) > 1 else 1.0 for t in event})
+                for task, loss in event.items():
+                    current[task].append(loss)
+            for task in TASKS:
+                complete = (event is None) if interval == "epoch" else len(current[task]) == interval
+                if complete and current[task]:
+                    means[task].append(sum(current[task]) / len(current[task]))
+                    current[task] = []
+        return result
+
+    return rates
+
+
+@pytest.fixture
+def moving_averages() -> Callable[[Sequence[Losses], float], list[Losses]]:
+    def averages(steps: Sequence[Losses], beta: float) -> list[Losses]:
+        average: Losses = {}
+        result = []
+        for losses in steps:
+            for task, loss in losses.items():
+                average[task] = beta * loss + (1 - beta) * average[task] if task in average else loss
+            result.append({task: average[task] for task in losses})
+        return result
+
+    return averages
+
+
+@pytest.fixture
+def events(batches: list[Losses]) -> list[Losses | None]:
+    """The batches in epochs of uneven length; one epoch has no step, one lacks task "c"."""
+    result: list[Losses | None] = []
+    for index, losses in enumerate(batches):
+        if 13 <= index <= 15:
+            losses = {task: loss for task, loss in losses.items() if task != "c"}
+        result.append(losses)
+        if index in (3, 7, 12, 15, 18, 20):
+            result.append(None)
+        if index == 18:
+            result.append(None)
+    return result
