@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from equipoise._checks import check_known, check_number, check_tasks
-from equipoise._state import TaskModule
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
 from equipoise.gradients.batch import Batch, check_each, checks_values, read_batch, stack
@@ -21,9 +18,8 @@ from equipoise.gradients.gramian import combine, gramian, wide_dtype
 from equipoise.gradients.graph import reached_leaves
 from equipoise.gradients.jacobian import Rows, joint_row, task_rows
 from equipoise.gradients.micro_batches import MicroBatches
+from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
-
-Parameters = nn.Module | Iterable[nn.Parameter]
 
 
 class Balancer(nn.Module):
@@ -79,15 +75,13 @@ class Balancer(nn.Module):
         self.objective = _as_objective(objective)
         self.aggregator = _as_aggregator(aggregator)
         self.check_finite = check_finite
-        self._shared = _as_parameters("shared", shared)
-        self._probe = _as_parameters("probe", probe)
-        if self._probe is not None and not isinstance(aggregator, GramianAggregator):
+        self._shared = SharedParameters(shared, model)
+        self._probe = {} if probe is None else parameter_set("probe", probe)
+        if self._probe and not isinstance(aggregator, GramianAggregator):
             raise ValueError(
                 "probe needs an aggregator that finds weights from the Gramian; "
                 f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
             )
-        self._names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
-        self._found_shared = WeakIdKeyDictionary()
         self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
         self._micro_batches = MicroBatches()
         for part in (self.objective, self.aggregator):
@@ -208,12 +202,12 @@ class Balancer(nn.Module):
         return {
             "tasks": list(self.tasks),
             "method": self._method(),
-            "shared": sorted(name for leaf, name in self._names.items() if leaf in self._found_shared),
+            "shared": self._shared.names,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
-        self._found_shared.update((leaf, None) for leaf, name in self._names.items() if name in state["shared"])
+        self._shared.restore(state["shared"])
 
     def _method(self) -> str:
         parts = [_describe(self.objective)] + ([] if self.aggregator is None else [_describe(self.aggregator)])
@@ -297,9 +291,12 @@ class Balancer(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """One backward pass a task; returns the aggregator's weights `[K']` and whether the step is valid."""
         leaves = reached_leaves(batch.losses)
-        self._find_shared(batch.tasks, leaves)
-        probing = self._probe is not None and not accumulate and not self._micro_batches
-        wanted = [[p for p in row if self._is_probed(p) or not self._is_shared(p)] for row in leaves]
+        self._check_shared(batch.tasks, found=self._shared.find(leaves))
+        probing = bool(self._probe) and not accumulate and not self._micro_batches
+        wanted = [
+            [p for p in row if (self._probe is not None and p in self._probe) or p not in self._shared]
+            for row in leaves
+        ]
         rows = task_rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing)
         if scale is not None:
             unscale_rows(rows, scale)
@@ -317,7 +314,7 @@ class Balancer(nn.Module):
             if scale is not None:
                 torch._foreach_mul_(list(gradients.values()), scale)
             if probing and weights is not None:
-                shared = list(dict.fromkeys(p for row in leaves for p in row if self._is_shared(p)))
+                shared = list(dict.fromkeys(p for row in leaves for p in row if p in self._shared))
                 gradients |= joint_row(batch, shared, coefficients * weights, retain_graph)
             accumulate_gradients(gradients)
             self._micro_batches = MicroBatches()
@@ -332,12 +329,12 @@ class Balancer(nn.Module):
 
         Shared leaves get the aggregator's gradient (while probing, none yet), the others the sum of their tasks'.
         """
-        shared = [p for p in dict.fromkeys(p for row in rows.values() for p in row) if self._is_shared(p)]
+        shared = [p for p in dict.fromkeys(p for row in rows.values() for p in row) if p in self._shared]
         gradients: dict[Tensor, Tensor] = {}
         weights = None
         if shared and self.aggregator is not None:
             matrix = [[row.get(p) for p in shared] for row in rows.values()]
-            if self._probe is None:
+            if not self._probe:
                 combined, weights = self.aggregator.aggregate(matrix, values)
             else:
                 assert isinstance(self.aggregator, GramianAggregator)  # checked when probe was given
@@ -346,35 +343,21 @@ class Balancer(nn.Module):
                 )
                 combined = [] if probing else combine(matrix, weights)
             gradients = dict(zip(shared, combined, strict=not probing))
-            rows = {task: {p: g for p, g in row.items() if not self._is_shared(p)} for task, row in rows.items()}
+            rows = {task: {p: g for p, g in row.items() if p not in self._shared} for task, row in rows.items()}
         for row in rows.values():
             for leaf, gradient in row.items():
                 gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient
         return weights, gradients
 
-    def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> None:
-        """Remembers the leaves that two or more losses reach.
-
-        Raises:
-            ValueError: every task is present, and they share nothing that the aggregator could balance.
-        """
-        if self._shared is None:
-            reached = Counter(leaf for row in leaves for leaf in row)
-            self._found_shared.update((leaf, None) for leaf, count in reached.items() if count > 1)
-        if self.aggregator is None or len(self.tasks) == 1 or len(tasks) < len(self.tasks):
+    def _check_shared(self, tasks: Sequence[str], found: bool) -> None:
+        """Raises if every task is present, and they share nothing that the aggregator could balance."""
+        if found or self.aggregator is None or len(tasks) < len(self.tasks) or len(tasks) == 1:
             return
-        if not any(self._is_shared(leaf) for row in leaves for leaf in row):
-            where = "shared= are reached by no loss" if self._shared else "no parameter is reached by two losses"
-            raise ValueError(
-                f"{type(self.aggregator).__name__} balances gradients on shared parameters, but {where}. Check that "
-                "the losses come from one forward pass of the same model and that its trunk is not frozen or detached."
-            )
-
-    def _is_shared(self, leaf: Tensor) -> bool:
-        return leaf in (self._found_shared if self._shared is None else self._shared)
-
-    def _is_probed(self, leaf: Tensor) -> bool:
-        return self._probe is not None and leaf in self._probe
+        raise ValueError(
+            f"{type(self.aggregator).__name__} balances gradients on shared parameters, and found none: no parameter "
+            "(of those given as shared=) is reached by two losses. Check that the losses come from one forward pass of "
+            "the same model and that its trunk is not frozen or detached."
+        )
 
 
 def _both(valid: Tensor | None, finite: Tensor) -> Tensor:
@@ -401,18 +384,6 @@ def _as_aggregator(aggregator: Aggregator | None) -> Aggregator | None:
         f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
         "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
     )
-
-
-def _as_parameters(name: str, parameters: Parameters | None) -> dict[Tensor, None] | None:
-    """The parameters as an ordered set."""
-    if parameters is None:
-        return None
-    found: dict[Tensor, None] = dict.fromkeys(
-        parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-    )
-    if not found or not all(isinstance(p, Tensor) for p in found):
-        raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters.")
-    return found
 
 
 def _describe(module: nn.Module) -> str:

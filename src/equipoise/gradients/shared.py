@@ -1,0 +1,59 @@
+"""Which parameters are shared between tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+Parameters = nn.Module | Iterable[nn.Parameter]
+"""A module, which stands for its parameters, or parameters."""
+
+
+def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
+    """Returns the parameters as an ordered set; `name` is the argument's.
+
+    Raises:
+        ValueError: there is none, or something is not a tensor.
+    """
+    found: dict[Tensor, None] = dict.fromkeys(
+        parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    )
+    if not found or not all(isinstance(p, Tensor) for p in found):
+        raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters.")
+    return found
+
+
+class SharedParameters:
+    """The parameters that are shared: those given, else those that two or more losses have ever reached.
+
+    Args:
+        given: takes the place of what is found.
+        model: gives the parameters names, under which the found ones can be saved.
+    """
+
+    def __init__(self, given: Parameters | None, model: nn.Module | None) -> None:
+        self._given = None if given is None else parameter_set("shared", given)
+        self._found = WeakIdKeyDictionary()
+        self._named = {} if model is None else dict(model.named_parameters())
+
+    def __contains__(self, leaf: Tensor) -> bool:
+        return leaf in (self._found if self._given is None else self._given)
+
+    def find(self, leaves: Sequence[Sequence[Tensor]]) -> bool:
+        """Takes what each loss reaches; returns whether any of it is shared."""
+        if self._given is None:
+            reached = Counter(leaf for row in leaves for leaf in row)
+            self._found.update((leaf, None) for leaf, count in reached.items() if count > 1)
+        return any(leaf in self for row in leaves for leaf in row)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the found parameters that the model has."""
+        return [name for name, leaf in self._named.items() if leaf in self._found]
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Takes over what `names` gave."""
+        self._found.update((self._named[name], None) for name in names if name in self._named)
