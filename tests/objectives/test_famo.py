@@ -10,7 +10,7 @@ BOUNDS = {"b": 0.1, "c": -20.0}
 
 
 class Authors:
-    """The authors' rule: autograd through the softmax and torch.optim.Adam; a tensor a task, so that any can be absent."""
+    """The authors' rule: autograd through the softmax, torch.optim.Adam; a tensor a task, as any can be absent."""
 
     def __init__(self, lr=0.025, weight_decay=1e-3, bounds=None):
         self.bounds = dict.fromkeys("abc", 0.0) | (bounds or {})
