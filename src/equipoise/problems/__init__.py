@@ -1,16 +1,20 @@
 """What is trained: problems by name, and what a person's own problem is made of."""
 
 from equipoise.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
+from equipoise.problems._registry import PROBLEMS, ProblemError, load_problem
 from equipoise.problems._tasks import Classification, Regression
 
 __all__ = [
+    "PROBLEMS",
     "SCHEDULES",
     "Classification",
     "Measure",
     "Problem",
+    "ProblemError",
     "Regression",
     "Splits",
     "Task",
     "Tensors",
     "Training",
+    "load_problem",
 ]

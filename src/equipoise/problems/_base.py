@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -29,6 +29,14 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class Loader(Protocol):
+    """Batches, one epoch each time it is iterated, and how many: what `torch.utils.data.DataLoader` is."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ class Training:
     Attributes:
         epochs: passes over the training data.
         batch_size: samples a step.
+        evaluation_batch_size: samples at once in evaluation.
         lr: learning rate of Adam (of MAO for `mao`).
         weight_decay: decoupled weight decay.
         schedule: a name in `SCHEDULES`, what the learning rate is multiplied by over training.
@@ -125,6 +134,7 @@ class Training:
 
     epochs: int
     batch_size: int
+    evaluation_batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.0
     schedule: str = "constant"
@@ -172,9 +182,7 @@ class Problem(ABC):
         """Runs the network on a batch. `model.training` tells training from evaluation."""
         return model(batch["input"])
 
-    def loader(
-        self, dataset: MapDataset, batch_size: int, generator: torch.Generator | None
-    ) -> Iterable[Batch]:
+    def loader(self, dataset: MapDataset, batch_size: int, generator: torch.Generator | None) -> Loader:
         """Returns batches of a dataset: one epoch each time it is iterated.
 
         Override it for worker processes, a collate function or batches mixed of several datasets.

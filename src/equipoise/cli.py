@@ -1,0 +1,186 @@
+"""The command line, thin: reads options, calls `equipoise.experiment`, shows what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.experiment.comparison import BaselineError, Comparison, Result, methods_of
+from equipoise.experiment.folder import FolderError
+from equipoise.experiment.pictures import draw_all
+from equipoise.experiment.progress import ConsoleProgress
+from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
+from equipoise.experiment.tables import notes, to_frame, to_markdown, to_rich
+from equipoise.methods import METHODS
+from equipoise.problems import PROBLEMS, ProblemError, load_problem
+
+DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Balanced multi-task training: find out which way of balancing serves your tasks.",
+)
+console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`equipoise compare digits --quick`\n\n"
+    "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
+    "`equipoise compare my_problem.py:problem --out runs/mine`"
+)
+def compare(
+    problem: Annotated[str, typer.Argument(help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`.")],
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated, from `equipoise methods`; `all` for all of them.")
+    ] = DEFAULT_METHODS,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay; default: the problem's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer epochs; the table says so.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of hyperparameters, a table per method; `--set` goes before it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs that train at the same time, a process each.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
+    with _clear_errors():
+        settings = _settings(problem, methods, seeds, lr, weight_decay, epochs, batch_size, quick, set_, config, device)
+        folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
+        comparison = Comparison(settings, folder)
+        threads = max(1, len(_cores()) // workers)
+        try:
+            with ConsoleProgress(console, comparison.problem) as progress:
+                result = comparison.run(workers, threads, progress)
+        except KeyboardInterrupt:
+            console.print(
+                f"Interrupted. {len(comparison.folder.runs())} finished runs are kept in {folder}; "
+                "the same command goes on from there.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(130) from None
+        _write(comparison, result)
+        _show(result, folder)
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """Lists the methods."""
+    table = Table("method", "what it does", "backward passes", "hyperparameters", "source")
+    for name, spec in METHODS.items():
+        table.add_row(name, spec.description, spec.passes, ", ".join(spec.hyperparameters), spec.source)
+    console.print(table)
+    console.print("Backward passes through the shared part in a step: 1, or one per task (K).")
+
+
+@app.command()
+def problems() -> None:
+    """Lists the problems."""
+    table = Table("problem", "what it is", "tasks")
+    with _clear_errors():
+        for name in PROBLEMS:
+            problem = load_problem(name)
+            table.add_row(name, problem.description, ", ".join(task.name for task in problem.tasks))
+    console.print(table)
+    console.print("Your own: `equipoise compare my_problem.py:problem`; see examples/tabular.py.", markup=False)
+
+
+def _settings(
+    problem: str,
+    methods: str,
+    seeds: int,
+    lr: float | None,
+    weight_decay: float | None,
+    epochs: int | None,
+    batch_size: int | None,
+    quick: bool,
+    set_: list[str] | None,
+    config: Path | None,
+    device: str,
+) -> Settings:
+    """The settings: the problem's own, where nothing else is asked for."""
+    own = load_problem(problem).training(quick)
+    names = tuple(METHODS) if methods.strip() == "all" else methods_of(methods.split(","))
+    if not names:
+        raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
+    for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    return Settings(
+        problem=problem,
+        methods=names,
+        seeds=seeds,
+        quick=quick,
+        epochs=own.epochs if epochs is None else epochs,
+        batch_size=own.batch_size if batch_size is None else batch_size,
+        evaluation_batch_size=own.evaluation_batch_size,
+        lr=own.lr if lr is None else lr,
+        weight_decay=own.weight_decay if weight_decay is None else weight_decay,
+        schedule=own.schedule,
+        hyperparameters=parse_hyperparameters(set_ or [], config),
+        device=device,
+    )
+
+
+def _write(comparison: Comparison, result: Result) -> None:
+    comparison.folder.write("table.csv", to_frame(result).to_csv(index=False).encode())
+    comparison.folder.write("table.md", to_markdown(result).encode())
+    for name, content in draw_all(result).items():
+        comparison.folder.write(name, content)
+
+
+def _show(result: Result, folder: Path) -> None:
+    console.print(to_rich(result))
+    for note in notes(result):
+        console.print(note, markup=False, highlight=False)
+    console.print(
+        f"Everything is in {folder}: table.md, table.csv, runs.jsonl, results.png, training.png, …", markup=False
+    )
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turns what can be put right by the person into one line and exit code 2."""
+    try:
+        yield
+    except (SettingsError, FolderError, ProblemError, BaselineError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _stem(problem: str) -> str:
+    return Path(problem.partition(":")[0]).stem
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

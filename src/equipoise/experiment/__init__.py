@@ -1,0 +1,1 @@
+"""Training by a method, comparing methods, and what is written about it."""

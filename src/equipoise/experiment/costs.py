@@ -1,0 +1,154 @@
+"""What a method costs: time per step and peak memory, relative to equal weights."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from equipoise.experiment.training import Batches, Trial, build, training_step
+from equipoise.problems import Problem, Splits
+from equipoise.problems._base import Batch
+
+REFERENCE = "ew"
+"""What times and memory are relative to; measured even if it is not compared."""
+
+ROUNDS = 9
+ROUND_SECONDS = 0.05
+MAX_STEPS = 10
+WARM_UP = 3
+"""Each round gives every method up to ROUND_SECONDS, at least one step and at most MAX_STEPS."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A method's cost.
+
+    Attributes:
+        milliseconds: median time of a step.
+        relative_time: median over rounds of that time by the reference's in the same round.
+        megabytes: most memory held at once in building the model and two steps: parameters, gradients, states,
+            activations.
+        relative_memory: by the reference's.
+    """
+
+    milliseconds: float
+    relative_time: float
+    megabytes: float
+    relative_memory: float
+
+
+def memory_source(device: torch.device) -> str:
+    """Says what the memory is measured by."""
+    return "PyTorch's CUDA allocator" if device.type == "cuda" else "PyTorch's allocations, seen by its profiler"
+
+
+def measure_costs(problem: Problem, data: Splits, trials: Sequence[Trial]) -> dict[str, Cost]:
+    """Measures one trial per method, the reference among them; nothing else should run meanwhile.
+
+    Time is taken in rounds in which every method has its turn, so that a machine that slows down slows all of them,
+    and each method is divided by the reference of its own round.
+
+    Returns:
+        Method → cost; a method that fails on the way is left out.
+    """
+    device = torch.device(trials[0].device)
+    batches = _batches(problem, data, trials[0], device)
+    steps = {trial.method: _Stepper(problem, trial, batches) for trial in trials}
+    counts = {}
+    for method in list(steps):
+        try:
+            counts[method] = steps[method].warm_up()
+        except Exception:  # the run of this method has said why
+            del steps[method]
+    times: dict[str, list[float]] = {method: [] for method in steps}
+    for _ in range(ROUNDS):
+        for method, stepper in steps.items():
+            times[method].append(stepper.run(counts[method]))
+    memory = {trial.method: _peak(problem, trial, batches[0]) for trial in trials if trial.method in steps}
+    return {
+        method: Cost(
+            milliseconds=1000 * statistics.median(taken),
+            relative_time=statistics.median(own / base for own, base in zip(taken, times[REFERENCE], strict=True)),
+            megabytes=memory[method] / 1e6,
+            relative_memory=memory[method] / memory[REFERENCE],
+        )
+        for method, taken in times.items()
+    }
+
+
+class _Stepper:
+    """Trains one method on the same few batches, over and over."""
+
+    def __init__(self, problem: Problem, trial: Trial, batches: Sequence[Batch]) -> None:
+        self._problem, self._batches, self._single = problem, batches, trial.single
+        self._device = torch.device(trial.device)
+        self._model, self._method = build(problem, trial)
+        self._next = 0
+
+    def warm_up(self) -> int:
+        """Makes the first steps; returns how many fit into a round."""
+        self.run(WARM_UP)
+        return max(1, min(MAX_STEPS, int(ROUND_SECONDS / self.run(1))))
+
+    def run(self, count: int) -> float:
+        """Makes `count` steps; returns the mean time of one, in seconds."""
+        _wait(self._device)
+        started = time.perf_counter()
+        for _ in range(count):
+            batch = self._batches[self._next % len(self._batches)]
+            training_step(self._problem, self._model, self._method, batch, self._single)
+            self._next += 1
+        _wait(self._device)
+        return (time.perf_counter() - started) / count
+
+
+def _batches(problem: Problem, data: Splits, trial: Trial, device: torch.device) -> list[Any]:
+    iterator = iter(Batches(problem, data.train, trial.batch_size, trial.seed))
+    return [problem.to_device(batch, device) for batch, _ in zip(iterator, range(4), strict=False)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
+    """Most bytes held at once while the model is built and makes two steps."""
+
+    def run() -> None:
+        model, method = build(problem, trial)
+        for _ in range(2):
+            training_step(problem, model, method, batch, trial.single)
+
+    device = torch.device(trial.device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def as_json(costs: Mapping[str, Cost], device: torch.device, threads: int) -> dict[str, Any]:
+    """Returns what goes into `costs.json`."""
+    return {
+        "memory": memory_source(device),
+        "threads": threads,
+        "methods": {method: vars(cost) for method, cost in costs.items()},
+    }
