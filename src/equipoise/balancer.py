@@ -140,11 +140,11 @@ class Balancer(nn.Module):
             if by_task:
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
-                weights, valid = None, self._backward_together(batch, scaled, scale, retain_graph, valid)
+                weights, valid = {}, self._backward_together(batch, scaled, scale, retain_graph, valid)
             accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
             step.commit(valid)
-        weights = coefficients if weights is None else coefficients * weights
-        return dict(zip(batch.tasks, weights.unbind(), strict=True))
+        own = zip(batch.tasks, coefficients.unbind(), strict=True)
+        return {task: coefficient * weights[task] if weights else coefficient for task, coefficient in own}
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
@@ -288,15 +288,12 @@ class Balancer(nn.Module):
         accumulate: bool,
         retain_graph: bool,
         valid: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """One backward pass a task; returns the aggregator's weights `[K']` and whether the step is valid."""
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """One backward pass a task; returns the aggregator's weights, if any, and whether the step is valid."""
         leaves = reached_leaves(batch.losses)
         self._check_shared(batch.tasks, found=self._shared.find(leaves))
         probing = bool(self._probe) and not accumulate and not self._micro_batches
-        wanted = [
-            [p for p in row if (self._probe is not None and p in self._probe) or p not in self._shared]
-            for row in leaves
-        ]
+        wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
         rows = task_rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing)
         if scale is not None:
             unscale_rows(rows, scale)
@@ -304,7 +301,7 @@ class Balancer(nn.Module):
         together = self._micro_batches.plus(batch, rows)
         if accumulate:
             self._micro_batches = together
-            return None, valid
+            return {}, valid
         rows, values = together.total(self.tasks)
         with ExitStack() as stack:
             step = None
@@ -320,9 +317,7 @@ class Balancer(nn.Module):
             self._micro_batches = MicroBatches()
             if step is not None:
                 step.commit(valid if weights is None else _both(valid, weights.isfinite().all()))
-        if weights is not None:
-            weights = weights[[list(rows).index(task) for task in batch.tasks]]
-        return weights, valid
+        return {} if weights is None else dict(zip(rows, weights.unbind(), strict=True)), valid
 
     def _reduce(self, rows: Rows, values: Tensor, probing: bool) -> tuple[Tensor | None, dict[Tensor, Tensor]]:
         """Returns the aggregator's weights `[K']`, if any, and leaf → gradient.
