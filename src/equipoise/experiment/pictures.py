@@ -7,8 +7,9 @@ too, and every line is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -154,7 +155,7 @@ def _band(axes: Axes, curves: Sequence[Sequence[float]], index: int, label: str)
     return line
 
 
-def style(index: int) -> Mapping[str, str]:
+def style(index: int) -> dict[str, Any]:
     """Returns colour, dashes and marker; 28 lines differ in at least two of them."""
     return {
         "color": COLOURS[index % len(COLOURS)],
