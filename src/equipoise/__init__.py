@@ -1,7 +1,68 @@
 """equipoise: balanced multi-task training in PyTorch."""
 
-from equipoise.aggregators import IMTLG
+from equipoise.aggregators import (
+    IMTLG,
+    MGDA,
+    Aggregator,
+    CAGrad,
+    GradDrop,
+    GradNorm,
+    GramianAggregator,
+    NashMTL,
+    PCGrad,
+)
 from equipoise.balancer import Balancer
 from equipoise.gradients import task_gradients
-from equipoise.objectives import *  # noqa: F403
+from equipoise.methods import list_methods, make_method
+from equipoise.objectives import (
+    DTP,
+    DWA,
+    DWEMA,
+    EMA,
+    FAMO,
+    IMTLL,
+    REMA,
+    RLW,
+    UW,
+    Achievement,
+    Equal,
+    GeometricMean,
+    Objective,
+    Static,
+    WeightedSum,
+    Weighting,
+)
 from equipoise.optim import MAO
+
+__all__ = [
+    "DTP",
+    "DWA",
+    "DWEMA",
+    "EMA",
+    "FAMO",
+    "IMTLG",
+    "IMTLL",
+    "MAO",
+    "MGDA",
+    "REMA",
+    "RLW",
+    "UW",
+    "Achievement",
+    "Aggregator",
+    "Balancer",
+    "CAGrad",
+    "Equal",
+    "GeometricMean",
+    "GradDrop",
+    "GradNorm",
+    "GramianAggregator",
+    "NashMTL",
+    "Objective",
+    "PCGrad",
+    "Static",
+    "WeightedSum",
+    "Weighting",
+    "list_methods",
+    "make_method",
+    "task_gradients",
+]
