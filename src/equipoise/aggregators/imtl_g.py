@@ -7,15 +7,47 @@ from torch import Tensor
 
 from equipoise.aggregators._base import GramianAggregator
 
+REGULARIZATION = 1e-10
+"""Added to the cosines' diagonal, so that dependent gradients can be solved for; refined away where it matters."""
+
+REFINEMENTS = 3
+"""Each multiplies the error that the regularization leaves by itself, `10⁻¹⁰/λ` for an eigenvalue `λ`."""
+
 
 class IMTLG(GramianAggregator):
     """Weights under which the combined gradient has the same projection on every task's unit gradient.
 
-    `α` with `⟨Σ_j α_j g_j, u_k⟩` equal for all k and `Σ_k α_k = 1`, where `u_k = g_k/‖g_k‖`. With `G = JJᵀ` and the
-    norms `n`, that is `Gα ∝ n`. A weight can be negative.
+    `α` with `⟨d, u_k⟩` equal for all k and `Σ_k α_k = 1`, where `d = Σ_k α_k g_k` and `u_k = g_k/‖g_k‖`. With the
+    cosines `C = UUᵀ` that is `C β ∝ 1`, `α_k ∝ β_k/‖g_k‖`. A weight can be negative.
+
+    The paper's closed form inverts a matrix that dependent gradients make singular. Here `C` is regularised, and
+    the least solution `β` is found; where some combination of the gradients is 0 and no other has equal
+    projections, that one is the answer and `d` is 0. A task whose gradient is 0 has no direction to project on: it
+    gets weight 0. If the weights sum to 0, and so cannot be made to sum to 1, all are 0.
+
+    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, Eq. 4. IMTL is `IMTLL` with this.
+
+    Example:
+        >>> import torch
+        >>> from equipoise.aggregators import IMTLG
+        >>> IMTLG()(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        tensor([0.7500, 0.7500])
     """
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Returns `α` `[K']`."""
-        alpha = torch.linalg.pinv(gramian, hermitian=True) @ gramian.diagonal().clamp(min=0).sqrt()
-        return alpha / alpha.sum()
+        """Returns `α` `[K']`, which sums to 1."""
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+        zero = norms == 0
+        ones = torch.where(zero, 0.0, torch.ones_like(norms))
+        norms = torch.where(zero, 1.0, norms)
+        cosines = gramian / norms / norms[:, None]
+        cosines.diagonal().fill_(1.0)
+        matrix = cosines.clone()
+        matrix.diagonal().add_(REGULARIZATION)
+        factor, _ = torch.linalg.cholesky_ex(matrix)
+        beta = torch.zeros_like(norms)
+        for _ in range(1 + REFINEMENTS):
+            beta = beta + torch.cholesky_solve((ones - cosines @ beta)[:, None], factor)[:, 0]
+        alpha = beta * (torch.where(zero, torch.inf, norms).amin() / norms)
+        total = alpha.sum()
+        return torch.where(total.abs() > 1e-12 * alpha.abs().sum(), alpha / total, 0.0)

@@ -1,0 +1,84 @@
+"""GradNorm: gradient norms that follow the tasks' training rates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equipoise._checks import check_number
+from equipoise.aggregators._base import GramianAggregator
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+SMALLEST = 1e-3
+"""Least weight after an update: a weight that has become 0 would not come back."""
+
+
+class GradNorm(GramianAggregator):
+    """Learns weights under which slower tasks get larger gradients.
+
+    The weights `w(t)` apply at step t and then take one step of Adam down the gradient of
+    `Σ_k |‖w_k g_k‖ − mean_j ‖w_j g_j‖ · r_k^α|`, whose right side is constant, with the relative inverse training rates
+    `r_k = (L_k/L_k(0)) / mean_j (L_j/L_j(0))`. They are then scaled to sum to the number of tasks. `w_k(0) = 1`;
+    `L_k(0)` is the first loss seen.
+
+    Where tasks are missing, means and sums are over those present, and the others keep their weights and moments.
+
+    Three things the paper leaves open or does otherwise. It names the rate 0.025 and no optimizer for the weights:
+    here Adam with its usual settings (0.9, 0.999, 1e-8), whose moments are part of the state, and weights stay at
+    or above 0.001 before scaling. It takes the norms on the last shared layer: pass `probe=` to the Balancer. And
+    its weights multiply the losses, heads included: here, as in every aggregator, they act on the shared
+    parameters, and a head gets its own task's gradient.
+
+    Args:
+        alpha: strength of the pull towards equal training rates, at least 0; higher where tasks differ more.
+        lr: learning rate of the weights, positive.
+
+    Raises:
+        ValueError: `alpha` is negative, `lr` is not positive, or one is not finite.
+
+    Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks",
+    ICML 2018, Algorithm 1.
+
+    Example:
+        >>> import equipoise as eq
+        >>> balancer = eq.Balancer(["depth", "normals"], aggregator=eq.GradNorm(alpha=1.5))
+    """
+
+    requires_positive = True
+
+    def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
+        super().__init__()
+        self.alpha = check_number("alpha", alpha, at_least=0)
+        self.lr = check_number("lr", lr, above=0)
+        self.add_state("weight", 1.0)
+        self.add_state("initial_loss", 0.0)
+        self.add_state("steps", 0)
+        self.add_state("first_moment", 0.0)
+        self.add_state("second_moment", 0.0)
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Returns `w(t)` `[K']`, which sums to K', and keeps `w(t+1)`."""
+        state = self.state
+        losses = losses.to(gramian.dtype)
+        weights = _sum_to_count(state.weight.to(gramian.dtype))
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+
+        state.initial_loss = torch.where(state.steps == 0, losses, state.initial_loss)
+        state.steps = state.steps + 1
+        rates = losses / state.initial_loss
+        target = (weights * norms).mean() * (rates / rates.mean()) ** self.alpha
+        gradient = norms * (weights * norms - target).sign()
+
+        state.first_moment = torch.lerp(gradient, state.first_moment, BETAS[0])
+        state.second_moment = torch.lerp(gradient.square(), state.second_moment, BETAS[1])
+        first = state.first_moment / (1 - BETAS[0] ** state.steps)
+        second = state.second_moment / (1 - BETAS[1] ** state.steps)
+        updated = weights - self.lr * first / (second.sqrt() + EPSILON)
+        state.weight = _sum_to_count(updated.clamp(min=SMALLEST))
+        return weights
+
+
+def _sum_to_count(weights: Tensor) -> Tensor:
+    return weights * (len(weights) / weights.sum())

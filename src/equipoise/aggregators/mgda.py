@@ -1,0 +1,58 @@
+"""MGDA: the shortest vector in the convex hull of the task gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equipoise._checks import check_choice
+from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._simplex import minimize_on_simplex
+
+NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+
+
+class MGDA(GramianAggregator):
+    """Weights of the min-norm point of the convex hull of the task gradients.
+
+    `w = argmin ‖Σ_k w_k g_k/s_k‖` over `w ≥ 0`, `Σ_k w_k = 1`. Following its negative lowers every loss, or it is 0
+    and the parameters are Pareto-stationary. The problem is solved to rounding, where the authors' Frank–Wolfe
+    iteration stops early. A task whose gradient is 0 makes the min-norm point 0: such tasks share the weights.
+
+    As in the authors' code, the scales `s_k` only serve to find the weights, which then apply to the gradients as
+    they are: `Σ_k w_k g_k`. The losses in `s_k` are the raw ones.
+
+    Args:
+        normalization: the scale `s_k`: `"none"` 1, `"l2"` `‖g_k‖`, `"loss"` `L_k`, `"loss+"` `L_k ‖g_k‖`.
+
+    Raises:
+        ValueError: `normalization` is none of these.
+
+    Source: Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018. MGDA-UB, which takes
+    the gradients at the shared representation, is not this class.
+
+    Example:
+        >>> import torch
+        >>> from equipoise.aggregators import MGDA
+        >>> MGDA()(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        tensor([0.4000, 0.8000])
+    """
+
+    def __init__(self, normalization: str = "none") -> None:
+        super().__init__()
+        self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
+        self.requires_positive = normalization in ("loss", "loss+")
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Returns `w` `[K']`, which sums to 1."""
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+        zero = norms == 0
+        scale = torch.ones_like(norms)
+        if self.normalization in ("l2", "loss+"):
+            scale = torch.where(zero, 1.0, norms)
+        if self.normalization in ("loss", "loss+"):
+            scale = scale * losses.to(scale.dtype)
+        weights, _ = minimize_on_simplex(
+            gramian / scale / scale[:, None], torch.zeros_like(norms), gramian.new_ones(())
+        )
+        return torch.where(zero.any(), zero / zero.sum(), weights)

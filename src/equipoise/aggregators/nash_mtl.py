@@ -1,0 +1,71 @@
+"""Nash-MTL: the tasks' bargaining solution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equipoise.aggregators._base import GramianAggregator
+
+REGULARIZATION = 1e-12
+"""Added to the cosines' diagonal: rows that cancel would have infinite weights."""
+
+ITERATIONS = 100
+"""Most Newton steps. On an accelerator all are made: to stop early, the host would have to wait."""
+
+
+class NashMTL(GramianAggregator):
+    """Weights of the Nash bargaining solution between the tasks.
+
+    `α > 0` with `Gα = 1/α`, where `G = JJᵀ`: the combined gradient `d = Σ_k α_k g_k` maximises `Σ_k log⟨g_k, d⟩` for
+    its norm, which is `√K`. It is the minimiser of `½αᵀGα − Σ_k log α_k`, found by damped Newton steps.
+
+    A task whose gradient is 0 has no stake: it gets weight 0 and the others bargain among themselves. Where some
+    positive combination of the gradients is 0, no solution exists; with rows scaled to norm 1, `10⁻¹²` is added
+    to the Gramian's diagonal, so that weights stay below `10⁶/‖g_k‖` and the solution elsewhere is exact to
+    `10⁻¹² (α_k ‖g_k‖)²`.
+
+    The authors' code differs: it approximates `α` by a sequence of convex problems from the last step's weights,
+    divides `G` by its norm first, which scales `α`, and clips `‖d‖` to 1. This is the paper's equation, with no
+    state. As `‖d‖ = √K` whatever the gradients' norms, the learning rate alone sets the size of the step.
+
+    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, Claim 3.2.
+
+    Example:
+        >>> import torch
+        >>> from equipoise.aggregators import NashMTL
+        >>> NashMTL()(torch.tensor([[2.0, 0.0], [0.0, 5.0]]))
+        tensor([1., 1.])
+    """
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Returns `α` `[K']`."""
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+        zero = norms == 0
+        norms = torch.where(zero, 1.0, norms)
+        cosines = gramian / norms / norms[:, None]
+        cosines.diagonal().fill_(1 + REGULARIZATION)
+        return torch.where(zero, 0.0, _bargain(cosines) / norms)
+
+
+def _bargain(gramian: Tensor) -> Tensor:
+    """Returns the `α > 0` with `Gα = 1/α` of a positive definite `G` `[K, K]`, all on its device.
+
+    Every Newton step is first scaled to the best point on its ray, where `αᵀGα = K`, and then shortened by
+    `1/(1 + max_k |step_k/α_k|)`, which makes each lower the objective and the last ones converge quadratically.
+    """
+    on_cpu = gramian.device.type == "cpu"
+    count = len(gramian)
+    alpha = torch.ones_like(gramian[0])
+    for _ in range(ITERATIONS):
+        alpha = alpha * (count / (alpha @ (gramian @ alpha))).sqrt()
+        matrix = gramian * alpha * alpha[:, None]  # in units of the current weights
+        defect = 1 - matrix.sum(1)
+        matrix.diagonal().add_(1.0)
+        factor, _ = torch.linalg.cholesky_ex(matrix)
+        step = torch.cholesky_solve(defect[:, None], factor)[:, 0]
+        longest = step.abs().amax()
+        alpha = alpha * (1 + step / (1 + longest))
+        if on_cpu and longest <= 1e-12:
+            break
+    return alpha
