@@ -27,7 +27,7 @@ def notes(result: Result) -> list[str]:
             "QUICK: less data and fewer epochs than the problem recommends; good for a try, not for a verdict."
         )
     lines.append(
-        f"{settings.problem}, {summary.seeds} {'seed' if summary.seeds == 1 else 'seeds'}, {settings.epochs} epochs at "
+        f"{result.problem.name}, {summary.seeds} {'seed' if summary.seeds == 1 else 'seeds'}, {settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'} at "
         f"batch size {settings.batch_size}, learning rate {settings.lr:g}{_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
