@@ -62,7 +62,7 @@ def task_rows(batch: Batch, leaves: Sequence[Sequence[Tensor]], coefficients: Te
         weight = coefficients[index].to(loss.device, loss.dtype)
         keep = retain_graph or index < last
         gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True) if wanted else ()
-        rows[task] = _owned(wanted, gradients)
+        rows[task] = owned(wanted, gradients, [weight])
     return rows
 
 
@@ -70,24 +70,37 @@ def joint_row(batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, reta
     """Computes `Σ_k c_k · ∂L_k/∂leaf` in one backward pass; arguments as in `task_rows`."""
     weights = [c.to(loss.device, loss.dtype) for c, loss in zip(coefficients.unbind(), batch.losses, strict=True)]
     gradients = torch.autograd.grad(batch.losses, leaves, weights, retain_graph=retain_graph, allow_unused=True)
-    return _owned(leaves, gradients)
+    return owned(leaves, gradients, weights)
 
 
-def _owned(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
-    """Makes the gradients dense, laid out like their leaf, and sharing memory with no other.
+def owned(
+    leaves: Sequence[Tensor], gradients: Sequence[Tensor | None], outer: Sequence[Tensor] = ()
+) -> dict[Tensor, Tensor]:
+    """Makes the gradients dense, laid out like their leaf, and sharing memory with nothing else.
 
     So they can be changed in place or become `.grad`, as PyTorch's own accumulation guarantees.
+
+    Args:
+        leaves: what the gradients are of.
+        gradients: one a leaf; None is left out.
+        outer: the gradients of the losses, which autograd can hand on as they are, or views of them.
     """
     row: dict[Tensor, Tensor] = {}
-    taken = set()
+    taken = {_storage(gradient) for gradient in outer}
     for leaf, gradient in zip(leaves, gradients, strict=True):
         if gradient is None:
             continue
         gradient = gradient.detach()
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
-        if gradient.stride() != leaf.stride() or gradient.dim() == 0 or gradient.data_ptr() in taken:
+        if gradient.stride() != leaf.stride() or _storage(gradient) in taken:
             gradient = torch.empty_like(leaf, requires_grad=False).copy_(gradient)
-        taken.add(gradient.data_ptr())
+        taken.add(_storage(gradient))
         row[leaf] = gradient
     return row
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identifies the memory that the tensor is a view of; works for tensors like DTensor, too, which hold no data."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
