@@ -39,7 +39,8 @@ def read_batch(
 ) -> Batch:
     """Checks the arguments of `backward` before anything changes.
 
-    A task whose count is the number 0 has no label and is left out.
+    A task whose count is 0 has no label and is left out; a count on an accelerator is taken to be positive, since
+    looking at it would cost a synchronisation.
 
     Args:
         tasks: all tasks.
@@ -55,7 +56,7 @@ def read_batch(
     check_losses(losses, tasks, graph=graph)
     if counts is not None:
         check_counts(losses, counts)
-        losses = {task: loss for task, loss in losses.items() if isinstance(counts[task], Tensor) or counts[task]}
+        losses = {task: loss for task, loss in losses.items() if not _on_host(counts[task]) or counts[task]}
         if not losses:
             raise ValueError("No task in losses has a labelled sample (all counts are 0): skip the step.")
     names = tuple(task for task in tasks if task in losses)
@@ -89,8 +90,12 @@ def check_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tens
             f"counts lacks task {', '.join(map(repr, missing))}: give the number of labelled samples of every loss."
         )
     for task, count in counts.items():
-        if not isinstance(count, Tensor):
-            check_number(f"counts[{task!r}]", count, at_least=0)
+        if _on_host(count):
+            check_number(f"counts[{task!r}]", float(count), at_least=0)
+
+
+def _on_host(count: float | Tensor) -> bool:
+    return not isinstance(count, Tensor) or count.device.type == "cpu"
 
 
 def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:

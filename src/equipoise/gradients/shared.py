@@ -16,8 +16,11 @@ def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
     """Returns the parameters as an ordered set; `name` is the argument's.
 
     Raises:
+        TypeError: `parameters` is a single tensor.
         ValueError: there is none, or something is not a tensor.
     """
+    if isinstance(parameters, Tensor):
+        raise TypeError(f"{name} must be a module or an iterable of parameters, found a tensor: put it in a list.")
     found: dict[Tensor, None] = dict.fromkeys(
         parameters.parameters() if isinstance(parameters, nn.Module) else parameters
     )
@@ -55,5 +58,7 @@ class SharedParameters:
         return [name for name, leaf in self._named.items() if leaf in self._found]
 
     def restore(self, names: Iterable[str]) -> None:
-        """Takes over what `names` gave."""
+        """Takes over what `names` gave; what was found among the model's parameters before is forgotten."""
+        for leaf in self._named.values():
+            self._found.pop(leaf, None)
         self._found.update((self._named[name], None) for name in names if name in self._named)
