@@ -106,6 +106,8 @@ class MAO(Optimizer):
         """
         group = {**self.defaults, **param_group}
         check_number("lr", float(group["lr"]), at_least=0)
+        if len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), found {group['betas']!r}.")
         for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
             check_number(name, beta, at_least=0, below=1)
         check_number("eps", group["eps"], at_least=0)
@@ -245,6 +247,8 @@ class MAO(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
+            self.register_load_state_dict_pre_hook(_check_state)
         self._micro_batches = MicroBatches()
         self._rows = {}
 
