@@ -86,6 +86,24 @@ def check_known(what: str, names: Iterable[str], tasks: Collection[str]) -> None
         )
 
 
+def check_metrics(metrics: Mapping[str, float | Tensor] | None, tasks: Collection[str]) -> dict[str, float]:
+    """Returns the accuracies as floats if each is of a known task and lies in [0, 1].
+
+    Raises:
+        TypeError: `metrics` is not a mapping.
+        ValueError: unknown task, or an accuracy outside [0, 1].
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics must be a mapping from task to accuracy, found {type(metrics).__name__}.")
+    check_known("metrics", metrics, tasks)
+    return {
+        task: check_number(f"The accuracy of task {task!r}", float(value), at_least=0, at_most=1)
+        for task, value in metrics.items()
+    }
+
+
 def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *, graph: bool = True) -> None:
     """Checks what is passed to a backward pass: task → scalar tensor with a graph.
 

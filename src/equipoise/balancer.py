@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise._checks import check_known, check_number, check_tasks
+from equipoise._checks import check_metrics, check_tasks
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
 from equipoise.gradients.batch import Batch, check_each, checks_values, read_batch, stack
 from equipoise.gradients.gramian import combine, gramian, wide_dtype
 from equipoise.gradients.graph import reached_leaves
-from equipoise.gradients.jacobian import Rows, joint_row, task_rows
+from equipoise.gradients.jacobian import Rows, joint_row, owned, task_rows
 from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
@@ -172,14 +172,10 @@ class Balancer(nn.Module):
             metrics: task → accuracy in [0, 1], higher is better; tasks that were not evaluated are left out.
 
         Raises:
+            TypeError: metrics is not a mapping.
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
-        metrics = metrics or {}
-        check_known("metrics", metrics, self.tasks)
-        accuracies = {
-            task: check_number(f"The accuracy of task {task!r}", float(value), at_least=0, at_most=1)
-            for task, value in metrics.items()
-        }
+        accuracies = check_metrics(metrics, self.tasks)
         device = self._device()
         measured = tuple(task for task in self.tasks if task in accuracies)
         for part in self.objective.task_modules():
@@ -257,7 +253,7 @@ class Balancer(nn.Module):
             values = values.clone().requires_grad_()
             total = self.objective(values)
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-        learned: dict[Tensor, Tensor] = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        learned = owned(parameters, gradients)
         if valid is not None:  # a NaN loss shows in the gradients, any other invalid one makes the step contribute 0
             dropped = torch.where(values.detach().isfinite().all(), 0.0, torch.nan).to(values.dtype)
             coefficients = torch.where(valid, coefficients, dropped)
@@ -274,7 +270,9 @@ class Balancer(nn.Module):
     ) -> Tensor | None:
         """One backward pass of `Σ_k c_k L_k`; returns whether the step is valid."""
         reached = {} if scale is None else dict.fromkeys(leaf for row in reached_leaves(batch.losses) for leaf in row)
-        weights = [c.to(loss.device, loss.dtype) for c, loss in zip(coefficients, batch.losses, strict=True)]
+        weights = [  # copies: autograd may make one, or a view of it, the .grad
+            c.to(loss.device, loss.dtype, copy=True) for c, loss in zip(coefficients, batch.losses, strict=True)
+        ]
         torch.autograd.backward(batch.losses, weights, retain_graph=retain_graph)
         if scale is None:
             return valid
@@ -291,14 +289,21 @@ class Balancer(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """One backward pass a task; returns the aggregator's weights, if any, and whether the step is valid."""
         leaves = reached_leaves(batch.losses)
-        self._check_shared(batch.tasks, found=self._shared.find(leaves))
+        found = self._shared.find(leaves)
+        self._check_shared(batch.tasks, found)
+        if self._probe and found and not any(p in self._probe and p in self._shared for row in leaves for p in row):
+            raise ValueError(
+                "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
+                "parameters of the shared trunk, such as its last layer, or leave probe out."
+            )
         probing = bool(self._probe) and not accumulate and not self._micro_batches
         wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
         rows = task_rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing)
         if scale is not None:
             unscale_rows(rows, scale)
-            valid = _both(valid, all_finite(g for row in rows.values() for g in row.values()))
         together = self._micro_batches.plus(batch, rows)
+        if scale is not None:
+            valid = _both(valid, all_finite(g for row in together.rows.values() for g in row.values()))
         if accumulate:
             self._micro_batches = together
             return {}, valid
@@ -387,11 +392,15 @@ def _describe(module: nn.Module) -> str:
     return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
 
 
-def _check_state(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+def _check_state(
+    balancer: nn.Module, state: Mapping[str, Any], prefix: str, _metadata: object, strict: bool, *_: object
+) -> None:
     """Refuses the state of another method or other tasks before anything is loaded."""
     assert isinstance(balancer, Balancer)
     found = state.get(f"{prefix}_extra_state")
     if found is None:
+        if not strict:
+            return
         raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
     for what, own in (("tasks", list(balancer.tasks)), ("method", balancer._method())):
         if found[what] != own:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from equipoise._checks import check_known, check_tasks
+from equipoise._checks import check_known, check_losses, check_metrics, check_tasks
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
 from equipoise.objectives import (
@@ -68,7 +68,7 @@ class MethodSpec:
         return {p.name: p.default for p in parameters if p.name not in own}
 
 
-def _weighting(takes: Callable[..., Weighting], description: str, source: str, **details: Any) -> MethodSpec:
+def _objective(takes: Callable[..., Objective | Weighting], description: str, source: str, **details: Any) -> MethodSpec:
     return MethodSpec(description, source, ONE_PASS, takes, objective=takes, **details)
 
 
@@ -84,18 +84,18 @@ def _aggregator(takes: Callable[..., Aggregator], description: str, source: str,
 
 
 METHODS: dict[str, MethodSpec] = {
-    "ew": _weighting(Equal, "equal weights: the plain sum of the losses", "baseline"),
-    "static": _weighting(Static, "fixed weights that you give; 1 for every task if you give none", "baseline"),
-    "rlw": _weighting(RLW, "random weights, drawn anew each step", "Lin et al. 2022"),
-    "uw": _weighting(UW, "uncertainty weighting: a variance per task is learned with the model", "Kendall et al. 2018"),
-    "dwa": _weighting(DWA, "more weight for losses that fall slowly", "Liu et al. 2019"),
-    "ema": _weighting(EMA, "each loss divided by its moving average", "Lakkapragada et al. 2023"),
-    "rema": _weighting(REMA, "EMA, times the loss's training rate", "Lakkapragada et al. 2023"),
-    "dwema": _weighting(DWEMA, "EMA, times DWA's weights", "Lakkapragada et al. 2023"),
+    "ew": _objective(Equal, "equal weights: the plain sum of the losses", "baseline"),
+    "static": _objective(Static, "fixed weights that you give; 1 for every task if you give none", "baseline"),
+    "rlw": _objective(RLW, "random weights, drawn anew each step", "Lin et al. 2022"),
+    "uw": _objective(UW, "uncertainty weighting: a variance per task is learned with the model", "Kendall et al. 2018"),
+    "dwa": _objective(DWA, "more weight for losses that fall slowly", "Liu et al. 2019"),
+    "ema": _objective(EMA, "each loss divided by its moving average", "Lakkapragada et al. 2023"),
+    "rema": _objective(REMA, "EMA, times the loss's training rate", "Lakkapragada et al. 2023"),
+    "dwema": _objective(DWEMA, "EMA, times DWA's weights", "Lakkapragada et al. 2023"),
     "gls": _mean_of(Equal, "geometric mean of the losses", "Chennupati et al. 2019"),
     "dwa-g": _mean_of(DWA, "geometric mean with DWA's weights", "Yun & Cho 2023"),
     "rlw-g": _mean_of(RLW, "geometric mean with random weights", "Yun & Cho 2023"),
-    "dtp": _weighting(DTP, "more weight for tasks with low accuracy", "Guo et al. 2018"),
+    "dtp": _objective(DTP, "more weight for tasks with low accuracy", "Guo et al. 2018"),
     "dtp-g": _mean_of(DTP, "geometric mean with DTP's weights", "Yun & Cho 2023"),
     "amtl": _mean_of(
         Achievement,
@@ -103,11 +103,11 @@ METHODS: dict[str, MethodSpec] = {
         "Yun & Cho 2023",
         needs_potentials=True,
     ),
-    "amtl-a": _weighting(
+    "amtl-a": _objective(
         Achievement, "weighted sum, more weight far below single-task accuracy", "Yun & Cho 2023", needs_potentials=True
     ),
-    "imtl-l": _weighting(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
-    "famo": _weighting(FAMO, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
+    "imtl-l": _objective(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
+    "famo": _objective(FAMO, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
     "gradnorm": _aggregator(GradNorm, "gradient norms drawn together, by training rate", "Chen et al. 2018"),
     "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
     "imtl": MethodSpec(
@@ -186,7 +186,9 @@ class Method:
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the method that an epoch has ended, and each task's accuracy; see `Balancer.end_epoch`."""
-        if self.balancer is not None:
+        if self.balancer is None:
+            check_metrics(metrics, self.tasks)
+        else:
             self.balancer.end_epoch(metrics)
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,9 +212,10 @@ class Method:
                     f"This state_dict is of another {what}: found {state.get(what)!r}, expected {own!r}. "
                     f"Make the method with the same {what} first."
                 )
+        balancer, optimizer = state["balancer"], state["optimizer"]
+        self.optimizer.load_state_dict(optimizer)  # first: it refuses the state of another model before any change
         if self.balancer is not None:
-            self.balancer.load_state_dict(state["balancer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.balancer.load_state_dict(balancer)
 
 
 class SingleTask(Method):
@@ -224,12 +227,12 @@ class SingleTask(Method):
 
     def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
         """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
-        check_known("losses", losses, self.tasks)
+        check_losses(losses, self.tasks)
         return super().backward({self.task: losses[self.task]}, **options) if self.task in losses else {}
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""
-        check_known("metrics", metrics or {}, self.tasks)
+        check_metrics(metrics, self.tasks)
 
 
 def make_method(
@@ -271,6 +274,8 @@ def make_method(
         >>> method.zero_grad()
     """
     names = check_tasks(tasks)
+    if probe is not None and (name.startswith(SINGLE) or name == "mao"):
+        raise ValueError(f"Method {name!r} takes no gradient statistics: leave probe out.")
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     if name.startswith(SINGLE):
