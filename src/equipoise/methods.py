@@ -68,7 +68,9 @@ class MethodSpec:
         return {p.name: p.default for p in parameters if p.name not in own}
 
 
-def _objective(takes: Callable[..., Objective | Weighting], description: str, source: str, **details: Any) -> MethodSpec:
+def _objective(
+    takes: Callable[..., Objective | Weighting], description: str, source: str, **details: Any
+) -> MethodSpec:
     return MethodSpec(description, source, ONE_PASS, takes, objective=takes, **details)
 
 

@@ -60,5 +60,6 @@ class SharedParameters:
     def restore(self, names: Iterable[str]) -> None:
         """Takes over what `names` gave; what was found among the model's parameters before is forgotten."""
         for leaf in self._named.values():
-            self._found.pop(leaf, None)
+            if leaf in self._found:
+                del self._found[leaf]
         self._found.update((self._named[name], None) for name in names if name in self._named)
