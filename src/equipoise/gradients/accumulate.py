@@ -33,4 +33,5 @@ def unscale_rows(rows: Rows, scale: Tensor) -> None:
 
 def all_finite(gradients: Iterable[Tensor]) -> Tensor:
     """Returns a 0-dim bool: whether every element is finite."""
-    return torch.nn.utils.get_total_norm(list(gradients), norm_type=torch.inf).isfinite()
+    some = [gradient for gradient in gradients if gradient.numel()]
+    return torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite()
