@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
 from equipoise.problems._base import Problem
 
-PROBLEMS = {"digits": "equipoise.problems.digits:Digits"}
+PROBLEMS = {
+    "digits": "equipoise.problems.digits:Digits",
+    "rooms": "equipoise.problems.rooms:Rooms",
+}
 """Name → where its class stands; imported only when asked for."""
 
 
@@ -66,5 +70,11 @@ def _import(place: str) -> ModuleType:
     sys.modules[name] = module
     if str(path.parent) not in sys.path:  # the file's neighbours can be imported, as when it is run
         sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ProblemError(
+            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
+        ) from error
     return module

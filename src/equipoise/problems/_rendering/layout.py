@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -141,9 +142,8 @@ def _against_wall(
     return replace(thing, position=(x, y, height), yaw=float(yaw))
 
 
-def _furnish_centre(random: Random, centre: str, size: tuple[float, float, float], put: object) -> None:
+def _furnish_centre(random: Random, centre: str, size: tuple[float, float, float], put: Callable[[Thing], bool]) -> None:
     """A table in the middle, with chairs around it if it is for dining."""
-    assert callable(put)
     thing = furniture.table(random, low=centre == "low")
     x, y = (size[axis] * random.uniform(0.42, 0.58) for axis in (0, 1))
     yaw = random.integers(2) * np.pi / 2 + random.normal(0, 0.12)
@@ -175,9 +175,8 @@ def _decorate(random: Random, placed: Thing, things: list[Thing], blocked: list[
         blocked.append(ornament.world_bounds)
 
 
-def _lights(random: Random, size: tuple[float, float, float], things: list[Thing], put: object) -> tuple[Light, ...]:
+def _lights(random: Random, size: tuple[float, float, float], things: list[Thing], put: Callable[[Thing], bool]) -> tuple[Light, ...]:
     """A ceiling light with a pendant around it, the windows and the lamps."""
-    assert callable(put)
     warm = tint(random, (0.08, 0.13), (0.05, 0.3), (1.0, 1.0))
     drop = random.uniform(0.35, 0.7)
     x, y = (size[axis] * random.uniform(0.4, 0.6) for axis in (0, 1))

@@ -1,0 +1,214 @@
+"""Rendered rooms: name the class, tell the depth and the surface normal of every pixel. No download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equipoise.problems._base import Batch, Predictions, Problem, Splits, Task, Tensors, Training
+from equipoise.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
+from equipoise.problems._rendering import CLASSES
+from equipoise.problems._rendering.cache import load_pictures
+
+HEIGHT, WIDTH = 96, 128
+FIRST = {"train": 0, "validation": 100_000, "test": 200_000}
+PICTURES = {"train": 600, "validation": 150, "test": 250}
+QUICK = {"train": 200, "validation": 50, "test": 100}
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+"""What pretrained backbones expect taken out."""
+
+DEPTHS = (0.5, 6.0)
+"""Metres that pictures of depth are coloured between."""
+
+
+class Rooms(Problem):
+    """Pictures of random furnished rooms, 96×128, with NYUDv2's three tasks.
+
+    Every picture is of a room of its own, by ray casting: 13 classes, depth in metres along the optical axis,
+    and normals in camera coordinates (x right, y down, z forward), all exact. As in NYUDv2, depth and normals are
+    missing where a depth camera sees nothing: beside edges, on glass, on what shines or is seen at a grazing angle.
+    The pictures are rendered once and kept in the user's cache folder.
+
+    Args:
+        seed: decides the rooms.
+    """
+
+    name = "rooms"
+    description = "rendered rooms: the class, the depth and the surface normal of every pixel"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.tasks: Sequence[Task] = (SegmentationTask(len(CLASSES)), DepthTask(), NormalsTask())
+
+    def data(self, quick: bool = False) -> Splits:
+        """Returns 600, 150 and 250 pictures; 200, 50 and 100 if `quick`. Half of a training batch is mirrored."""
+        return Splits(**{split: self._pictures(split, count) for split, count in (QUICK if quick else PICTURES).items()})
+
+    def model(self) -> nn.Module:
+        """Returns a small residual encoder and decoder, with a convolutional head per task."""
+        return RoomNetwork({"segmentation": len(CLASSES), "depth": 1, "normals": 3})
+
+    def training(self, quick: bool = False) -> Training:
+        """Returns 20 epochs at batch size 8 and learning rate 1e-3; 6 epochs if `quick`."""
+        return Training(
+            epochs=6 if quick else 20, batch_size=8, evaluation_batch_size=25, lr=1e-3, weight_decay=1e-4, schedule="poly"
+        )
+
+    def picture(self, predictions: Predictions, batch: Batch) -> Figure:
+        """Draws the input, the truth and the prediction of every task for four pictures."""
+        return draw(predictions, batch, [task.name for task in self.tasks])
+
+    def _pictures(self, split: str, count: int) -> RoomPictures:
+        indices = range(FIRST[split], FIRST[split] + count)
+        pictures = load_pictures(indices, self.seed, HEIGHT, WIDTH)
+        return RoomPictures(
+            mirrored=split == "train", **{name: torch.from_numpy(array) for name, array in pictures.items()}
+        )
+
+
+class RoomPictures(Tensors):
+    """Rendered pictures as batches: inputs and labels, missing where a depth camera would see nothing.
+
+    Args:
+        mirrored: mirror half of what is asked for, drawn from PyTorch's default generator.
+        **tensors: what `load_pictures` returns.
+    """
+
+    def __init__(self, mirrored: bool, **tensors: Tensor) -> None:
+        super().__init__(**tensors)
+        self.mirrored = mirrored
+
+    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
+        """Returns float `input` `[…, 3, H, W]`, `segmentation`, `depth` and `normals` with NaN where missing."""
+        pictures = super().__getitem__(index)
+        mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
+        hole = pictures["hole"].unsqueeze(-3)
+        batch = {
+            "input": (pictures["image"] / 255 - mean) / deviation,
+            "segmentation": pictures["class"].long(),
+            "depth": pictures["depth"].unsqueeze(-3).masked_fill(hole, torch.nan),
+            "normals": pictures["normal"].masked_fill(hole, torch.nan),
+        }
+        if self.mirrored:
+            flipped = torch.rand(hole.shape[:-3]) < 0.5
+            batch = {name: torch.where(_like(flipped, value), mirror(name, value), value) for name, value in batch.items()}
+        return batch
+
+
+def mirror(name: str, value: Tensor) -> Tensor:
+    """Returns an input or labels `[…, H, W]` mirrored left to right; normals turn their x with it."""
+    mirrored = value.flip(-1)
+    return mirrored * torch.tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1) if name == "normals" else mirrored
+
+
+def _like(chosen: Tensor, value: Tensor) -> Tensor:
+    return chosen.reshape(*chosen.shape, *[1] * (value.dim() - chosen.dim()))
+
+
+class Block(nn.Module):
+    """Two convolutions with a shortcut.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        stride: of the first convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns features at the stride."""
+        return functional.relu(self.layers(features) + self.shortcut(features))
+
+
+class RoomNetwork(nn.Module):
+    """A residual encoder to stride 16, a decoder back to stride 4, both shared, and a head per task.
+
+    Args:
+        outputs: task → channels.
+    """
+
+    def __init__(self, outputs: dict[str, int]) -> None:
+        super().__init__()
+        widths = (24, 32, 64, 96)
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.encoder = nn.ModuleList(Block(*pair, stride=2) for pair in zip(widths, widths[1:], strict=False))
+        self.decoder = nn.ModuleList([Block(96 + 64, 64), Block(64 + 32, 48)])
+        self.heads = nn.ModuleDict(
+            {
+                task: nn.Sequential(nn.Conv2d(48, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, channels, 1))
+                for task, channels in outputs.items()
+            }
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns what the tasks share, `[B, 48, H/4, W/4]`."""
+        stages = [self.stem(images)]
+        for block in self.encoder:
+            stages.append(block(stages[-1]))
+        features = stages.pop()
+        for block in self.decoder:
+            finer = stages.pop()
+            features = block(torch.cat([_resize(features, finer.shape[-2:]), finer], 1))
+        return features
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Takes `[B, 3, H, W]`; gives each task's `[B, channels, H, W]`."""
+        features = self.features(images)
+        return {task: _resize(head(features), images.shape[-2:]) for task, head in self.heads.items()}
+
+
+def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
+    return functional.interpolate(features, list(size), mode="bilinear", align_corners=False)
+
+
+def draw(predictions: Predictions, batch: Batch, tasks: Sequence[str], rows: int = 4) -> Figure:
+    """Draws the first pictures of a batch: the input, then truth and prediction of every task."""
+    rows = min(rows, len(batch["input"]))
+    figure = Figure(figsize=(2.1 * (1 + 2 * len(tasks)), 1.62 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, 1 + 2 * len(tasks), squeeze=False)
+    for row, axes in enumerate(grid):
+        axes[0].imshow(shown_input(batch["input"][row]))
+        for number, task in enumerate(tasks):
+            for axis, values in zip(axes[1 + 2 * number :][:2], (batch[task], predictions[task]), strict=True):
+                _draw_task(axis, task, values[row].detach().cpu())
+    titles = ["input"] + [title for task in tasks for title in (f"{task}: truth", "prediction")]
+    for axis, title in zip(grid[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def shown_input(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Returns a normalised input `[3, H, W]` as RGB in [0, 1] `[H, W, 3]`."""
+    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
+    return (image.cpu() * deviation + mean).clamp(0, 1).movedim(0, -1).numpy()
+
+
+def _draw_task(axis: Axes, task: str, values: Tensor) -> None:
+    """Draws labels or what was predicted; missing labels stay blank."""
+    if task == "segmentation":
+        classes = values.argmax(0) if values.dim() == 3 else values
+        axis.imshow(np.ma.masked_less(classes.numpy(), 0), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+    elif task == "depth":
+        axis.imshow(values[0].numpy(), cmap="viridis", vmin=DEPTHS[0], vmax=DEPTHS[1])
+    else:
+        axis.imshow(normals_as_colors(values).numpy())
