@@ -14,8 +14,9 @@ from equipoise._checks import check_metrics, check_tasks
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
 from equipoise.gradients.batch import Batch, check_each, checks_values, read_batch, stack
+from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.gramian import combine, gramian, wide_dtype
-from equipoise.gradients.graph import reached_leaves
+from equipoise.gradients.graph import reached_leaves, untouched_leaves
 from equipoise.gradients.jacobian import Rows, joint_row, owned, task_rows
 from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
@@ -88,6 +89,7 @@ class Balancer(nn.Module):
             if part is not None:
                 part.bind(self.tasks)
         self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
+        keep_buffers()
 
     @property
     def needs_after_step(self) -> bool:
@@ -269,11 +271,20 @@ class Balancer(nn.Module):
         valid: Tensor | None,
     ) -> Tensor | None:
         """One backward pass of `Σ_k c_k L_k`; returns whether the step is valid."""
-        reached = {} if scale is None else dict.fromkeys(leaf for row in reached_leaves(batch.losses) for leaf in row)
+        reached: dict[Tensor, None] = {}
+        if scale is not None or retain_graph:
+            leaves = reached_leaves(batch.losses, together=True, repeatable=retain_graph)
+            reached = dict.fromkeys(leaf for row in leaves for leaf in row)
+        whole = len(batch.tasks) == len(self.tasks) or (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        )
+        untouched = [] if whole else [leaf for leaf in untouched_leaves(batch.losses) if leaf.grad is None]
         weights = [  # copies: autograd may make one, or a view of it, the .grad
             c.to(loss.device, loss.dtype, copy=True) for c, loss in zip(coefficients, batch.losses, strict=True)
         ]
         torch.autograd.backward(batch.losses, weights, retain_graph=retain_graph)
+        for leaf in untouched:
+            leaf.grad = None
         if scale is None:
             return valid
         return _both(valid, all_finite(leaf.grad for leaf in reached if leaf.grad is not None))
@@ -392,15 +403,13 @@ def _describe(module: nn.Module) -> str:
     return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
 
 
-def _check_state(
-    balancer: nn.Module, state: Mapping[str, Any], prefix: str, _metadata: object, strict: bool, *_: object
-) -> None:
+def _check_state(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
     """Refuses the state of another method or other tasks before anything is loaded."""
     assert isinstance(balancer, Balancer)
     found = state.get(f"{prefix}_extra_state")
     if found is None:
-        if not strict:
-            return
+        if prefix and not any(name.startswith(prefix) for name in state):
+            return  # the checkpoint of a module without a Balancer; PyTorch reports it where strict
         raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
     for what, own in (("tasks", list(balancer.tasks)), ("method", balancer._method())):
         if found[what] != own:

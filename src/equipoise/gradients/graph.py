@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointFunction
+
+from equipoise.gradients.compiled import check_repeatable, compiled_graph, reached_inputs
+
+Point = tuple[Node, int]
+"""A node, and which of its outputs where they do not all depend on the same: in a compiled graph. Otherwise 0."""
 
 
-def reached_leaves(losses: Sequence[Tensor]) -> list[list[Tensor]]:
+def reached_leaves(losses: Sequence[Tensor], *, together: bool = False, repeatable: bool = True) -> list[list[Tensor]]:
     """Finds the leaf tensors that a backward pass of each loss would reach.
 
     Every node of the graphs is visited once, however many losses share it, so the cost is that of one walk
@@ -16,42 +22,91 @@ def reached_leaves(losses: Sequence[Tensor]) -> list[list[Tensor]]:
 
     Args:
         losses: scalar tensors that require a gradient.
+        together: there is one backward pass for all losses, so that in compiled graphs all count as reaching the same.
+        repeatable: the graphs have to allow several backward passes.
 
     Returns:
         For each loss its leaves, in one order common to all losses.
+
+    Raises:
+        RuntimeError: the graphs do not allow it: a reentrant checkpoint hides what it reaches, or a compiled graph
+            overwrites its buffers.
     """
-    leaves: list[Tensor] = []
-    masks: dict[Node, int] = {}  # bit i: leaf i is reached; holding the nodes keeps their identities distinct
-    roots: list[int] = []
-    for loss in losses:
-        if loss.grad_fn is None:
-            mask = 1 << len(leaves)
-            leaves.append(loss)
-        else:
-            mask = _reach(loss.grad_fn, masks, leaves)
-        roots.append(mask)
-    return [[leaf for index, leaf in enumerate(leaves) if mask >> index & 1] for mask in roots]
+    return _Walk(together, repeatable).leaves_of(losses)
 
 
-def _reach(root: Node, masks: dict[Node, int], leaves: list[Tensor]) -> int:
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        if node in masks:
+def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+    """Finds the leaves that get a gradient of zeros from one backward pass of all losses, though none depends on them.
+
+    There are such leaves behind compiled graphs, say the heads of tasks that are left out. Arguments and errors as in
+    `reached_leaves`.
+    """
+    walk = _Walk(together=True, repeatable=False)
+    candidates = [leaf for row in walk.leaves_of(losses) for leaf in row]
+    if not walk.compiled:
+        return []
+    reached = {leaf for row in reached_leaves(losses) for leaf in row}
+    return [leaf for leaf in dict.fromkeys(candidates) if leaf not in reached]
+
+
+class _Walk:
+    """A depth-first walk; for every point, bit i of its mask says whether it reaches leaf i."""
+
+    def __init__(self, together: bool, repeatable: bool) -> None:
+        self.together = together
+        self.repeatable = repeatable
+        self.compiled = False
+        self.leaves: list[Tensor] = []
+        self.masks: dict[Point, int] = {}  # holding the nodes keeps their identities distinct
+
+    def leaves_of(self, losses: Sequence[Tensor]) -> list[list[Tensor]]:
+        masks = [self._add(loss) if loss.grad_fn is None else self._reach(loss) for loss in losses]
+        return [[leaf for index, leaf in enumerate(self.leaves) if mask >> index & 1] for mask in masks]
+
+    def _add(self, leaf: Tensor) -> int:
+        self.leaves.append(leaf)
+        return 1 << len(self.leaves) - 1
+
+    def _reach(self, loss: Tensor) -> int:
+        assert loss.grad_fn is not None
+        root = self._point(loss.grad_fn, loss.output_nr)
+        stack = [root]
+        while stack:
+            point = stack[-1]
+            if point in self.masks:
+                stack.pop()
+                continue
+            children = self._children(*point)
+            pending = [child for child in children if child not in self.masks]
+            if pending:
+                stack.extend(pending)
+                continue
             stack.pop()
-            continue
-        children = [child for child, _ in node.next_functions if child is not None]
-        pending = [child for child in children if child not in masks]
-        if pending:
-            stack.extend(pending)
-            continue
-        stack.pop()
-        mask = 0
-        for child in children:
-            mask |= masks[child]
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:  # an AccumulateGrad node
-            mask |= 1 << len(leaves)
-            leaves.append(leaf)
-        masks[node] = mask
-    return masks[root]
+            mask = 0
+            for child in children:
+                mask |= self.masks[child]
+            leaf = getattr(point[0], "variable", None)
+            if leaf is not None:  # an AccumulateGrad node
+                mask |= self._add(leaf)
+            self.masks[point] = mask
+        return self.masks[root]
+
+    def _point(self, node: Node, output: int) -> Point:
+        return (node, 0 if self.together or compiled_graph(node) is None else output)
+
+    def _children(self, node: Node, output: int) -> list[Point]:
+        inputs = node.next_functions
+        if getattr(node, "_forward_cls", None) is CheckpointFunction:
+            raise RuntimeError(
+                "The model uses reentrant activation checkpointing, which hides what a loss reaches and allows no "
+                "gradient of a single task. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
+            )
+        graph = compiled_graph(node)
+        if graph is not None:
+            self.compiled = True
+            if self.repeatable:
+                check_repeatable(graph)
+            if not self.together:
+                reached = reached_inputs(graph, node, output)
+                inputs = tuple(edge for edge, here in zip(inputs, reached, strict=True) if here)
+        return [self._point(child, number) for child, number in inputs if child is not None]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise._checks import check_losses
 from equipoise.gradients.batch import Batch
+from equipoise.gradients.graph import reached_leaves
 
 Rows = dict[str, dict[Tensor, Tensor]]
 """Task → leaf → gradient; a leaf that a task does not reach is left out."""
@@ -31,6 +32,7 @@ def task_gradients(
     Raises:
         TypeError: a loss is not a tensor.
         ValueError: there is no loss, or one is not a scalar or has no graph.
+        RuntimeError: the graph allows no several backward passes (see `reached_leaves`).
 
     Example:
         >>> import torch, equipoise as eq
@@ -41,6 +43,8 @@ def task_gradients(
     check_losses(losses, tasks=None)
     inputs = list(params)
     last = len(losses) - 1
+    if last or retain_graph:
+        reached_leaves(list(losses.values()), together=True)
     return {
         task: tuple(torch.autograd.grad(loss, inputs, retain_graph=retain_graph or index < last, allow_unused=True))
         for index, (task, loss) in enumerate(losses.items())

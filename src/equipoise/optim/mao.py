@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from equipoise._checks import check_number, check_tasks
 from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
 from equipoise.gradients.batch import checks_values, read_batch
+from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.graph import reached_leaves
 from equipoise.gradients.jacobian import Rows, task_rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
@@ -97,6 +98,7 @@ class MAO(Optimizer):
         }
         super().__init__(params, defaults)
         self.register_load_state_dict_pre_hook(_check_state)
+        keep_buffers()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with options of its own.
@@ -249,6 +251,7 @@ class MAO(Optimizer):
         super().__setstate__(state)
         if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
             self.register_load_state_dict_pre_hook(_check_state)
+        keep_buffers()
         self._micro_batches = MicroBatches()
         self._rows = {}
 
