@@ -1,4 +1,4 @@
-"""A network with everything that matters to balancing: a trunk, a branch of two tasks, heads, frozen and unused parts."""
+"""A network with what matters to balancing: a trunk, a branch of two tasks, heads, frozen and unused parts."""
 
 from __future__ import annotations
 

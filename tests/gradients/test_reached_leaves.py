@@ -91,7 +91,9 @@ def test_random_graphs(seed):
     nodes = list(leaves)
     for _ in range(30):
         one, other = nodes[draw(len(nodes))], nodes[draw(len(nodes))]
-        nodes.append([one + other, one * other, one.tanh(), torch.cat([one, other])[1:4], one.detach() * other][draw(5)])
+        nodes.append(
+            [one + other, one * other, one.tanh(), torch.cat([one, other])[1:4], one.detach() * other][draw(5)]
+        )
     losses = [node.sum() for node in nodes[-4:] if node.requires_grad]
     assert losses
     assert [set(row) for row in reached_leaves(losses)] == reached_by_autograd(losses, leaves)
