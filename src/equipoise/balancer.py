@@ -327,7 +327,7 @@ class Balancer(nn.Module):
             if scale is not None:
                 torch._foreach_mul_(list(gradients.values()), scale)
             if probing and weights is not None:
-                shared = list(dict.fromkeys(p for row in leaves for p in row if p in self._shared))
+                shared = self._shared.among(p for row in leaves for p in row)
                 gradients |= joint_row(batch, shared, coefficients * weights, retain_graph)
             accumulate_gradients(gradients)
             self._micro_batches = MicroBatches()
@@ -340,7 +340,7 @@ class Balancer(nn.Module):
 
         Shared leaves get the aggregator's gradient (while probing, none yet), the others the sum of their tasks'.
         """
-        shared = [p for p in dict.fromkeys(p for row in rows.values() for p in row) if p in self._shared]
+        shared = self._shared.among(p for row in rows.values() for p in row)
         gradients: dict[Tensor, Tensor] = {}
         weights = None
         if shared and self.aggregator is not None:
@@ -349,7 +349,7 @@ class Balancer(nn.Module):
                 combined, weights = self.aggregator.aggregate(matrix, values)
             else:
                 assert isinstance(self.aggregator, GramianAggregator)  # checked when probe was given
-                weights = self.aggregator.weights(
+                weights = self.aggregator.finite_weights(
                     gramian([[row.get(p) for p in self._probe] for row in rows.values()]), values
                 )
                 combined = [] if probing else combine(matrix, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from equipoise._state import TaskModule
@@ -54,7 +55,16 @@ class GramianAggregator(Aggregator):
             losses: the raw losses `[K']`, detached.
         """
 
+    def finite_weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Returns `weights`, or NaN for every row where the Gramian is not finite (float16 overflowed, say).
+
+        So no method has to care, and none fails where a `GradScaler` is about to drop the step.
+        """
+        finite = gramian.isfinite().all()
+        harmless = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+        return torch.where(finite, self.weights(torch.where(finite, gramian, harmless), losses), torch.nan)
+
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns `Σ_k w_k g_k` of every parameter, and the weights `[K']`."""
-        weights = self.weights(gramian(gradients), losses)
+        weights = self.finite_weights(gramian(gradients), losses)
         return combine(gradients, weights), weights
