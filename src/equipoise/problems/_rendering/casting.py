@@ -159,7 +159,7 @@ def _meet_frustum(extent: Any, start: Array, directions: Array) -> Array:
         x**2 + y**2 - (slope * z) ** 2,
         start[0] * x + start[1] * y - radius * slope * z,
         start[0] ** 2 + start[1] ** 2 - radius**2,
-        valid=lambda t: (np.abs(start[2] + t * z) < half) & (radius + t * slope * z > 0),
+        valid=lambda t: np.abs(start[2] + t * z) < half,
     )
     for level, cap in ((-half, bottom), (half, top)):
         t = (level - start[2]) / z
