@@ -13,6 +13,8 @@ from equipoise.aggregators import (
 )
 from equipoise.balancer import Balancer
 from equipoise.gradients import task_gradients
+from equipoise.labels import count_labels, masked_mean
+from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method
 from equipoise.objectives import (
     DTP,
@@ -56,13 +58,16 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GramianAggregator",
+    "MixedLoader",
     "NashMTL",
     "Objective",
     "PCGrad",
     "Static",
     "WeightedSum",
     "Weighting",
+    "count_labels",
     "list_methods",
     "make_method",
+    "masked_mean",
     "task_gradients",
 ]
