@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ITERATIONS = 30
+from equipoise.aggregators._base import on_host
+
+ITERATIONS = 40
 """Most interior-point iterations. On an accelerator all are made: to stop early, the host would have to wait."""
 
-PIVOTS = 3
-"""Most changes of the active set that each try to finish makes."""
+PIVOTS = 8
+"""Most changes of the active set in the first and the last try to finish; usually the first succeeds with a few."""
 
 TOLERANCE = 1e-10
 """Largest violation of the optimality conditions in an accepted finish, in units where every row has norm 1."""
@@ -17,7 +19,7 @@ TOLERANCE = 1e-10
 STATIONARY = 1e-8
 """Relative norm of a combination below which it counts as 0: what float64 can tell from a Gramian."""
 
-BOUNDARY = 0.9
+BOUNDARY = 0.95
 """Share of the way to the boundary that an interior-point step may go."""
 
 
@@ -42,7 +44,6 @@ def minimize_on_simplex(gramian: Tensor, linear: Tensor, factor: Tensor) -> tupl
     Returns:
         The weights `w` `[K]` (0 for a row that is 0, unless all are), and the norm `‖Jᵀw‖`.
     """
-    on_cpu = gramian.device.type == "cpu"
     norms = gramian.diagonal().clamp(min=0).sqrt()
     zero = norms <= 0
     norms = torch.where(zero, torch.where(zero, torch.inf, norms).amin(), norms)
@@ -57,15 +58,16 @@ def minimize_on_simplex(gramian: Tensor, linear: Tensor, factor: Tensor) -> tupl
     radius = factor / unit
 
     point = _InteriorPoint(cosines, slope, sums, radius)
-    pulls, error = _finish(cosines, slope, sums, radius, point.active())
+    if on_host(gramian):
+        pulls, error = _finish(cosines, slope, sums, radius, point.active(), PIVOTS)
     for _ in range(ITERATIONS):
-        if on_cpu and (error <= TOLERANCE or point.stationary()):
+        if on_host(gramian) and (error <= TOLERANCE or point.stationary()):
             break
         point.advance()
-        if on_cpu:
-            pulls, error = _finish(cosines, slope, sums, radius, point.active())
-    if not on_cpu:
-        pulls, error = _finish(cosines, slope, sums, radius, point.active())
+        if on_host(gramian):
+            pulls, error = _finish(cosines, slope, sums, radius, point.active(), 1)
+    if not on_host(gramian):
+        pulls, error = _finish(cosines, slope, sums, radius, point.active(), PIVOTS)
 
     inner = point.weights
     inner = inner / (sums @ inner)
@@ -90,13 +92,21 @@ class _InteriorPoint:
         self.count = len(slope)
         self.constants = torch.cat((slope, 0.5 * radius.square()[None]))
         self.sums = sums
-        weights = (1 / sums.sum()).expand_as(sums)
-        norm = (weights @ (cosines @ weights)).clamp(min=STATIONARY**2).sqrt()
-        multiplier = 2 * norm / radius
-        self.multipliers = torch.cat((weights, multiplier[None]))  # w, λ
-        self.slacks = torch.cat((radius.expand_as(sums), 0.375 * radius.square()[None]))  # p, q
-        self.bound = torch.zeros_like(radius)
-        self.dual = weights / multiplier
+        weights = torch.ones_like(sums)
+        for _ in range(2):
+            # Half-way into the ball, with ν so low that all p are positive: large rows can ask for very little.
+            # The second time with weights that match p.
+            norm = torch.maximum((weights @ (cosines @ weights)).clamp(min=0).sqrt(), STATIONARY * weights.sum())
+            dual = 0.5 * radius / norm * weights
+            level = slope + cosines @ dual
+            bound = ((level - 0.5 * radius) / sums).amin()
+            slacks = level - bound * sums
+            last, weights = weights, 1 / slacks
+        scale = 1 / (sums @ last)
+        self.multipliers = torch.cat((scale * last, (2 * scale * norm / radius)[None]))  # w, λ
+        self.slacks = torch.cat((slacks, 0.375 * radius.square()[None]))  # p, q
+        self.bound = bound
+        self.dual = dual
         self.matrix = cosines.new_zeros(self.count + 2, self.count + 2)
         self.matrix[-1, :-2] = self.matrix[:-2, -1] = -sums
 
@@ -161,7 +171,9 @@ class _InteriorPoint:
         self.dual = torch.where(usable, dual + size * dual_step, dual)
 
 
-def _finish(cosines: Tensor, slope: Tensor, sums: Tensor, radius: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _finish(
+    cosines: Tensor, slope: Tensor, sums: Tensor, radius: Tensor, active: Tensor, pivots: int
+) -> tuple[Tensor, Tensor]:
     """Solves for `u ≥ 0` with the given weights positive, and corrects the set where the solution contradicts it.
 
     On the set, `Cu = νb − a` is linear in `ν`, and `uᵀCu = κ²` is a quadratic equation for `ν`.
@@ -169,7 +181,7 @@ def _finish(cosines: Tensor, slope: Tensor, sums: Tensor, radius: Tensor, active
     Returns:
         `u` `[K]`, and the largest violation of the optimality conditions (NaN where the equation has no root).
     """
-    for _ in range(PIVOTS):
+    for _ in range(pivots):
         mask = active.to(cosines.dtype)
         matrix = cosines * (mask * mask[:, None])
         matrix.diagonal().copy_(1 + 1e-14 * mask)  # duplicate rows make it singular
@@ -183,7 +195,7 @@ def _finish(cosines: Tensor, slope: Tensor, sums: Tensor, radius: Tensor, active
         dual = bound * along - offset
         slack = slope + cosines @ dual - bound * sums
         error = torch.minimum(dual, slack).abs().amax()
-        if error.device.type == "cpu" and error <= TOLERANCE:
+        if on_host(error) and error <= TOLERANCE:
             break
         active = dual > slack
     return dual.clamp(min=0), error

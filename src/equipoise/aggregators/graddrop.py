@@ -59,8 +59,7 @@ class GradDrop(Aggregator):
 
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], None]:
         """Returns the combined gradient of every parameter; there are no weights."""
-        leaks: Sequence[Tensor | float]
-        leaks = self.state.task_leak.unbind() if isinstance(self.leak, dict) else [self.leak] * len(gradients)
+        leaks = self.state.task_leak.unbind() if isinstance(self.leak, dict) else self.leak
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator: torch.Generator | None = None
         combined = []
@@ -74,17 +73,20 @@ class GradDrop(Aggregator):
         return combined, None
 
 
-def _drop(column: tuple[Tensor | None, ...], leaks: Sequence[Tensor | float], draw: Tensor) -> Tensor:
+def _drop(column: Sequence[Tensor | None], leaks: float | Sequence[Tensor], draw: Tensor) -> Tensor:
     """Combines one parameter's gradients by the uniform draws of its elements, in the draws' dtype."""
-    sums = torch.zeros_like(draw), torch.zeros_like(draw)  # of the positive and of the negative parts
-    passing = torch.zeros_like(draw), torch.zeros_like(draw)  # what of them passes beyond the leak
-    leaked = torch.zeros_like(draw)
+    positive, negative = torch.zeros_like(draw), torch.zeros_like(draw)
+    for gradient in column:
+        if gradient is not None:
+            wide = gradient.to(draw.dtype)
+            positive += wide.clamp(min=0)
+            negative += wide.clamp(max=0)
+    passes = draw * (positive - negative) < positive  # the positive parts; else the negative ones
+    if isinstance(leaks, float):
+        return torch.where(passes, positive, negative) + leaks * torch.where(passes, negative, positive)
+    result = torch.zeros_like(draw)
     for gradient, leak in zip(column, leaks, strict=True):
         if gradient is not None:
             wide = gradient.to(draw.dtype)
-            for total, passed, part in zip(sums, passing, (wide.clamp(min=0), wide.clamp(max=0)), strict=True):
-                total += part
-                passed += part * (1 - leak)
-            leaked += wide * leak
-    positive, negative = sums
-    return torch.where(draw * (positive - negative) < positive, *passing) + leaked
+            result += torch.where((wide > 0) == passes, wide, wide * leak)
+    return result

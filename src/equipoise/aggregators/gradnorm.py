@@ -73,8 +73,9 @@ class GradNorm(GramianAggregator):
 
         state.first_moment = torch.lerp(gradient, state.first_moment, BETAS[0])
         state.second_moment = torch.lerp(gradient.square(), state.second_moment, BETAS[1])
-        first = state.first_moment / (1 - BETAS[0] ** state.steps)
-        second = state.second_moment / (1 - BETAS[1] ** state.steps)
+        steps = state.steps.to(gramian.dtype)
+        first = state.first_moment / (1 - BETAS[0] ** steps)
+        second = state.second_moment / (1 - BETAS[1] ** steps)
         updated = weights - self.lr * first / (second.sqrt() + EPSILON)
         state.weight = _sum_to_count(updated.clamp(min=SMALLEST))
         return weights

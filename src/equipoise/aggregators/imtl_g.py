@@ -25,7 +25,7 @@ class IMTLG(GramianAggregator):
     projections, that one is the answer and `d` is 0. A task whose gradient is 0 has no direction to project on: it
     gets weight 0. If the weights sum to 0, and so cannot be made to sum to 1, all are 0.
 
-    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, Eq. 4. IMTL is `IMTLL` with this.
+    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021. IMTL is `IMTLL` with this.
 
     Example:
         >>> import torch

@@ -55,4 +55,4 @@ class MGDA(GramianAggregator):
         weights, _ = minimize_on_simplex(
             gramian / scale / scale[:, None], torch.zeros_like(norms), gramian.new_ones(())
         )
-        return torch.where(zero.any(), zero / zero.sum(), weights)
+        return torch.where(zero.any(), zero.to(weights.dtype) / zero.sum(), weights)

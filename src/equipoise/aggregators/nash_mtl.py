@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._base import GramianAggregator, on_host
 
 REGULARIZATION = 1e-12
 """Added to the cosines' diagonal: rows that cancel would have infinite weights."""
@@ -29,7 +29,7 @@ class NashMTL(GramianAggregator):
     divides `G` by its norm first, which scales `α`, and clips `‖d‖` to 1. This is the paper's equation, with no
     state. As `‖d‖ = √K` whatever the gradients' norms, the learning rate alone sets the size of the step.
 
-    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, Claim 3.2.
+    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
     Example:
         >>> import torch
@@ -54,7 +54,6 @@ def _bargain(gramian: Tensor) -> Tensor:
     Every Newton step is first scaled to the best point on its ray, where `αᵀGα = K`, and then shortened by
     `1/(1 + max_k |step_k/α_k|)`, which makes each lower the objective and the last ones converge quadratically.
     """
-    on_cpu = gramian.device.type == "cpu"
     count = len(gramian)
     alpha = torch.ones_like(gramian[0])
     for _ in range(ITERATIONS):
@@ -66,6 +65,6 @@ def _bargain(gramian: Tensor) -> Tensor:
         step = torch.cholesky_solve(defect[:, None], factor)[:, 0]
         longest = step.abs().amax()
         alpha = alpha * (1 + step / (1 + longest))
-        if on_cpu and longest <= 1e-12:
+        if on_host(gramian) and longest <= 1e-12:
             break
     return alpha

@@ -38,7 +38,7 @@ class PCGrad(GramianAggregator):
         """Returns `Σ_i` of the coefficients of `v_i` `[K']`."""
         count = len(gramian)
         draw = torch.rand(count, count, dtype=torch.float64, generator=self.generator)
-        orders = draw.argsort(1).to(gramian.device)
+        orders = draw.argsort(1).to(gramian.device, non_blocking=True)
         others = torch.arange(count, device=gramian.device)[:, None] != orders
         squares = gramian.diagonal()[orders]
         inverses = torch.where(others & (squares > 0), 1 / squares, 0.0)

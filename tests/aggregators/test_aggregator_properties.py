@@ -1,0 +1,169 @@
+"""What holds for every aggregator, or for all that promise it, on every sampled Jacobian."""
+
+import math
+
+import pytest
+import torch
+from jacobians import CASES, COUNTS, FULL_RANK, sample
+
+from equipoise.aggregators import IMTLG, MGDA, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad, _simplex, nash_mtl
+
+STATELESS = {
+    "imtl-g": IMTLG,
+    "mgda": MGDA,
+    "mgda l2": lambda: MGDA("l2"),
+    "cagrad": CAGrad,
+    "cagrad large c": lambda: CAGrad(c=3.0),
+    "cagrad small c": lambda: CAGrad(c=1e-3),
+    "nash-mtl": NashMTL,
+    "pcgrad": lambda: PCGrad(seed=1),
+    "graddrop": lambda: GradDrop(seed=1),
+    "graddrop leak": lambda: GradDrop(leak=0.3, seed=1),
+}
+
+
+@pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.parametrize("method", STATELESS)
+def test_finite_and_no_longer_than_the_rows_allow(method, name, count):
+    jacobian = sample(name, count)
+    combined = STATELESS[method]()(jacobian)
+    assert combined.shape == (100,)
+    assert torch.isfinite(combined).all()
+    if method.startswith("mgda"):
+        assert combined.norm() <= jacobian.norm(dim=1).sum() * (1 + 1e-12)
+    if method == "nash-mtl":
+        assert combined.norm() <= math.sqrt(count) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", STATELESS)
+def test_all_rows_zero(method, dtype):
+    combined = STATELESS[method]()(torch.zeros(3, 7, dtype=dtype))
+    assert combined.dtype == dtype
+    assert torch.equal(combined, torch.zeros(7, dtype=dtype))
+
+
+@pytest.mark.parametrize(("name", "count"), FULL_RANK)
+@pytest.mark.parametrize("method", ["imtl-g", "mgda", "mgda l2", "cagrad", "nash-mtl", "graddrop", "graddrop leak"])
+def test_order_of_tasks_does_not_matter(method, name, count):
+    jacobian = sample(name, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    one, other = STATELESS[method]()(jacobian), STATELESS[method]()(jacobian[order])
+    torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-9 * float(jacobian.norm(dim=1).max()))
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e12])
+@pytest.mark.parametrize(("name", "count"), FULL_RANK)
+@pytest.mark.parametrize("method", STATELESS)
+def test_scaling_all_gradients_scales_the_result(method, name, count, factor):
+    jacobian = sample(name, count)
+    one, other = STATELESS[method]()(jacobian), STATELESS[method]()(factor * jacobian)
+    expected = one if method == "nash-mtl" else factor * one
+    torch.testing.assert_close(other, expected, rtol=1e-8, atol=1e-9 * float(expected.norm()))
+
+
+@pytest.mark.parametrize(("name", "count"), FULL_RANK)
+def test_nash_does_not_depend_on_any_tasks_scale(name, count):
+    jacobian = sample(name, count)
+    scales = torch.logspace(-6, 6, count, dtype=torch.float64)
+    expected = NashMTL()(jacobian)
+    torch.testing.assert_close(NashMTL()(jacobian * scales[:, None]), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.parametrize("method", ["mgda", "nash-mtl"])
+def test_never_against_a_task(method, name, count):
+    jacobian = sample(name, count)
+    combined = STATELESS[method]()(jacobian)
+    norms = jacobian.norm(dim=1)
+    # Where the rows cancel, the direction of the remainder is rounding: relative to what was added up.
+    floor = 1e-8 * (norms.max() if method == "mgda" else 10.0)
+    if method == "nash-mtl" and name in ("opposite rows", "low rank"):
+        floor = 1e-5
+    assert ((jacobian @ combined) >= -floor * norms).all()
+
+
+@pytest.mark.parametrize("method", STATELESS)
+def test_one_task(method):
+    row = sample("random", 1)
+    expected = {
+        "nash-mtl": row[0] / row.norm(),
+        "cagrad": 1.5 * row[0],
+        "cagrad large c": 4 * row[0],
+        "cagrad small c": 1.001 * row[0],
+    }.get(method, row[0])
+    torch.testing.assert_close(STATELESS[method]()(row), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("method", STATELESS)
+def test_float32_gradients_give_nearly_the_float64_result(method, count):
+    jacobian = sample("random", count).float()
+    combined = STATELESS[method]()(jacobian)
+    assert combined.dtype == torch.float32
+    if not method.startswith("graddrop"):  # whose draws depend on the dtype
+        expected = STATELESS[method]()(jacobian.double())
+        torch.testing.assert_close(combined.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", STATELESS)
+def test_a_gradient_that_is_not_finite_shows_and_does_not_raise(method, value):
+    jacobian = sample("random", 3)
+    jacobian[1] = value
+    assert not torch.isfinite(STATELESS[method]()(jacobian)).all()
+
+
+@pytest.mark.parametrize("method", [lambda seed: PCGrad(seed=seed), lambda seed: GradDrop(seed=seed)])
+def test_random_methods_follow_their_seed_and_their_saved_state(method):
+    jacobian = sample("conflicting", 5)
+    one, same = method(3), method(3)
+    first = one(jacobian)
+    assert torch.equal(same(jacobian), first)
+    state = one.state_dict()
+    second = one(jacobian)
+    assert not torch.equal(second, first)
+    resumed = method(4)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed(jacobian), second)
+    torch.manual_seed(11)
+    unseeded = method(None)(jacobian)
+    torch.manual_seed(11)
+    assert torch.equal(method(None)(jacobian), unseeded)
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (lambda: GradNorm(alpha=-1.0), r"alpha must be a finite number ≥ 0, found -1\.0"),
+        (lambda: GradNorm(lr=0.0), r"lr must be a finite number > 0, found 0\.0"),
+        (lambda: MGDA("L2"), r"normalization must be one of 'none', 'l2', 'loss', 'loss\+', found 'L2'"),
+        (lambda: CAGrad(c=-0.1), r"c must be a finite number ≥ 0, found -0\.1"),
+        (lambda: CAGrad(c=math.inf), r"c must be a finite number ≥ 0, found inf"),
+        (lambda: CAGrad(rescale="c"), r"rescale must be one of 'none', '1\+c2', '1\+c', found 'c'"),
+        (lambda: GradDrop(leak=1.5), r"leak must be a finite number ≥ 0 and ≤ 1, found 1\.5"),
+        (lambda: GradDrop(leak={"a": -1}), r"leak\['a'\] must be a finite number ≥ 0 and ≤ 1, found -1"),
+        (lambda: GradDrop(leak={"c": 0.5}).bind(["a", "b"]), r"leak: unknown task 'c'; the tasks are 'a', 'b'"),
+    ],
+)
+def test_bad_hyperparameters(create, message):
+    with pytest.raises(ValueError, match=message):
+        create()
+
+
+@pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.parametrize("method", ["mgda", "cagrad", "cagrad large c", "cagrad small c", "nash-mtl"])
+def test_iterations_without_a_look_at_the_values_come_to_the_same(method, name, count, monkeypatch):
+    """On an accelerator every iteration is made, so those after the last needed must not spoil the result."""
+    jacobian = sample(name, count)
+    losses = torch.ones(count, dtype=torch.float64)
+    gramian = jacobian @ jacobian.T
+    expected = STATELESS[method]().weights(gramian, losses) @ jacobian
+    for module in (_simplex, nash_mtl):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    combined = STATELESS[method]().weights(gramian, losses) @ jacobian
+    # where the rows cancel, what remains is known to 1e-8 of them
+    scale = 1e-8 * float(jacobian.norm(dim=1).max() if method != "nash-mtl" else 1.0)
+    if method == "nash-mtl" and name in ("opposite rows", "low rank"):
+        scale = 1e-5
+    torch.testing.assert_close(combined, expected, rtol=1e-8, atol=2 * scale)
