@@ -86,7 +86,9 @@ def test_tilted_camera_sees_points_on_the_rooms_planes_with_the_planes_normals_i
     rotation = to_world(TILTED)
     points = np.einsum("ij,jhw->ihw", rotation, back_project(hits.depth, TILTED))
     points += np.array(TILTED.position)[:, None, None]
-    distances = np.stack([points[0], SIZE[0] - points[0], points[1], SIZE[1] - points[1], points[2], SIZE[2] - points[2]])
+    distances = np.stack(
+        [points[0], SIZE[0] - points[0], points[1], SIZE[1] - points[1], points[2], SIZE[2] - points[2]]
+    )
     assert distances.min() > -1e-9
     np.testing.assert_allclose(distances.min(0), 0, atol=1e-9)
     planes = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=float)
@@ -222,7 +224,9 @@ def test_normals_of_flat_surfaces_follow_from_depth(index):
 def test_boxes_are_tight_around_what_is_visible():
     pictures = render_many(range(12), seed=3)
     boxed = 0
-    for thing, kind, boxes, labels in zip(*(pictures[name] for name in ("thing", "class", "boxes", "labels")), strict=True):
+    for thing, kind, boxes, labels in zip(
+        *(pictures[name] for name in ("thing", "class", "boxes", "labels")), strict=True
+    ):
         expected = set()
         for index in set(thing.ravel().tolist()) - {-1}:
             mask = thing == index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -144,7 +145,8 @@ class Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns features at the stride."""
-        return functional.relu(self.layers(features) + self.shortcut(features))
+        summed: Tensor = self.layers(features) + self.shortcut(features)
+        return functional.relu(summed)
 
 
 class RoomNetwork(nn.Module):
@@ -158,7 +160,7 @@ class RoomNetwork(nn.Module):
         super().__init__()
         widths = (24, 32, 64, 96)
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        self.encoder = nn.ModuleList(Block(*pair, stride=2) for pair in zip(widths, widths[1:], strict=False))
+        self.encoder = nn.ModuleList(Block(*pair, stride=2) for pair in pairwise(widths))
         self.decoder = nn.ModuleList([Block(96 + 64, 64), Block(64 + 32, 48)])
         self.heads = nn.ModuleDict(
             {
@@ -185,7 +187,8 @@ class RoomNetwork(nn.Module):
 
 
 def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
-    return functional.interpolate(features, list(size), mode="bilinear", align_corners=False)
+    resized: Tensor = functional.interpolate(features, list(size), mode="bilinear", align_corners=False)
+    return resized
 
 
 def draw(predictions: Predictions, batch: Batch, tasks: Sequence[str], rows: int = 4) -> Figure:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def _read(place: Path, version: str) -> dict[str, NDArray[np.generic]] | None:
         return None
 
 
-def _write(place: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
+def _write(place: Path, arrays: dict[str, Any]) -> None:
     """Writes the file whole or not at all."""
     temporary = None
     try:

@@ -16,6 +16,8 @@ PLANES = 6
 
 NEAR = 1e-6
 
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+
 FLAT = 0.12
 """Metres; what is thinner, as a picture on its wall, throws no shadow that one would see."""
 
@@ -87,9 +89,9 @@ def cast(room: Room, camera: Camera, surfaces: Surfaces) -> Hits:
     depth, surface = _meet_room(room, np.array(camera.position), rays)
     index = PLANES
     for thing in room.things:
-        origin, rotation = _see_from(thing, camera)
-        for part in thing.parts:
-            window = _window(thing, part, camera)
+        rotation = turn(thing.yaw).T
+        origin = rotation @ (np.array(camera.position) - np.array(thing.position))
+        for part, window in zip(thing.parts, _windows(thing, camera), strict=True):
             if window is not None:
                 directions = np.einsum("ij,jhw->ihw", rotation, rays[:, window[0], window[1]])
                 found = meet(part, origin, directions)
@@ -130,7 +132,7 @@ def meet(part: Part, origin: Array, directions: Array) -> Array:
 
 def _slabs(low: Array, high: Array, inverse: Array) -> tuple[Array, Array]:
     """Where rays from 0, given by one over their directions, enter and leave a box: it is hit if enter < leave."""
-    near, far = -np.inf, np.inf
+    near, far = np.full_like(inverse[0], -np.inf), np.full_like(inverse[0], np.inf)
     for axis in range(3):
         one, other = low[axis] * inverse[axis], high[axis] * inverse[axis]
         near = np.maximum(near, np.minimum(one, other))
@@ -169,12 +171,11 @@ def _meet_frustum(extent: Any, start: Array, directions: Array) -> Array:
 
 
 def _dot(one: Array, other: Array) -> Array:
-    return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+    product: Array = one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+    return product
 
 
-def _first_root(
-    a: Array, b: Array, c: Array, valid: Callable[[Array], NDArray[np.bool_]] = lambda t: np.True_
-) -> Array:
+def _first_root(a: Array, b: Array, c: Array, valid: Callable[[Array], NDArray[np.bool_]] = np.isfinite) -> Array:
     """The least valid positive root of a t² + 2 b t + c; inf if there is none."""
     root = np.sqrt(b**2 - a * c)  # NaN, and so never valid, where the ray misses
     found = np.full(root.shape, np.inf)
@@ -201,32 +202,29 @@ def _meet_room(room: Room, origin: Array, rays: Array) -> tuple[Array, NDArray[n
     return np.take_along_axis(distance, axis[None], 0)[0], 2 * axis + side
 
 
-def _see_from(thing: Thing, camera: Camera) -> tuple[Array, Array]:
-    rotation = turn(thing.yaw).T
-    return rotation @ (np.array(camera.position) - np.array(thing.position)), rotation
+def _windows(thing: Thing, camera: Camera) -> list[tuple[slice, slice] | None]:
+    """The rectangle of pixels in which each part can be seen; None if it cannot."""
+    centers = np.array([part.center for part in thing.parts])
+    halves = np.array([part.half for part in thing.parts])
+    corners = centers[:, None] + CORNERS * halves[:, None]
+    corners = corners @ turn(thing.yaw).T + (np.array(thing.position) - np.array(camera.position))
+    x, y, z = np.moveaxis(corners @ camera.rotation.T, -1, 0)
+    front = z > NEAR
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = np.clip(x / z * camera.focal + camera.width / 2, 0, camera.width)
+        rows = np.clip(y / z * camera.focal + camera.height / 2, 0, camera.height)
+    windows: list[tuple[slice, slice] | None] = []
+    for some, every, part_rows, part_columns in zip(front.any(1), front.all(1), rows, columns, strict=True):
+        if every:
+            row = slice(int(part_rows.min()), int(np.ceil(part_rows.max())))
+            column = slice(int(part_columns.min()), int(np.ceil(part_columns.max())))
+            windows.append((row, column) if row.start < row.stop and column.start < column.stop else None)
+        else:  # what reaches behind the camera can be anywhere
+            windows.append((slice(0, camera.height), slice(0, camera.width)) if some else None)
+    return windows
 
 
-def _window(thing: Thing, part: Part, camera: Camera) -> tuple[slice, slice] | None:
-    """The rectangle of pixels in which the part can be seen; None if it cannot."""
-    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    corners = (np.array(part.center) + signs * np.array(part.half)) @ turn(thing.yaw).T + np.array(thing.position)
-    x, y, z = camera.rotation @ (corners - np.array(camera.position)).T
-    if (z <= NEAR).all():
-        return None
-    if (z <= NEAR).any():  # it reaches behind the camera
-        return slice(0, camera.height), slice(0, camera.width)
-    columns = x / z * camera.focal + camera.width / 2
-    rows = y / z * camera.focal + camera.height / 2
-    first_row, last_row = max(0, int(rows.min())), min(camera.height, int(np.ceil(rows.max())))
-    first_column, last_column = max(0, int(columns.min())), min(camera.width, int(np.ceil(columns.max())))
-    if first_row >= last_row or first_column >= last_column:
-        return None
-    return slice(first_row, last_row), slice(first_column, last_column)
-
-
-def _describe(
-    camera: Camera, rays: Array, depth: Array, surface: NDArray[np.int64], surfaces: Surfaces
-) -> Hits:
+def _describe(camera: Camera, rays: Array, depth: Array, surface: NDArray[np.int64], surfaces: Surfaces) -> Hits:
     """Points and normals where the rays end."""
     point = np.array(camera.position)[:, None, None] + depth * rays
     origin = np.moveaxis(surfaces.origin[surface], -1, 0)
@@ -235,14 +233,11 @@ def _describe(
     shape = np.where(surface < PLANES, -1, surfaces.shape[surface])
     extent = np.moveaxis(surfaces.extent[surface], -1, 0)
     local_normal = np.zeros_like(point)
-    with np.errstate(all="ignore"):
-        for chosen, normals in (
-            (shape == -1, lambda mask: _plane_normals(surface[mask])),
-            (shape == 0, lambda mask: _box_normals(extent[:, mask], local_point[:, mask])),
-            (shape == 1, lambda mask: _frustum_normals(extent[:, mask], local_point[:, mask])),
-            (shape == 2, lambda mask: _ellipsoid_normals(extent[:, mask], local_point[:, mask])),
-        ):
-            local_normal[:, chosen] = normals(chosen)
+    plane = shape == -1
+    local_normal[:, plane] = _plane_normals(surface[plane])
+    for number, normals in enumerate((_box_normals, _frustum_normals, _ellipsoid_normals)):
+        chosen = shape == number
+        local_normal[:, chosen] = normals(extent[:, chosen], local_point[:, chosen])
     normal = np.einsum("hwji,jhw->ihw", rotation, local_normal)
     return Hits(depth, surface, point, normal, local_point, local_normal)
 
@@ -250,7 +245,8 @@ def _describe(
 def _plane_normals(surface: NDArray[np.int64]) -> Array:
     table = np.zeros((PLANES, 3))
     table[np.arange(PLANES), np.arange(PLANES) // 2] = (1, -1) * 3  # inwards
-    return table[surface].T
+    normals: Array = table[surface].T
+    return normals
 
 
 def _box_normals(extent: Array, point: Array) -> Array:
@@ -271,4 +267,5 @@ def _frustum_normals(extent: Array, point: Array) -> Array:
 
 def _ellipsoid_normals(extent: Array, point: Array) -> Array:
     normals = point / extent**2
-    return normals / np.linalg.norm(normals, axis=0)
+    unit: Array = normals / np.linalg.norm(normals, axis=0)
+    return unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,9 @@ def cylinder(x: float, y: float, low: float, high: float, radius: float, materia
     return Part("frustum", (x, y, (low + high) / 2), (radius, radius, (high - low) / 2), material)
 
 
-def tint(random: Random, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Color:
+def tint(
+    random: Random, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+) -> Color:
     """Draws a colour between bounds."""
     return colorsys.hsv_to_rgb(random.uniform(*hue) % 1, random.uniform(*saturation), random.uniform(*value))
 
@@ -276,8 +279,8 @@ def _fronts(
     front = replace(material, color=shade(material.color, random.uniform(0.8, 1.15)))
     parts = []
     xs, zs = np.linspace(-x, x, columns + 1), np.linspace(low, high, rows + 1)
-    for left, right in zip(xs, xs[1:], strict=False):
-        for bottom, top in zip(zs, zs[1:], strict=False):
+    for left, right in pairwise(xs):
+        for bottom, top in pairwise(zs):
             parts.append(box((left + 0.012, y, bottom + 0.012), (right - 0.012, y + 0.018, top - 0.012), front))
             knob = ((left + right) / 2 if rows > 1 else right - 0.06, y + 0.03, (bottom + top) / 2)
             parts.append(Part("ellipsoid", knob, (0.018, 0.018, 0.018), METAL))
@@ -315,7 +318,9 @@ def _shelf(random: Random) -> Thing:
         while (thick := random.uniform(0.06, 0.16)) + left < x - 0.03 and random.random() < 0.85:
             book = Material(tint(random, (0, 1), (0.2, 0.8), (0.2, 0.8)), (0.8, 0.8, 0.75), "stripes", thick / 2)
             high = level + random.uniform(0.18, 0.28)
-            parts.append(box((left, -y + 0.02, level), (left + thick * 0.96, y - random.uniform(0.02, 0.08), high), book))
+            parts.append(
+                box((left, -y + 0.02, level), (left + thick * 0.96, y - random.uniform(0.02, 0.08), high), book)
+            )
             left += thick
     return Thing("cabinet", tuple(parts))
 

@@ -84,7 +84,7 @@ def random_camera(random: Random, room: Room, height: int, width: int) -> Camera
     """Draws a camera that stands free in the room and looks across it, a little down."""
     size = np.array(room.size)
     bounds = np.array([thing.world_bounds for thing in room.things]).reshape(-1, 2, 3)
-    cameras = []
+    cameras: list[tuple[float, int, Camera]] = []
     for _ in range(10):
         position = np.array([*random.uniform(0.1, 0.9, 2) * size[:2], random.uniform(1.2, 1.7)])
         target = size[:2] * random.normal(0.5, 0.12, 2)
@@ -129,7 +129,12 @@ def _on_wall(random: Random, thing: Thing, size: tuple[float, float, float], hei
 
 
 def _against_wall(
-    random: Random, thing: Thing, size: tuple[float, float, float], height: float, gap: float = 0.02, jitter: float = 0.05
+    random: Random,
+    thing: Thing,
+    size: tuple[float, float, float],
+    height: float,
+    gap: float = 0.02,
+    jitter: float = 0.05,
 ) -> Thing:
     low, high = thing.bounds
     side = int(random.integers(4))
@@ -142,14 +147,16 @@ def _against_wall(
     return replace(thing, position=(x, y, height), yaw=float(yaw))
 
 
-def _furnish_centre(random: Random, centre: str, size: tuple[float, float, float], put: Callable[[Thing], bool]) -> None:
+def _furnish_centre(
+    random: Random, centre: str, size: tuple[float, float, float], put: Callable[[Thing], bool]
+) -> None:
     """A table in the middle, with chairs around it if it is for dining."""
     thing = furniture.table(random, low=centre == "low")
     x, y = (size[axis] * random.uniform(0.42, 0.58) for axis in (0, 1))
     yaw = random.integers(2) * np.pi / 2 + random.normal(0, 0.12)
     if not put(replace(thing, position=(x, y, 0.0), yaw=float(yaw))) or centre == "low":
         return
-    low, high = thing.bounds
+    high = thing.bounds[1]
     seat = furniture.chair(random)
     for side, turned in ((1, np.pi), (-1, 0.0)):
         for shift in (-0.5, 0.5) if high[0] > 0.55 else (0.0,):
@@ -170,12 +177,14 @@ def _decorate(random: Random, placed: Thing, things: list[Thing], blocked: list[
     x = placed.position[0] + np.cos(placed.yaw) * shift
     y = placed.position[1] + np.sin(placed.yaw) * shift
     ornament = replace(ornament, position=(float(x), float(y), float(top)))
-    if not any(_overlap(ornament.world_bounds + [[0, 0, GAP]], other) for other in blocked):
+    if not any(_overlap(ornament.world_bounds + np.array([0, 0, GAP]), other) for other in blocked):
         things.append(ornament)
         blocked.append(ornament.world_bounds)
 
 
-def _lights(random: Random, size: tuple[float, float, float], things: list[Thing], put: Callable[[Thing], bool]) -> tuple[Light, ...]:
+def _lights(
+    random: Random, size: tuple[float, float, float], things: list[Thing], put: Callable[[Thing], bool]
+) -> tuple[Light, ...]:
     """A ceiling light with a pendant around it, the windows and the lamps."""
     warm = tint(random, (0.08, 0.13), (0.05, 0.3), (1.0, 1.0))
     drop = random.uniform(0.35, 0.7)
@@ -207,11 +216,12 @@ def _wall(random: Random) -> Material:
 
 def _floor(random: Random) -> Material:
     kind = int(random.integers(3))
+    color: Color
     if kind == 0:
         color = tint(random, (0.05, 0.1), (0.4, 0.7), (0.3, 0.65))
         return Material(color, shade(color, 0.6), "planks", random.uniform(0.12, 0.2), gloss=0.25)
     if kind == 1:
-        color: Color = tint(random, (0, 1), (0.0, 0.25), (0.45, 0.8))
+        color = tint(random, (0, 1), (0.0, 0.25), (0.45, 0.8))
         return Material(color, shade(color, random.uniform(0.5, 0.8)), "tiles", random.uniform(0.3, 0.5), gloss=0.4)
     color = tint(random, (0, 1), (0.05, 0.5), (0.2, 0.6))
     return Material(color, shade(color, 0.8), "weave", random.uniform(0.04, 0.08))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 Color = tuple[float, float, float]
 Vector = tuple[float, float, float]
 
 CLASSES = (
-    "wall", "floor", "ceiling", "window", "door", "picture", "table", "chair", "sofa", "bed", "cabinet", "lamp", "plant",
-)  # fmt: skip
+    *("wall", "floor", "ceiling"),
+    *("window", "door", "picture", "table", "chair", "sofa", "bed", "cabinet", "lamp", "plant"),
+)
 """Every pixel is one of these."""
 
 PLANE_CLASSES = ("wall", "wall", "wall", "wall", "floor", "ceiling")
@@ -100,7 +102,8 @@ class Thing:
         low, high = self.bounds
         corners = np.array([(x, y) for x in (low[0], high[0]) for y in (low[1], high[1])]) @ turn(self.yaw)[:2, :2].T
         position = np.array(self.position)
-        return position + np.array([[*corners.min(0), low[2]], [*corners.max(0), high[2]]])
+        bounds: Array = position + np.array([[*corners.min(0), low[2]], [*corners.max(0), high[2]]])
+        return bounds
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Camera:
     focal: float
     height: int
     width: int
-    rotation: Array = field(init=False, repr=False)
+    rotation: Array = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Computes the rotation `[3, 3]` from world to camera; its rows are the camera's axes in the world."""
@@ -177,7 +180,8 @@ class Camera:
         x = (np.arange(self.width) + 0.5 - self.width / 2) / self.focal
         y = (np.arange(self.height) + 0.5 - self.height / 2) / self.focal
         axis_x, axis_y, axis_z = self.rotation[:, :, None, None]
-        return axis_x * x[None, None, :] + axis_y * y[None, :, None] + axis_z
+        rays: Array = axis_x * x[None, None, :] + axis_y * y[None, :, None] + axis_z
+        return rays
 
 
 def turn(yaw: float) -> Array:

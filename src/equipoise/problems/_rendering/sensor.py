@@ -18,9 +18,7 @@ MIN_PIXELS = 1 / 300
 """The share of a picture that a thing must cover to be boxed."""
 
 
-def holes(
-    camera: Camera, surfaces: Surfaces, hits: Hits, random: np.random.Generator
-) -> NDArray[np.bool_]:
+def holes(camera: Camera, surfaces: Surfaces, hits: Hits, random: np.random.Generator) -> NDArray[np.bool_]:
     """Returns where a depth camera gives no value `[H, W]`.
 
     Holes are shadows of the projector beside near edges, edges, glass, surfaces seen at a grazing angle, what

@@ -13,9 +13,7 @@ BRIGHT = 0.75
 """What the mean of the brighter half of a picture is exposed to, linear."""
 
 
-def shade(
-    room: Room, camera: Camera, surfaces: Surfaces, hits: Hits, random: np.random.Generator
-) -> NDArray[np.uint8]:
+def shade(room: Room, camera: Camera, surfaces: Surfaces, hits: Hits, random: np.random.Generator) -> NDArray[np.uint8]:
     """Returns the picture `[3, H, W]`."""
     shape = hits.depth.shape
     surface = hits.surface.ravel()
@@ -47,7 +45,10 @@ def _photograph(linear: Array, random: np.random.Generator) -> NDArray[np.uint8]
     linear = linear * random.uniform(0.93, 1.07, (3, 1, 1))
     for axis in (1, 2):
         padded = np.pad(linear, [(0, 0)] + [(1, 1) if axis == other else (0, 0) for other in (1, 2)], mode="edge")
-        before, after = padded.take(range(linear.shape[axis]), axis), padded.take(range(2, linear.shape[axis] + 2), axis)
+        before, after = (
+            padded.take(range(linear.shape[axis]), axis),
+            padded.take(range(2, linear.shape[axis] + 2), axis),
+        )
         linear = 0.15 * before + 0.7 * linear + 0.15 * after
     encoded = np.clip(linear * (1 + linear / 4) / (1 + linear), 0, 1) ** (1 / 2.2)
     noise = random.standard_normal(encoded.shape, dtype=np.float32) * random.uniform(0.005, 0.018)
@@ -104,7 +105,8 @@ def _texture(
                 mix[chosen] = _wood(lattice, along[chosen], across[chosen], shift)
             else:
                 mix[chosen] = _PATTERNS[name](lattice, u[chosen], v[chosen], shift)
-    return first + (second - first) * mix
+    color: Array = first + (second - first) * mix
+    return color
 
 
 def _noise(lattice: Array, u: Array, v: Array) -> Array:
@@ -115,7 +117,8 @@ def _noise(lattice: Array, u: Array, v: Array) -> Array:
     i, j = column.astype(np.int64) % LATTICE, row.astype(np.int64) % LATTICE
     k, m = (i + 1) % LATTICE, (j + 1) % LATTICE
     top = lattice[j, i] * (1 - x) + lattice[j, k] * x
-    return top * (1 - y) + (lattice[m, i] * (1 - x) + lattice[m, k] * x) * y
+    noise: Array = top * (1 - y) + (lattice[m, i] * (1 - x) + lattice[m, k] * x) * y
+    return noise
 
 
 def _plain(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
@@ -124,7 +127,8 @@ def _plain(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
 
 def _wood(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
     rings = v + 0.8 * _noise(lattice, u / 4 + shift[0], v + shift[1])
-    return 0.5 * (0.5 + 0.5 * np.sin(2 * np.pi * rings)) + 0.5 * _noise(lattice, u / 2 + shift[1], 5 * v + shift[0])
+    grain = _noise(lattice, u / 2 + shift[1], 5 * v + shift[0])
+    return np.asarray(0.25 + 0.25 * np.sin(2 * np.pi * rings) + 0.5 * grain)
 
 
 def _planks(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
@@ -144,7 +148,7 @@ def _tiles(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
 
 
 def _stripes(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
-    return ((u + shift[0]) % 1 < 0.45) * 1.0
+    return np.where((u + shift[0]) % 1 < 0.45, 1.0, 0.0)
 
 
 def _weave(lattice: Array, u: Array, v: Array, shift: Array) -> Array:
