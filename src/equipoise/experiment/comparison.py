@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from equipoise.experiment.costs import REFERENCE, Cost, as_json, measure_costs
-from equipoise.experiment.execution import Job, Record, execute, open_problem
+from equipoise.experiment.execution import Job, Record, Runner, open_problem
 from equipoise.experiment.folder import RunFolder
 from equipoise.experiment.settings import OWN, Settings, SettingsError
 from equipoise.experiment.statistics import Summary, summarise
@@ -100,12 +99,9 @@ class Comparison:
         done = {key for key, record in self._runs().items() if _settled(record)}
         wanted = [*singles, *balanced]
         progress.start(len(wanted), sum(key in done for key in wanted), settings.epochs)
-        for stage in (singles, balanced):
-            keys = [key for key in stage if key not in done]
-            jobs = [self._job(method, seed) for method, seed in keys]
-            running = execute(settings.problem, settings.quick, jobs, workers, threads, progress.epoch)
-            with closing(running):  # type: ignore[type-var]
-                for record in running:
+        with Runner(settings.problem, settings.quick, workers, threads, progress.epoch) as runner:
+            for stage in (singles, balanced):  # the methods need what the baselines say
+                for record in runner.run([self._job(*key) for key in stage if key not in done]):
                     self.folder.add_run(record)
                     progress.run(record)
                     if _is_single(record) and record["status"] != "finished":

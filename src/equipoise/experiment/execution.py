@@ -39,30 +39,53 @@ def open_problem(name: str, quick: bool) -> tuple[Problem, Splits]:
     return problem, problem.data(quick)
 
 
-def execute(
-    problem: str, quick: bool, jobs: Sequence[Job], workers: int, threads: int, on_epoch: Callable[[], None]
-) -> Iterator[Record]:
-    """Carries out jobs and yields their records in the order in which they finish.
+class Runner:
+    """Carries out jobs, in this process or in several; a context, whose end ends the processes.
 
-    A trial that raises gives a record with `status` "failed" and a `message`; the others go on.
+    A trial that raises gives a record with `status` "failed" and a `message`; the others go on. When the context ends
+    early (Ctrl-C), runs that are not finished are given up after their current step.
 
     Args:
         problem: as `load_problem` takes it.
         quick: less data.
-        jobs: what to run.
         workers: processes; 1 means this one.
         threads: PyTorch's threads in each.
         on_epoch: called after every epoch of any trial.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; what was finished has been yielded, the rest is given up.
     """
-    if workers == 1:
-        torch.set_num_threads(threads)
-        for job in jobs:
-            yield _run(problem, quick, job, on_epoch, lambda: None)
-    elif jobs:
-        yield from _execute_in_processes(problem, quick, jobs, workers, threads, on_epoch)
+
+    def __init__(self, problem: str, quick: bool, workers: int, threads: int, on_epoch: Callable[[], None]) -> None:
+        self._problem, self._quick, self._threads, self._on_epoch = problem, quick, threads, on_epoch
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._stop, self._epochs = context.Event(), context.SimpleQueue()
+            self._executor = ProcessPoolExecutor(workers, context, _start_worker, (threads, self._stop, self._epochs))
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._executor is not None:
+            self._stop.set()
+            self._executor.shutdown(cancel_futures=True)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Yields the jobs' records in the order in which they finish."""
+        if self._executor is None:
+            torch.set_num_threads(self._threads)
+            for job in jobs:
+                yield _run(self._problem, self._quick, job, self._on_epoch, lambda: None)
+            return
+        waiting: set[Future[Record]] = {
+            self._executor.submit(_run_in_worker, self._problem, self._quick, job) for job in jobs
+        }
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+            while not self._epochs.empty():
+                self._epochs.get()
+                self._on_epoch()
+            for future in done:
+                yield future.result()
 
 
 def _run(problem: str, quick: bool, job: Job, on_epoch: Callable[[], None], on_step: Callable[[], None]) -> Record:
@@ -76,27 +99,6 @@ def _run(problem: str, quick: bool, job: Job, on_epoch: Callable[[], None], on_s
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         details = {"status": "failed", "message": message, "traceback": traceback.format_exc()}
         return {"method": trial.method, "seed": trial.seed, "lr": trial.lr, **details}
-
-
-def _execute_in_processes(
-    problem: str, quick: bool, jobs: Sequence[Job], workers: int, threads: int, on_epoch: Callable[[], None]
-) -> Iterator[Record]:
-    context = multiprocessing.get_context("spawn")
-    stop, epochs = context.Event(), context.SimpleQueue()
-    executor = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (threads, stop, epochs))
-    waiting: set[Future[Record]] = set()
-    try:
-        waiting = {executor.submit(_run_in_worker, problem, quick, job) for job in jobs}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-            while not epochs.empty():
-                epochs.get()
-                on_epoch()
-            for future in done:
-                yield future.result()
-    finally:
-        stop.set()
-        executor.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int, stop: Event, epochs: SimpleQueue[int]) -> None:

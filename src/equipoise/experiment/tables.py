@@ -27,8 +27,8 @@ def notes(result: Result) -> list[str]:
             "QUICK: less data and fewer epochs than the problem recommends; good for a try, not for a verdict."
         )
     lines.append(
-        f"{result.problem.name}, {summary.seeds} {'seed' if summary.seeds == 1 else 'seeds'}, {settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'} at "
-        f"batch size {settings.batch_size}, learning rate {settings.lr:g}{_rates(result)}. "
+        f"{result.problem.name}, {_count(summary.seeds, 'seed')}, {_count(settings.epochs, 'epoch')} at batch size "
+        f"{settings.batch_size}, learning rate {settings.lr:g}{_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
     lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
@@ -50,6 +50,10 @@ def notes(result: Result) -> list[str]:
     for method, reasons in summary.failures.items():
         lines.append(f"{method} failed in {len(reasons)} of {summary.seeds} runs ({reasons[0]}).")
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _rates(result: Result) -> str:

@@ -71,7 +71,7 @@ class Digits(Problem):
         figure = Figure(figsize=(10, 4.6), layout="constrained")
         left, right = predictions["left"].argmax(1), predictions["right"].argmax(1)
         for index, axes in enumerate(figure.subplots(2, 5).flat):
-            axes.imshow(batch["input"][index, 0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(batch["input"][index, 0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(
@@ -136,7 +136,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(1, 16, 3),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1),
@@ -144,7 +144,7 @@ class Network(nn.Module):
             nn.Conv2d(32, 32, 3, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32 * (CANVAS // 2) ** 2, 64),
+            nn.Linear(32 * 5 * 5, 64),
             nn.ReLU(),
         )
         self.left = nn.Linear(64, 10)
