@@ -118,12 +118,12 @@ class Comparison:
         summary = summarise(records, self.problem.tasks, self.settings.methods)
         stored = self.folder.read_json("costs.json")
         usable = [method for method in self.settings.methods if summary.cells[method]]
-        if stored is None or not set(usable) <= set(stored["methods"]):
+        if stored is None or not set(usable) <= set(stored["tried"]):
             progress.costs()
             torch.set_num_threads(threads)
-            methods = dict.fromkeys([REFERENCE, *usable])
-            costs = measure_costs(self.problem, self.data, [self._trial(method, 0) for method in methods])
-            stored = as_json(costs, torch.device(self.settings.device), threads)
+            tried = list(dict.fromkeys([REFERENCE, *usable]))
+            measured = measure_costs(self.problem, self.data, [self._trial(method, 0) for method in tried])
+            stored = as_json(measured, tried, torch.device(self.settings.device), threads)
             self.folder.write_json("costs.json", stored)
         costs = {method: Cost(**cost) for method, cost in stored["methods"].items()}
         return Result(self.settings, self.problem, records, summary, costs, stored["memory"])

@@ -22,8 +22,9 @@ REFERENCE = "ew"
 ROUNDS = 9
 ROUND_SECONDS = 0.05
 MAX_STEPS = 10
+"""A round gives a method up to ROUND_SECONDS, at least one step and at most MAX_STEPS."""
 WARM_UP = 3
-"""Each round gives every method up to ROUND_SECONDS, at least one step and at most MAX_STEPS."""
+"""Steps before the clock counts."""
 
 
 @dataclass(frozen=True)
@@ -50,37 +51,40 @@ def memory_source(device: torch.device) -> str:
 
 
 def measure_costs(problem: Problem, data: Splits, trials: Sequence[Trial]) -> dict[str, Cost]:
-    """Measures one trial per method, the reference among them; nothing else should run meanwhile.
+    """Measures one trial per method, the reference's first; nothing else should run meanwhile.
 
-    Time is taken in rounds in which every method has its turn, so that a machine that slows down slows all of them,
-    and each method is divided by the reference of its own round.
+    Time is taken in rounds in which the method and the reference have their turns, so that a machine that slows down
+    slows both, and each method is divided by the reference of its own round.
 
     Returns:
-        Method → cost; a method that fails on the way is left out.
+        Method → cost; a method that fails on the way is left out, and all are if the reference does.
     """
-    device = torch.device(trials[0].device)
-    batches = _batches(problem, data, trials[0], device)
-    steps = {trial.method: _Stepper(problem, trial, batches) for trial in trials}
-    counts = {}
-    for method in list(steps):
+    reference, *others = trials
+    batches = _batches(problem, data, reference)
+    costs: dict[str, Cost] = {}
+    try:
+        base = _Stepper(problem, reference, batches)
+        base_steps = base.warm_up()
+        base_bytes = _peak(problem, reference, batches[0])
+        base_seconds = statistics.median(base.run(base_steps) for _ in range(ROUNDS))
+    except Exception:  # its run has said why
+        return costs
+    costs[reference.method] = Cost(1000 * base_seconds, 1.0, base_bytes / 1e6, 1.0)
+    for trial in others:
         try:
-            counts[method] = steps[method].warm_up()
-        except Exception:  # the run of this method has said why
-            del steps[method]
-    times: dict[str, list[float]] = {method: [] for method in steps}
-    for _ in range(ROUNDS):
-        for method, stepper in steps.items():
-            times[method].append(stepper.run(counts[method]))
-    memory = {trial.method: _peak(problem, trial, batches[0]) for trial in trials if trial.method in steps}
-    return {
-        method: Cost(
-            milliseconds=1000 * statistics.median(taken),
-            relative_time=statistics.median(own / base for own, base in zip(taken, times[REFERENCE], strict=True)),
-            megabytes=memory[method] / 1e6,
-            relative_memory=memory[method] / memory[REFERENCE],
+            stepper = _Stepper(problem, trial, batches)
+            steps = stepper.warm_up()
+            rounds = [(base.run(base_steps), stepper.run(steps)) for _ in range(ROUNDS)]
+            held = _peak(problem, trial, batches[0])
+        except Exception:  # its run has said why
+            continue
+        costs[trial.method] = Cost(
+            milliseconds=1000 * statistics.median(own for _, own in rounds),
+            relative_time=statistics.median(own / other for other, own in rounds),
+            megabytes=held / 1e6,
+            relative_memory=held / base_bytes,
         )
-        for method, taken in times.items()
-    }
+    return costs
 
 
 class _Stepper:
@@ -109,9 +113,9 @@ class _Stepper:
         return (time.perf_counter() - started) / count
 
 
-def _batches(problem: Problem, data: Splits, trial: Trial, device: torch.device) -> list[Any]:
+def _batches(problem: Problem, data: Splits, trial: Trial) -> list[Any]:
     iterator = iter(Batches(problem, data.train, trial.batch_size, trial.seed))
-    return [problem.to_device(batch, device) for batch, _ in zip(iterator, range(4), strict=False)]
+    return [problem.to_device(batch, torch.device(trial.device)) for batch, _ in zip(iterator, range(4), strict=False)]
 
 
 def _wait(device: torch.device) -> None:
@@ -145,10 +149,11 @@ def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
     return peak
 
 
-def as_json(costs: Mapping[str, Cost], device: torch.device, threads: int) -> dict[str, Any]:
+def as_json(costs: Mapping[str, Cost], tried: Sequence[str], device: torch.device, threads: int) -> dict[str, Any]:
     """Returns what goes into `costs.json`."""
     return {
         "memory": memory_source(device),
         "threads": threads,
+        "tried": list(tried),
         "methods": {method: vars(cost) for method, cost in costs.items()},
     }
