@@ -185,9 +185,8 @@ def _finish(
         mask = active.to(cosines.dtype)
         matrix = cosines * (mask * mask[:, None])
         matrix.diagonal().copy_(1 + 1e-14 * mask)  # duplicate rows make it singular
-        factor, _ = torch.linalg.cholesky_ex(matrix)
-        right = torch.stack((sums * mask, slope * mask), 1)
-        along, offset = torch.cholesky_solve(right, factor).unbind(1)
+        solution, _ = torch.linalg.solve_ex(matrix, torch.stack((sums * mask, slope * mask), 1))
+        along, offset = solution.unbind(1)
         curvature = sums @ along
         middle = sums @ offset
         root = (middle.square() - curvature * (slope @ offset - radius.square())).sqrt()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise._checks import check_known, check_number
 from equipoise.aggregators._base import Aggregator, Gradients
+from equipoise.gradients.sharded import like, local, shard_of
 
 
 class GradDrop(Aggregator):
@@ -69,7 +70,9 @@ class GradDrop(Aggregator):
                 generator = torch.Generator(some.device).manual_seed(seed)
             dtype = torch.promote_types(some.dtype, torch.float32)
             draw = torch.rand(some.shape, dtype=dtype, device=some.device, generator=generator)
-            combined.append(_drop(column, leaks, draw).to(some.dtype))
+            parts = [None if gradient is None else local(gradient) for gradient in column]
+            dropped = _drop(parts, leaks, shard_of(draw, some))
+            combined.append(like(dropped.to(some.dtype), some))
         return combined, None
 
 

@@ -44,10 +44,10 @@ class IMTLG(GramianAggregator):
         cosines.diagonal().fill_(1.0)
         matrix = cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
-        factor, _ = torch.linalg.cholesky_ex(matrix)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         beta = torch.zeros_like(norms)
         for _ in range(1 + REFINEMENTS):
-            beta = beta + torch.cholesky_solve((ones - cosines @ beta)[:, None], factor)[:, 0]
+            beta = beta + torch.linalg.lu_solve(factors, pivots, (ones - cosines @ beta)[:, None])[:, 0]
         alpha = beta * (torch.where(zero, torch.inf, norms).amin() / norms)
         total = alpha.sum()
         return torch.where(total.abs() > 1e-12 * alpha.abs().sum(), alpha / total, 0.0)

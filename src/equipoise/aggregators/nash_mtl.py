@@ -61,8 +61,7 @@ def _bargain(gramian: Tensor) -> Tensor:
         matrix = gramian * alpha * alpha[:, None]  # in units of the current weights
         defect = 1 - matrix.sum(1)
         matrix.diagonal().add_(1.0)
-        factor, _ = torch.linalg.cholesky_ex(matrix)
-        step = torch.cholesky_solve(defect[:, None], factor)[:, 0]
+        step, _ = torch.linalg.solve_ex(matrix, defect)
         longest = step.abs().amax()
         alpha = alpha * (1 + step / (1 + longest))
         if on_host(gramian) and longest <= 1e-12:

@@ -42,12 +42,11 @@ class PCGrad(GramianAggregator):
         others = torch.arange(count, device=gramian.device)[:, None] != orders
         squares = gramian.diagonal()[orders]
         inverses = torch.where(others & (squares > 0), 1 / squares, 0.0)
-        rows = gramian[orders]
         inner = gramian.clone()  # ⟨v_i, g_j⟩
         removed = torch.zeros_like(gramian)
         for turn in range(count):
             order = orders[:, turn : turn + 1]
             share = inner.gather(1, order).clamp_(max=0).mul_(inverses[:, turn : turn + 1])
-            inner.addcmul_(share, rows[:, turn], value=-1)
+            inner.addcmul_(share, gramian.index_select(0, order[:, 0]), value=-1)
             removed.scatter_(1, order, share)
         return 1 - removed.sum(0)
