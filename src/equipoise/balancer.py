@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equipoise._checks import check_metrics, check_tasks
+from equipoise._checks import check_tasks
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
-from equipoise.gradients.batch import Batch, check_each, checks_values, read_batch, stack
+from equipoise.gradients.batch import Batch, check_each, checks_values, stack
 from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.gramian import combine, gramian, wide_dtype
-from equipoise.gradients.graph import reached_leaves, untouched_leaves
-from equipoise.gradients.jacobian import Rows, joint_row, owned, task_rows
+from equipoise.gradients.jacobian import Rows, owned
 from equipoise.gradients.micro_batches import MicroBatches
+from equipoise.gradients.passes import Passes
+from equipoise.gradients.sharded import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
+from equipoise.integrations.torchjd import adapt_aggregator, adapt_objective, is_torchjd
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
 
 
@@ -34,8 +37,10 @@ class Balancer(nn.Module):
 
     Args:
         tasks: the tasks' names, the order of every `[K]` tensor.
-        objective: an `Objective`, or a `Weighting`, which means its `WeightedSum`; None: `Equal()`.
-        aggregator: an `Aggregator`; None: one backward pass of the objective.
+        objective: an `Objective`, or a `Weighting`, which means its `WeightedSum`; or a scalarizer of TorchJD's; None:
+            `Equal()`.
+        aggregator: an `Aggregator`, or an aggregator or Gramian weighting of TorchJD's; None: one backward pass of the
+            objective.
         shared: a module or parameters to take as shared instead of those found from the graphs.
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
             layer); the weights found there are applied in one more backward pass, so that a step costs two passes
@@ -63,13 +68,14 @@ class Balancer(nn.Module):
     def __init__(
         self,
         tasks: Iterable[str],
-        objective: Objective | Weighting | None = None,
-        aggregator: Aggregator | None = None,
+        objective: Objective | Weighting | nn.Module | None = None,
+        aggregator: Aggregator | nn.Module | None = None,
         shared: Parameters | None = None,
         probe: Parameters | None = None,
         *,
         model: nn.Module | None = None,
         check_finite: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(tasks)
@@ -77,8 +83,11 @@ class Balancer(nn.Module):
         self.aggregator = _as_aggregator(aggregator)
         self.check_finite = check_finite
         self._shared = SharedParameters(shared, model)
+        self._passes = Passes([] if model is None else self._shared.named.values(), process_group)
+        self._same_state = False
+        self._counts: Mapping[str, float | Tensor] | None = None
         self._probe = {} if probe is None else parameter_set("probe", probe)
-        if self._probe and not isinstance(aggregator, GramianAggregator):
+        if self._probe and not isinstance(self.aggregator, GramianAggregator):
             raise ValueError(
                 "probe needs an aggregator that finds weights from the Gramian; "
                 f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
@@ -131,8 +140,13 @@ class Balancer(nn.Module):
                 where the method needs it positive; no shared parameter where there is an aggregator. Nothing has
                 changed then.
         """
-        batch = read_batch(self.tasks, losses, counts, self.check_finite)
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, accumulate=accumulate)
+        self._counts = counts
         self._follow(batch.values.device)
+        if not batch.tasks:
+            if not accumulate:
+                self._finish_without_tasks()
+            return {}
         by_task = self.aggregator is not None or self._micro_batches or (accumulate and counts is not None)
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
             valid = self._check_values(batch)
@@ -142,7 +156,7 @@ class Balancer(nn.Module):
             if by_task:
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
-                weights, valid = {}, self._backward_together(batch, scaled, scale, retain_graph, valid)
+                weights, valid = {}, self._backward_together(batch, scaled, scale, accumulate, retain_graph, valid)
             accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
             step.commit(valid)
         own = zip(batch.tasks, coefficients.unbind(), strict=True)
@@ -160,7 +174,10 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        batch = read_batch(self.tasks, losses, None, self.check_finite, graph=False)
+        counts = self._counts if all(task in (self._counts or {}) for task in losses) else None
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, graph=False)
+        if not batch.tasks:
+            return
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
             valid = self._check_values(batch)
             for part in self.objective.task_modules():
@@ -177,7 +194,7 @@ class Balancer(nn.Module):
             TypeError: metrics is not a mapping.
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
-        accuracies = check_metrics(metrics, self.tasks)
+        accuracies = self._passes.mean_metrics(metrics, self.tasks)
         device = self._device()
         measured = tuple(task for task in self.tasks if task in accuracies)
         for part in self.objective.task_modules():
@@ -194,6 +211,7 @@ class Balancer(nn.Module):
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
         self._micro_batches = MicroBatches()
+        self._passes.forget()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
@@ -206,6 +224,7 @@ class Balancer(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
+        self._same_state = False
 
     def _method(self) -> str:
         parts = [_describe(self.objective)] + ([] if self.aggregator is None else [_describe(self.aggregator)])
@@ -218,6 +237,8 @@ class Balancer(nn.Module):
         """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
         if any(t.device != device for t in (*self.buffers(), *self.parameters())):
             self.to(device)
+        if not self._same_state:
+            self._same_state = self._passes.ranks.share_state(self)
 
     def _present(self, tasks: Sequence[str]) -> Tensor | None:
         """The tasks' positions as an index tensor, None for all tasks; cached, since copying it costs on a GPU."""
@@ -267,27 +288,16 @@ class Balancer(nn.Module):
         batch: Batch,
         coefficients: Tensor,
         scale: Tensor | None,
+        accumulate: bool,
         retain_graph: bool,
         valid: Tensor | None,
     ) -> Tensor | None:
         """One backward pass of `Σ_k c_k L_k`; returns whether the step is valid."""
-        reached: dict[Tensor, None] = {}
-        if scale is not None or retain_graph:
-            leaves = reached_leaves(batch.losses, together=True, repeatable=retain_graph)
-            reached = dict.fromkeys(leaf for row in leaves for leaf in row)
-        whole = len(batch.tasks) == len(self.tasks) or (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        )
-        untouched = [] if whole else [leaf for leaf in untouched_leaves(batch.losses) if leaf.grad is None]
-        weights = [  # copies: autograd may make one, or a view of it, the .grad
-            c.to(loss.device, loss.dtype, copy=True) for c, loss in zip(coefficients, batch.losses, strict=True)
-        ]
-        torch.autograd.backward(batch.losses, weights, retain_graph=retain_graph)
-        for leaf in untouched:
-            leaf.grad = None
+        whole = len(batch.tasks) == len(self.tasks)
+        reached = self._passes.together(batch, coefficients, retain_graph, accumulate, whole, find=scale is not None)
         if scale is None:
             return valid
-        return _both(valid, all_finite(leaf.grad for leaf in reached if leaf.grad is not None))
+        return self._all_finite(valid, (leaf.grad for leaf in reached if leaf.grad is not None))
 
     def _backward_by_task(
         self,
@@ -299,41 +309,66 @@ class Balancer(nn.Module):
         valid: Tensor | None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """One backward pass a task; returns the aggregator's weights, if any, and whether the step is valid."""
-        leaves = reached_leaves(batch.losses)
-        found = self._shared.find(leaves)
-        self._check_shared(batch.tasks, found)
-        if self._probe and found and not any(p in self._probe and p in self._shared for row in leaves for p in row):
-            raise ValueError(
-                "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
-                "parameters of the shared trunk, such as its last layer, or leave probe out."
-            )
-        probing = bool(self._probe) and not accumulate and not self._micro_batches
+        sharded = self._passes.sharded
+        leaves = [] if sharded else self._passes.leaves(batch)
+        if not sharded:
+            self._find_shared(batch.tasks, leaves)
+        whole = not accumulate and not self._micro_batches
+        probing = bool(self._probe) and whole and not sharded
         wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
-        rows = task_rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing)
+        rows = self._passes.rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing, whole)
+        if sharded:
+            self._find_shared(batch.tasks, list(map(list, rows.values())))
         if scale is not None:
             unscale_rows(rows, scale)
         together = self._micro_batches.plus(batch, rows)
         if scale is not None:
-            valid = _both(valid, all_finite(g for row in together.rows.values() for g in row.values()))
+            valid = self._all_finite(valid, (g for row in together.rows.values() for g in row.values()))
         if accumulate:
             self._micro_batches = together
             return {}, valid
-        rows, values = together.total(self.tasks)
+
+        def second_pass(weights: Tensor) -> dict[Tensor, Tensor]:
+            shared = list(dict.fromkeys(p for row in leaves for p in row if p in self._shared))
+            return self._passes.joint(batch, shared, coefficients * weights, retain_graph)
+
+        if not whole:
+            together = replace(together, rows=self._passes.reduced(together.rows))
+        return self._balance(together, scale, valid, second_pass if probing else None), valid
+
+    def _balance(
+        self,
+        micro_batches: MicroBatches,
+        scale: Tensor | None,
+        valid: Tensor | None,
+        second_pass: Callable[[Tensor], dict[Tensor, Tensor]] | None,
+    ) -> dict[str, Tensor]:
+        """Adds the balanced gradient of all micro-batches into `.grad`; returns the aggregator's weights, if any.
+
+        While probing, `second_pass` gives the shared leaves' gradient for the weights found.
+        """
+        rows, values = micro_batches.total(self.tasks)
         with ExitStack() as stack:
             step = None
             if self.aggregator is not None:
                 step = stack.enter_context(self.aggregator.step(self._present(tuple(rows)), values.dtype))
-            weights, gradients = self._reduce(rows, values, probing)
+            weights, gradients = self._reduce(rows, values, second_pass is not None)
             if scale is not None:
-                torch._foreach_mul_(list(gradients.values()), scale)
-            if probing and weights is not None:
-                shared = self._shared.among(p for row in leaves for p in row)
-                gradients |= joint_row(batch, shared, coefficients * weights, retain_graph)
+                torch._foreach_mul_(locals_of(gradients.values()), scale)
+            if second_pass is not None and weights is not None:
+                gradients |= second_pass(weights)
             accumulate_gradients(gradients)
             self._micro_batches = MicroBatches()
             if step is not None:
                 step.commit(valid if weights is None else _both(valid, weights.isfinite().all()))
-        return {} if weights is None else dict(zip(rows, weights.unbind(), strict=True)), valid
+        return {} if weights is None else dict(zip(rows, weights.unbind(), strict=True))
+
+    def _finish_without_tasks(self) -> None:
+        """Completes a step whose last micro-batch has no label on any rank."""
+        self._passes.finish()
+        if self._micro_batches:
+            rows = self._passes.reduced(self._micro_batches.rows)
+            self._balance(replace(self._micro_batches, rows=rows), None, None, None)
 
     def _reduce(self, rows: Rows, values: Tensor, probing: bool) -> tuple[Tensor | None, dict[Tensor, Tensor]]:
         """Returns the aggregator's weights `[K']`, if any, and leaf → gradient.
@@ -360,8 +395,14 @@ class Balancer(nn.Module):
                 gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient
         return weights, gradients
 
-    def _check_shared(self, tasks: Sequence[str], found: bool) -> None:
-        """Raises if every task is present, and they share nothing that the aggregator could balance."""
+    def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> None:
+        """Takes note of what is shared; raises if it leaves nothing to balance or to take statistics on."""
+        found = self._shared.find(leaves)
+        if self._probe and found and not any(p in self._probe and p in self._shared for row in leaves for p in row):
+            raise ValueError(
+                "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
+                "parameters of the shared trunk, such as its last layer, or leave probe out."
+            )
         if found or self.aggregator is None or len(tasks) < len(self.tasks) or len(tasks) == 1:
             return
         raise ValueError(
@@ -370,27 +411,35 @@ class Balancer(nn.Module):
             "the same model and that its trunk is not frozen or detached."
         )
 
+    def _all_finite(self, valid: Tensor | None, gradients: Iterable[Tensor]) -> Tensor:
+        """Whether the step is valid and the gradients are finite, on all ranks."""
+        return _both(valid, self._passes.ranks.all_true(all_finite(gradients)))
+
 
 def _both(valid: Tensor | None, finite: Tensor) -> Tensor:
     return finite if valid is None else valid & finite
 
 
-def _as_objective(objective: Objective | Weighting | None) -> Objective:
+def _as_objective(objective: nn.Module | None) -> Objective:
     if objective is None:
         return WeightedSum(Equal())
     if isinstance(objective, Weighting):
         return WeightedSum(objective)
     if isinstance(objective, Objective):
         return objective
+    if is_torchjd(objective):
+        return adapt_objective(objective)
     raise TypeError(
         f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
         "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
     )
 
 
-def _as_aggregator(aggregator: Aggregator | None) -> Aggregator | None:
+def _as_aggregator(aggregator: nn.Module | None) -> Aggregator | None:
     if aggregator is None or isinstance(aggregator, Aggregator):
         return aggregator
+    if is_torchjd(aggregator):
+        return adapt_aggregator(aggregator)
     raise TypeError(
         f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
         "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.sharded import locals_of
 
 
 def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
@@ -20,7 +21,7 @@ def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
             old.append(leaf.grad)
             new.append(gradient)
     if old:
-        torch._foreach_add_(old, new)
+        torch._foreach_add_(locals_of(old), locals_of(new))
 
 
 def unscale_rows(rows: Rows, scale: Tensor) -> None:
@@ -28,10 +29,10 @@ def unscale_rows(rows: Rows, scale: Tensor) -> None:
     inverse = scale.double().reciprocal() if scale.device.type != "mps" else scale.reciprocal()
     for row in rows.values():
         if row:
-            torch._foreach_mul_(list(row.values()), inverse)
+            torch._foreach_mul_(locals_of(row.values()), inverse)
 
 
 def all_finite(gradients: Iterable[Tensor]) -> Tensor:
     """Returns a 0-dim bool: whether every element is finite."""
-    some = [gradient for gradient in gradients if gradient.numel()]
+    some = [gradient for gradient in locals_of(gradients) if gradient.numel()]
     return torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite()

@@ -17,16 +17,38 @@ class Batch:
     """The losses of the tasks present, checked and in the Balancer's order.
 
     Attributes:
-        tasks: names of the K' tasks present.
-        losses: their losses, with graphs.
-        values: the losses detached, `[K']`, float64 where the device has it.
-        counts: labelled samples behind each loss, `[K']`, or None.
+        tasks: names of the K' tasks present, on any rank.
+        losses: their losses, with graphs; None for a task that only other ranks have.
+        values: the losses detached, over all ranks, `[K']`, float64 where the device has it.
+        counts: labelled samples behind each loss, over all ranks, `[K']`, or None.
+        shares: of each task's labelled samples, this rank's part, `[K']`; None where there is one rank.
+        everywhere: every rank has all the K' tasks.
+        unlabelled: those among them that are kept though their count is 0.
     """
 
     tasks: tuple[str, ...]
-    losses: tuple[Tensor, ...]
+    losses: tuple[Tensor | None, ...]
     values: Tensor
     counts: Tensor | None
+    shares: Tensor | None = None
+    everywhere: bool = True
+    unlabelled: frozenset[str] = frozenset()
+
+    @property
+    def graphs(self) -> list[Tensor]:
+        """The losses that this rank has."""
+        return [loss for loss in self.losses if loss is not None]
+
+    def weights(self, coefficients: Tensor) -> list[Tensor]:
+        """Returns what to weigh each of `graphs` with in a backward pass: `coefficients` `[K']`, one tensor a loss.
+
+        They are copies: autograd may make one, or a view of it, the `.grad`.
+        """
+        return [
+            weight.to(loss.device, loss.dtype, copy=True)
+            for weight, loss in zip(coefficients.unbind(), self.losses, strict=True)
+            if loss is not None
+        ]
 
 
 def read_batch(
@@ -36,11 +58,13 @@ def read_batch(
     check_finite: bool | None,
     *,
     graph: bool = True,
+    empty: torch.device | None = None,
+    keep_unlabelled: bool = False,
 ) -> Batch:
     """Checks the arguments of `backward` before anything changes.
 
-    A task whose count is 0 has no label and is left out; a count on an accelerator is taken to be positive, since
-    looking at it would cost a synchronisation.
+    A task whose count is 0 has no label and is left out. So counts have to be known on the host: those that lie on an
+    accelerator are fetched, all at once, and the host waits for them; `count_labels` spares the wait.
 
     Args:
         tasks: all tasks.
@@ -48,21 +72,28 @@ def read_batch(
         counts: task → number of labelled samples behind its mean loss.
         check_finite: raise for NaN or infinite losses; None: where it costs no synchronisation, on the CPU.
         graph: every loss must have a graph.
+        empty: the device of a batch without any task; None: such a batch is an error.
+        keep_unlabelled: keep tasks whose count is 0, with the value 0.
 
     Raises:
         TypeError: see `check_losses`.
         ValueError: see `check_losses`; a loss that is NaN or infinite; a count that is missing or negative.
     """
-    check_losses(losses, tasks, graph=graph)
+    if losses or empty is None or not isinstance(losses, Mapping):
+        check_losses(losses, tasks, graph=graph)
+    unlabelled: frozenset[str] = frozenset()
     if counts is not None:
-        check_counts(losses, counts)
-        losses = {task: loss for task, loss in losses.items() if not _on_host(counts[task]) or counts[task]}
-        if not losses:
+        counts = read_counts(losses, counts)
+        unlabelled = frozenset(task for task in losses if not counts[task])
+        if not keep_unlabelled:
+            losses = {task: loss for task, loss in losses.items() if task not in unlabelled}
+        if not losses and empty is None:
             raise ValueError("No task in losses has a labelled sample (all counts are 0): skip the step.")
     names = tuple(task for task in tasks if task in losses)
-    device = losses[names[0]].device
+    device = losses[names[0]].device if names else empty
+    assert device is not None
     dtype = wide_dtype(device)
-    values = stack([losses[task] for task in names], device, dtype)
+    values = stack([0.0 if task in unlabelled else losses[task] for task in names], device, dtype)
     if checks_values(check_finite, device):
         check_each(names, values, values.isfinite(), "is {value}: a NaN or infinite loss must not enter the training")
     return Batch(
@@ -70,6 +101,7 @@ def read_batch(
         losses=tuple(losses[task] for task in names),
         values=values,
         counts=None if counts is None else stack([counts[task] for task in names], device, dtype),
+        unlabelled=unlabelled,
     )
 
 
@@ -78,24 +110,28 @@ def checks_values(check_finite: bool | None, device: torch.device) -> bool:
     return device.type == "cpu" if check_finite is None else check_finite
 
 
-def check_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor]) -> None:
-    """Checks that every loss has a count ≥ 0.
+def on_host(count: float | Tensor) -> bool:
+    """Whether looking at the count costs no synchronisation."""
+    return not isinstance(count, Tensor) or count.device.type == "cpu"
+
+
+def read_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Returns the count of every loss as a number.
 
     Raises:
-        ValueError: one has not.
+        ValueError: a loss has no count, or one that is negative or not finite.
     """
     missing = [task for task in losses if task not in counts]
     if missing:
         raise ValueError(
             f"counts lacks task {', '.join(map(repr, missing))}: give the number of labelled samples of every loss."
         )
-    for task, count in counts.items():
-        if _on_host(count):
-            check_number(f"counts[{task!r}]", float(count), at_least=0)
-
-
-def _on_host(count: float | Tensor) -> bool:
-    return not isinstance(count, Tensor) or count.device.type == "cpu"
+    given = {task: counts[task] for task in losses}
+    away = {task: c for task, c in given.items() if not on_host(c)}
+    if away:
+        fetched = torch.stack([torch.as_tensor(c).float() for c in away.values()]).tolist()  # sync: decides who is present
+        given |= dict(zip(away, fetched, strict=True))
+    return {task: check_number(f"counts[{task!r}]", float(count), at_least=0) for task, count in given.items()}
 
 
 def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:
@@ -111,4 +147,6 @@ def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: st
 
 def stack(scalars: Sequence[float | Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Stacks numbers and 0-dim tensors of any dtype and device into a detached vector."""
+    if not scalars:
+        return torch.empty(0, dtype=dtype, device=device)
     return torch.stack([torch.as_tensor(s, dtype=dtype).detach().to(device, dtype, non_blocking=True) for s in scalars])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from equipoise.gradients.sharded import like, local, sharding_groups, sum_over
+
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
 
@@ -24,16 +26,29 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     of 1e19.
 
     Args:
-        gradients: K rows, each one gradient a parameter, None where it is zero by structure.
+        gradients: K rows, each one gradient a parameter, None where it is zero by structure. Of sharded gradients
+            every rank takes its shards, and the products are added up over the ranks.
 
     Returns:
         `[K, K]`, float64 where the device has it.
     """
+    columns = list(zip(*gradients, strict=True))
+    spread = [sharding_groups(next(g for g in column if g is not None)) for column in columns]
+    parts = []
+    for groups in dict.fromkeys(spread):
+        own = [column for column, over in zip(columns, spread, strict=True) if over == groups]
+        rows = [[None if g is None else local(g) for g in row] for row in zip(*own, strict=True)]
+        parts.append(sum_over(groups, _local_gramian(rows)))
+    return sum(parts[1:], parts[0])
+
+
+def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Computes `JJᵀ` of gradients that this rank has in full."""
     count = len(gradients)
     some = next(gradient for row in gradients for gradient in row if gradient is not None)
     blocks = _blocks(gradients)
     dtype = wide_dtype(some.device)
-    widest = max(sum(width for _, _, width in columns) for columns in blocks)
+    widest = max(sum(width for _, _, width in columns) for columns in blocks) if blocks else 0
     buffer = some.new_empty((count, widest), dtype=dtype)
     result = some.new_zeros((count, count), dtype=dtype)
     for columns in blocks:
@@ -97,12 +112,12 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
         total: Tensor | None = None
         for index, gradient in enumerate(column):
             if gradient is not None:
-                wide = gradient.to(_sum_dtype(gradient))
+                whole = gradient
+                wide = local(gradient).to(_sum_dtype(gradient))
                 scale = scales[wide.dtype][index]
                 total = wide * scale if total is None else total.addcmul_(wide, scale)
-                narrow = gradient.dtype
         if total is not None:
-            combined.append(total.to(narrow))
+            combined.append(like(total.to(whole.dtype), whole))
     return combined
 
 

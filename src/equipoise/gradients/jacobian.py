@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,13 @@ def task_gradients(
     }
 
 
-def task_rows(batch: Batch, leaves: Sequence[Sequence[Tensor]], coefficients: Tensor, retain_graph: bool) -> Rows:
+def task_rows(
+    batch: Batch,
+    leaves: Sequence[Sequence[Tensor]],
+    coefficients: Tensor,
+    retain_graph: bool,
+    finish: Callable[[dict[Tensor, Tensor]], dict[Tensor, Tensor]] | None = None,
+) -> Rows:
     """Computes `c_k · ∂L_k/∂leaf` for the leaves asked of each task, one backward pass a task.
 
     Args:
@@ -59,22 +65,61 @@ def task_rows(batch: Batch, leaves: Sequence[Sequence[Tensor]], coefficients: Te
         leaves: for each of them the leaf tensors wanted.
         coefficients: `c_k` `[K']`.
         retain_graph: keep the graph after the last pass.
+        finish: takes each row as soon as its backward pass is done, and returns what to keep of it.
     """
     rows = {}
-    last = len(batch.tasks) - 1
-    for index, (task, loss, wanted) in enumerate(zip(batch.tasks, batch.losses, leaves, strict=True)):
-        weight = coefficients[index].to(loss.device, loss.dtype)
-        keep = retain_graph or index < last
-        gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True) if wanted else ()
-        rows[task] = owned(wanted, gradients, [weight])
+    weights = iter(batch.weights(coefficients))
+    left = len(batch.graphs)
+    for task, loss, wanted in zip(batch.tasks, batch.losses, leaves, strict=True):
+        row: dict[Tensor, Tensor] = {}
+        if loss is not None:
+            left -= 1
+            weight = next(weights)
+            keep = retain_graph or left > 0
+            if wanted:
+                gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True)
+                row = owned(wanted, gradients, [weight])
+        if batch.shares is not None:
+            row = _completed(row, wanted)
+        rows[task] = row if finish is None else finish(row)
     return rows
 
 
 def joint_row(batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
     """Computes `Σ_k c_k · ∂L_k/∂leaf` in one backward pass; arguments as in `task_rows`."""
-    weights = [c.to(loss.device, loss.dtype) for c, loss in zip(coefficients.unbind(), batch.losses, strict=True)]
-    gradients = torch.autograd.grad(batch.losses, leaves, weights, retain_graph=retain_graph, allow_unused=True)
-    return owned(leaves, gradients, weights)
+    row: dict[Tensor, Tensor] = {}
+    if batch.graphs:
+        weights = batch.weights(coefficients)
+        gradients = torch.autograd.grad(batch.graphs, leaves, weights, retain_graph=retain_graph, allow_unused=True)
+        row = owned(leaves, gradients, weights)
+    return row if batch.shares is None else _completed(row, leaves)
+
+
+def rows_by_hooks(batch: Batch, leaves: Iterable[Tensor], coefficients: Tensor, retain_graph: bool) -> Rows:
+    """Computes task → leaf → gradient by backward passes that write `.grad`, for FSDP gives no other way.
+
+    Its graphs hold the gathered parameters, and it is at the end of a backward pass that it averages their gradients
+    over the ranks into the sharded parameters' `.grad`. That is taken from there, and what was there is put back.
+    Arguments as in `task_rows`; `leaves` is what the losses can reach: sharded parameters, and others.
+    """
+    before = {leaf: leaf.grad for leaf in leaves}
+    last = len(batch.tasks) - 1
+    rows = {}
+    try:
+        for index, (task, weight) in enumerate(zip(batch.tasks, batch.weights(coefficients), strict=True)):
+            for leaf in before:
+                leaf.grad = None
+            torch.autograd.backward(batch.graphs[index], weight, retain_graph=retain_graph or index < last)
+            rows[task] = {leaf: leaf.grad for leaf in before if leaf.grad is not None}
+    finally:
+        for leaf, gradient in before.items():
+            leaf.grad = gradient
+    return rows
+
+
+def _completed(row: dict[Tensor, Tensor], leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Adds zeros for the leaves that only other ranks' losses reach."""
+    return {leaf: row[leaf] if leaf in row else torch.zeros_like(leaf, requires_grad=False) for leaf in leaves}
 
 
 def owned(

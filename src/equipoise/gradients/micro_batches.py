@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equipoise.gradients.batch import Batch
 from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.sharded import locals_of
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,4 @@ def _added(old: Mapping, new: Mapping) -> dict:  # type: ignore[type-arg]
 
 def _scale(row: dict[Tensor, Tensor], factor: Tensor) -> None:
     if row:
-        torch._foreach_mul_(list(row.values()), factor)
+        torch._foreach_mul_(locals_of(row.values()), factor)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from equipoise.gradients.wrappers import parameter_names
+
 Parameters = nn.Module | Iterable[nn.Parameter]
 """A module, which stands for its parameters, or parameters."""
 
@@ -40,8 +42,8 @@ class SharedParameters:
     def __init__(self, given: Parameters | None, model: nn.Module | None) -> None:
         self._given = None if given is None else parameter_set("shared", given)
         self._found = WeakIdKeyDictionary()
-        self._named = {} if model is None else dict(model.named_parameters())
-        self._order = {leaf: index for index, leaf in enumerate(self._named.values())}
+        self.named = {} if model is None else parameter_names(model)
+        self._order = {leaf: index for index, leaf in enumerate(self.named.values())}
 
     def __contains__(self, leaf: Tensor) -> bool:
         return leaf in (self._found if self._given is None else self._given)
@@ -65,11 +67,11 @@ class SharedParameters:
     @property
     def names(self) -> list[str]:
         """The names of the found parameters that the model has."""
-        return [name for name, leaf in self._named.items() if leaf in self._found]
+        return [name for name, leaf in self.named.items() if leaf in self._found]
 
     def restore(self, names: Iterable[str]) -> None:
         """Takes over what `names` gave; what was found among the model's parameters before is forgotten."""
-        for leaf in self._named.values():
+        for leaf in self.named.values():
             if leaf in self._found:
                 del self._found[leaf]
-        self._found.update((self._named[name], None) for name in names if name in self._named)
+        self._found.update((self.named[name], None) for name in names if name in self.named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -12,11 +13,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from equipoise._checks import check_number, check_tasks
 from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
-from equipoise.gradients.batch import checks_values, read_batch
+from equipoise.gradients.batch import checks_values
 from equipoise.gradients.compiled import keep_buffers
-from equipoise.gradients.graph import reached_leaves
-from equipoise.gradients.jacobian import Rows, task_rows
+from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
+from equipoise.gradients.passes import Passes
+from equipoise.gradients.sharded import locals_of, total_norm
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -81,12 +83,14 @@ class MAO(Optimizer):
         capturable: bool = False,
         fused: bool | None = None,
         check_finite: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
         self._micro_batches = MicroBatches()
         self._rows: Rows = {}
+        self._passes = Passes(process_group=process_group)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -116,6 +120,7 @@ class MAO(Optimizer):
         check_number("weight_decay", group["weight_decay"], at_least=0)
         super().add_param_group(param_group)
         added = self.param_groups[-1]
+        self._passes.know(added["params"])
         if added["fused"] is None:
             added["fused"] = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in added["params"])
 
@@ -147,31 +152,43 @@ class MAO(Optimizer):
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
                 has changed then.
         """
-        batch = read_batch(self.tasks, losses, counts, self.check_finite)
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, accumulate=accumulate)
+        if not batch.tasks:
+            self._keep(self._micro_batches, accumulate, reduced=False)
+            return {}
         ones = torch.ones_like(batch.values)
         scale = None if scaler is None else scaler.scale(ones[0])
-        rows = task_rows(batch, reached_leaves(batch.losses), ones if scale is None else ones * scale, retain_graph)
+        reduced = not accumulate and not self._micro_batches
+        leaves = [] if self._passes.sharded else self._passes.leaves(batch)
+        rows = self._passes.rows(batch, leaves, ones if scale is None else ones * scale, retain_graph, reduced)
         held = {parameter for group in self.param_groups for parameter in group["params"]}
         others: dict[Tensor, Tensor] = {}
         for row in rows.values():
             for leaf, gradient in row.items():
                 if scale is not None or leaf not in held:
                     others[leaf] = others[leaf] + gradient if leaf in others else gradient.clone()
+        if not reduced:
+            others = self._passes.reduced({"": others})[""]
         rows = {task: {leaf: g for leaf, g in row.items() if leaf in held} for task, row in rows.items()}
         if scale is not None:
             unscale_rows(rows, scale)
         if not checks_values(self.check_finite, batch.values.device):
             for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
-                for gradient in row.values():
+                for gradient in locals_of(row.values()):
                     gradient.copy_(torch.where(finite, gradient, 0))
-        together = self._micro_batches.plus(batch, rows)
-        if accumulate:
-            self._micro_batches = together
-        else:
-            self._micro_batches = MicroBatches()
-            self._rows = add_rows(self._rows, together.total(self.tasks)[0])
+        self._keep(self._micro_batches.plus(batch, rows), accumulate, reduced)
         accumulate_gradients(others)
         return dict(zip(batch.tasks, ones.unbind(), strict=True))
+
+    def _keep(self, micro_batches: MicroBatches, accumulate: bool, reduced: bool) -> None:
+        """Keeps the micro-batches for the next call, or their task gradients for `step()`."""
+        if accumulate or not micro_batches:
+            self._micro_batches = micro_batches
+            return
+        if not reduced:
+            micro_batches = replace(micro_batches, rows=self._passes.reduced(micro_batches.rows))
+        self._micro_batches = MicroBatches()
+        self._rows = add_rows(self._rows, micro_batches.total(self.tasks)[0])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -196,7 +213,7 @@ class MAO(Optimizer):
         for group in self.param_groups:
             reached = [p for p in group["params"] if any(p in row for row in self._rows.values())]
             if reached and group["weight_decay"]:
-                torch._foreach_mul_(reached, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(locals_of(reached), 1 - group["lr"] * group["weight_decay"])
             for task, row in self._rows.items():
                 self._update(group, task, {p: row[p] for p in reached if p in row})
         return loss
@@ -207,10 +224,10 @@ class MAO(Optimizer):
         if states:
             steps, averages, squares = map(list, zip(*states, strict=True))
             adamw(
-                list(row),
-                list(row.values()),
-                averages,
-                squares,
+                locals_of(row),
+                locals_of(row.values()),
+                locals_of(averages),
+                locals_of(squares),
                 [],
                 steps,
                 foreach=None if not group["fused"] else False,
@@ -244,7 +261,12 @@ class MAO(Optimizer):
         self._rows = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"tasks": self.tasks, "max_norm": self.max_norm, "check_finite": self.check_finite}
+        own = {
+            "tasks": self.tasks,
+            "max_norm": self.max_norm,
+            "check_finite": self.check_finite,
+            "_process_group": self._passes.ranks.process_group,
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -254,11 +276,13 @@ class MAO(Optimizer):
         keep_buffers()
         self._micro_batches = MicroBatches()
         self._rows = {}
+        held = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._passes = Passes(held, self.__dict__.pop("_process_group", None))
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:
-    factor = max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)
-    torch._foreach_mul_(gradients, factor.clamp(max=1.0))
+    factor = max_norm / (total_norm(gradients) + 1e-6)
+    torch._foreach_mul_(locals_of(gradients), factor.clamp(max=1.0))
 
 
 def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -1,0 +1,57 @@
+"""What PyTorch wraps around a model to train it on many devices."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+def parameter_names(model: nn.Module) -> dict[str, Tensor]:
+    """Returns name → parameter, with the names that the model has without DistributedDataParallel or torch.compile."""
+    names: dict[str, Tensor] = {}
+    prefixes = [name for name, module in model.named_modules() if isinstance(module, DistributedDataParallel)]
+    for name, parameter in model.named_parameters():
+        for prefix in prefixes:
+            start = f"{prefix}." if prefix else ""
+            if name.startswith(f"{start}module."):
+                name = start + name.removeprefix(f"{start}module.")
+        names[name.replace("_orig_mod.", "")] = parameter
+    return names
+
+
+class Wrapped:
+    """The parameters that wrappers in this process take care of, found once.
+
+    A wrapper does not say so on the parameters, and a person need not hand it to us: so this looks through all objects
+    that the garbage collector knows. Finding none costs no correctness: gradients that DistributedDataParallel has
+    averaged stay what they are when they are averaged again.
+
+    Attributes:
+        averaged: those whose `.grad` DistributedDataParallel averages in a backward pass.
+        sharded: those of modules that `fully_shard` was applied to, in their order.
+    """
+
+    def __init__(self) -> None:
+        self.averaged = WeakIdKeyDictionary()
+        self.sharded: dict[Tensor, None] = {}
+        fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+        wrappers = [found for found in gc.get_objects() if issubclass(type(found), (DistributedDataParallel, fsdp))]
+        for wrapper in _outermost(wrappers):
+            if not isinstance(wrapper, DistributedDataParallel):
+                for module in wrapper.modules():
+                    if isinstance(module, fsdp):
+                        module.reshard()  # between forward and backward pass it can hold the gathered parameters
+                self.sharded |= dict.fromkeys(wrapper.parameters())
+            elif not wrapper.static_graph:  # which reduces nothing after steps whose gradients went past it
+                self.averaged.update((p, None) for p in wrapper.parameters() if p.requires_grad)
+
+
+def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
+    """Leaves out modules inside others, and puts the rest in an order that is the same on all ranks."""
+    inner = {child for module in modules for child in module.modules() if child is not module}
+    outer = [module for module in modules if module not in inner]
+    return sorted(outer, key=lambda module: [(name, *p.shape) for name, p in module.named_parameters()])
