@@ -203,6 +203,7 @@ class Step:
     def __init__(self, modules: Sequence[TaskModule]) -> None:
         self._modules = modules
         self.committed = False
+        self.valid: Tensor | None = None
 
     def commit(self, valid: Tensor | None = None) -> None:
         """Makes what was written lasting; with a 0-dim bool tensor, only where it is true.
@@ -212,4 +213,5 @@ class Step:
         for module in self._modules:
             if module._view is not None:
                 module._view.commit(valid)
+        self.valid = valid
         self.committed = valid is None or valid.device.type != "cpu" or bool(valid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from equipoise._checks import check_known, check_losses, check_metrics, check_tasks
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
+from equipoise.integrations import torchjd
 from equipoise.objectives import (
     DTP,
     DWA,
@@ -56,8 +58,8 @@ class MethodSpec:
     source: str
     passes: str
     takes: Callable[..., Any]
-    objective: Callable[..., Objective | Weighting] | None = None
-    aggregator: Callable[..., Aggregator] | None = None
+    objective: Callable[..., nn.Module] | None = None
+    aggregator: Callable[..., nn.Module] | None = None
     needs_potentials: bool = False
 
     @property
@@ -250,20 +252,23 @@ def make_method(
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
-    The optimizer is `torch.optim.AdamW` over the model's trainable parameters, and for `mao` MAO, which with one
+    The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
     task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay.
 
     Args:
-        name: one of `list_methods()`, or `single:<task>`.
+        name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
+            a scalarizer of TorchJD's, such as `torchjd:UPGrad`.
         model: what is trained; on its device already, as for any optimizer.
         tasks: the tasks' names.
         lr: learning rate.
         weight_decay: decoupled weight decay.
         potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
         probe: as in `Balancer`, for methods with an aggregator.
-        **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`.
+        **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
+            become tensors, and the number of tasks is filled in.)
 
     Raises:
+        ImportError: the method is TorchJD's, which is not installed.
         ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1].
 
     Example:
@@ -278,17 +283,14 @@ def make_method(
     names = check_tasks(tasks)
     if probe is not None and (name.startswith(SINGLE) or name == "mao"):
         raise ValueError(f"Method {name!r} takes no gradient statistics: leave probe out.")
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(model.parameters())  # frozen ones too: they may be unfrozen
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     if name.startswith(SINGLE):
         task = name.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
         return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused))
-    if name not in METHODS:
-        known = ", ".join([*METHODS, f"{SINGLE}<task>"])
-        raise ValueError(f"Unknown method {name!r}; the methods are {known}.")
-    spec = METHODS[name]
+    spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
         return Method(name, names, MAO(parameters, names, lr, weight_decay=weight_decay, **hyperparameters), None)
@@ -311,6 +313,25 @@ def make_method(
         balancer.to(device)
         groups.append({"params": learned, "weight_decay": 0.0})
     return Method(name, names, torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused), balancer)
+
+
+def _spec(name: str, count: int) -> MethodSpec:
+    """Returns what is known of a method for `count` tasks.
+
+    Raises:
+        ImportError: it is TorchJD's, and TorchJD is not installed.
+        ValueError: there is no such method.
+    """
+    if name.startswith(torchjd.PREFIX):
+        found = torchjd.find_class(name)
+        make = partial(torchjd.make, found, count)
+        if torchjd.is_scalarizer(found):
+            return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", ONE_PASS, found, objective=make)
+        return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", PASS_PER_TASK, found, aggregator=make)
+    if name not in METHODS:
+        known = ", ".join([*METHODS, f"{SINGLE}<task>", f"{torchjd.PREFIX}<class>"])
+        raise ValueError(f"Unknown method {name!r}; the methods are {known}.")
+    return METHODS[name]
 
 
 def _check_hyperparameters(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
