@@ -59,7 +59,6 @@ class NormalMap(PixelLabels):
 Labels = TypeVar("Labels", bound=PixelLabels)
 
 
-@functional.register_kernel(functional.crop, PixelLabels)  # type: ignore[untyped-decorator]
 def _crop(labels: PixelLabels, top: int, left: int, height: int, width: int) -> PixelLabels:
     old_height, old_width = labels.shape[-2:]
     plain = labels.as_subclass(Tensor)
@@ -73,7 +72,6 @@ def _crop(labels: PixelLabels, top: int, left: int, height: int, width: int) -> 
     return _like(labels, cropped)
 
 
-@functional.register_kernel(functional.pad, PixelLabels)  # type: ignore[untyped-decorator]
 def _pad(labels: PixelLabels, padding: int | Sequence[int], **_: Any) -> PixelLabels:
     sides = [padding] * 4 if isinstance(padding, int) else list(padding) * (4 // len(padding))
     left, top, right, bottom = sides
@@ -81,7 +79,6 @@ def _pad(labels: PixelLabels, padding: int | Sequence[int], **_: Any) -> PixelLa
     return _crop(labels, -top, -left, height + top + bottom, width + left + right)
 
 
-@functional.register_kernel(functional.resize, PixelLabels)  # type: ignore[untyped-decorator]
 def _resize(labels: PixelLabels, size: list[int] | None, max_size: int | None = None, **_: Any) -> PixelLabels:
     # As an image of one pixel row after the other, so that torchvision's rules for the size hold.
     plain = labels.as_subclass(Tensor).reshape(1, -1, *labels.shape[-2:])
@@ -91,19 +88,16 @@ def _resize(labels: PixelLabels, size: list[int] | None, max_size: int | None = 
     return _like(labels, resized.reshape(*labels.shape[:-2], *resized.shape[-2:]))
 
 
-@functional.register_kernel(functional.resized_crop, PixelLabels)  # type: ignore[untyped-decorator]
 def _resized_crop(
     labels: PixelLabels, top: int, left: int, height: int, width: int, size: list[int], **_: Any
 ) -> PixelLabels:
     return _resize(_crop(labels, top, left, height, width), size)
 
 
-@functional.register_kernel(functional.horizontal_flip, NormalMap)  # type: ignore[untyped-decorator]
 def _flip_normals_horizontally(normals: NormalMap) -> NormalMap:
     return _like(normals, normals.as_subclass(Tensor).flip(-1) * torch.tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1))
 
 
-@functional.register_kernel(functional.vertical_flip, NormalMap)  # type: ignore[untyped-decorator]
 def _flip_normals_vertically(normals: NormalMap) -> NormalMap:
     return _like(normals, normals.as_subclass(Tensor).flip(-2) * torch.tensor([1.0, -1.0, 1.0]).reshape(3, 1, 1))
 
@@ -115,21 +109,27 @@ def _refuse(labels: PixelLabels, *_: Any, **__: Any) -> PixelLabels:
     )
 
 
-for _functional in (
-    functional.rotate,
-    functional.affine,
-    functional.perspective,
-    functional.elastic,
-    functional.center_crop,
-    functional.five_crop,
-    functional.ten_crop,
-):
-    functional.register_kernel(_functional, PixelLabels)(_refuse)
-
-
 def _like(labels: Labels, values: Tensor) -> Labels:
     wrapped: Labels = tv_tensors.wrap(values, like=labels)
     return wrapped
+
+
+for _functional, _labels, _kernel in (
+    (functional.crop, PixelLabels, _crop),
+    (functional.pad, PixelLabels, _pad),
+    (functional.resize, PixelLabels, _resize),
+    (functional.resized_crop, PixelLabels, _resized_crop),
+    (functional.horizontal_flip, NormalMap, _flip_normals_horizontally),
+    (functional.vertical_flip, NormalMap, _flip_normals_vertically),
+    (functional.rotate, PixelLabels, _refuse),
+    (functional.affine, PixelLabels, _refuse),
+    (functional.perspective, PixelLabels, _refuse),
+    (functional.elastic, PixelLabels, _refuse),
+    (functional.center_crop, PixelLabels, _refuse),
+    (functional.five_crop, PixelLabels, _refuse),
+    (functional.ten_crop, PixelLabels, _refuse),
+):
+    functional.register_kernel(_functional, _labels)(_kernel)
 
 
 class RandomScaleCrop(v2.Transform):  # type: ignore[misc]

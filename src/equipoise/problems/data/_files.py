@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
@@ -118,6 +117,10 @@ class Reader(Dataset[Sample], ABC):
             DamagedDataError: a file it needs is damaged.
         """
 
+    def _complete(self, sample: Sample) -> Sample:
+        """Hook: adds what can be computed and cannot be damaged. The default adds nothing."""
+        return sample
+
     def _report(self, message: str) -> None:
         """Leaves out something damaged that was found in the annotations, or raises."""
         if self.on_damaged == "error":
@@ -158,7 +161,7 @@ class Reader(Dataset[Sample], ABC):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            sample = self._read(int(self._order[index]))
+            sample = self._complete(self._read(int(self._order[index])))
         except DamagedDataError as error:
             raise DamagedDataError(f"{self.source.name}: {error} {ADVICE}") from error
         return sample if self.transform is None else self.transform(sample)
@@ -207,8 +210,12 @@ def read_map(path: Path) -> NDArray[Any]:
         return values
 
 
-def read_array(path: Path) -> NDArray[Any]:
+def read_array(path: Path, kinds: str = "iuf") -> NDArray[Any]:
     """Returns the array of a `.npy` file; an array of Python objects is refused, as it would be unpickled.
+
+    Args:
+        path: the file.
+        kinds: NumPy's letters for the kinds of values that are expected, by default whole and other numbers.
 
     Raises:
         DamagedDataError: the file is missing, cut off, or not an array of plain values.
@@ -217,7 +224,7 @@ def read_array(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise DamagedDataError(f"{path} is an archive of arrays, expected a single array.")
-        return array
+        return check_kind(path, array, kinds)
 
 
 def read_mat(path: Path) -> Mapping[str, Any]:
@@ -241,6 +248,17 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
 
 
+def check_kind(path: Path, array: NDArray[Any], kinds: str = "iuf") -> NDArray[Any]:
+    """Returns the array if its values are of the expected kinds.
+
+    Raises:
+        DamagedDataError: they are not.
+    """
+    if array.dtype.kind not in kinds:
+        raise DamagedDataError(f"{path} has values of type {array.dtype}, expected numbers.")
+    return array
+
+
 def check_pixels(path: Path, array: NDArray[Any], shape: tuple[int, ...]) -> None:
     """Checks an array's shape against the image it belongs to.
 
@@ -249,8 +267,3 @@ def check_pixels(path: Path, array: NDArray[Any], shape: tuple[int, ...]) -> Non
     """
     if array.shape != shape:
         raise DamagedDataError(f"{path} has shape {array.shape}, expected {shape}.")
-
-
-def missing_number() -> torch.Tensor:
-    """Returns the label of a number that is not known."""
-    return torch.tensor(torch.nan)

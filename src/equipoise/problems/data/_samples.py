@@ -7,7 +7,7 @@ should give, before any transform, in its order. Pictures stored as JPEG are onl
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -208,18 +208,24 @@ def _emotic_person(
     dimensions = dict(zip(emotic.DIMENSIONS, affect, strict=True))
     fields: dict[str, Any] = {"body_bbox": np.array([box], dtype=np.float64)}
     if combined:
-        one = np.array([[emotic.CATEGORIES[0]]], dtype=object)
-        fields["annotations_categories"] = [{"categories": names}, {"categories": one}]
+        other = np.array([[emotic.CATEGORIES[0]]], dtype=object)
+        fields["annotations_categories"] = _structs({"categories": names}, {"categories": other})
         fields["combined_categories"] = names
-        fields["annotations_continuous"] = [dimensions, dict.fromkeys(emotic.DIMENSIONS, 1.0)]
+        fields["annotations_continuous"] = _structs(dimensions, dict.fromkeys(emotic.DIMENSIONS, 1.0))
         fields["combined_continuous"] = dimensions
     else:
         fields["annotations_categories"] = {"categories": names}
         fields["annotations_continuous"] = dimensions
-    fields |= {"gender": "Female", "age": "Adult"}
-    struct = np.empty((), dtype=[(name, object) for name in fields])
-    struct[()] = tuple(fields.values())
-    return struct
+    person: NDArray[Any] = _structs(fields | {"gender": "Female", "age": "Adult"})[0, 0]
+    return person
+
+
+def _structs(*values: Mapping[str, Any]) -> NDArray[Any]:
+    """A MATLAB struct array of one row."""
+    array = np.empty((1, len(values)), dtype=[(name, object) for name in values[0]])
+    for index, value in enumerate(values):
+        array[0, index] = tuple(value.values())
+    return array
 
 
 def write_nyuv2(

@@ -36,6 +36,7 @@ COLUMNS = (
     "valence",
     "arousal",
 )
+ENDINGS = (".jpg", ".jpeg", ".png")
 SPLITS = {"train": ("training.csv", "train_set"), "validation": ("validation.csv", "val_set")}
 
 
@@ -104,7 +105,9 @@ class AffectNet(Reader):
         if place.is_dir():
             self._images = self.source.find(base, f"{folder}/images")
             self._annotations = self.source.find(base, f"{folder}/annotations")
-            self._names = sorted(entry.name for entry in os.scandir(self._images) if entry.is_file())
+            self._names = sorted(
+                entry.name for entry in os.scandir(self._images) if Path(entry.name).suffix.lower() in ENDINGS
+            )
             self._finish(len(self._names))
         else:
             self._images = self.source.find(
@@ -129,7 +132,7 @@ class AffectNet(Reader):
                 except ValueError as error:
                     self._report(f"{path}, line {number}: {error}.")
                     continue
-                if face.expression == -1 and math.isnan(face.valence) and math.isnan(face.arousal):
+                if face is None:
                     self.unlabelled += 1
                 else:
                     faces.append(face)
@@ -159,7 +162,7 @@ class AffectNet(Reader):
         texts = []
         for ending in ("exp", "val", "aro"):
             path = self._annotations / f"{Path(name).stem}_{ending}.npy"
-            array = read_array(path)  # a single number, stored as text
+            array = read_array(path, kinds="iufU")  # a single number, stored as text
             if array.size != 1:
                 raise DamagedDataError(f"{path} has {array.size} values, expected one.")
             texts.append(str(array.reshape(())[()]))
@@ -172,8 +175,8 @@ class AffectNet(Reader):
         }
 
 
-def _parse(row: list[str]) -> _Face:
-    """Reads a line.
+def _parse(row: list[str]) -> _Face | None:
+    """Reads a line; None if it has no label, whatever else it says.
 
     Raises:
         ValueError: it is not as it should be; the message says how.
@@ -181,15 +184,14 @@ def _parse(row: list[str]) -> _Face:
     if len(row) != len(COLUMNS):
         raise ValueError(f"expected {len(COLUMNS)} values ({', '.join(COLUMNS)}), found {len(row)}")
     values = dict(zip(COLUMNS, row, strict=True))
+    expression, valence, arousal = _parse_labels(values["expression"], values["valence"], values["arousal"])
+    if expression == -1 and math.isnan(valence):
+        return None
     image = values[COLUMNS[0]]
     if not image or Path(image).is_absolute() or ".." in Path(image).parts:
         raise ValueError(f"expected an image's name below the image folder, found {image!r}")
     left, top, width, height = (int(float(values[name])) for name in COLUMNS[1:5])
-    return _Face(
-        image,
-        (left, top, width, height),
-        *_parse_labels(values["expression"], values["valence"], values["arousal"]),
-    )
+    return _Face(image, (left, top, width, height), expression, valence, arousal)
 
 
 def _parse_labels(expression: str, valence: str, arousal: str) -> tuple[int, float, float]:

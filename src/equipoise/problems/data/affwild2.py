@@ -144,7 +144,7 @@ class AffWild2(Reader):
                 for folder in part.folders
                 for name in SPLITS[split]
             ]
-            for path in sorted(self.source.find(base, *places).glob("*.txt")):
+            for path in sorted(self.source.find(base, *places).glob("[!.]*.txt")):
                 yield part, path
 
     def _add(self, labels: dict[str, NDArray[np.float32]], part: _Set, path: Path) -> None:

@@ -60,7 +60,7 @@ class CelebA(Reader):
         self._images = self.source.find(folder, "img_align_celeba", "Img/img_align_celeba")
         chosen = self._read_partition(partitions, partition)
         self.attributes, labels = self._read_attributes(attributes, chosen)
-        for name in chosen - labels.keys():
+        for name in sorted(chosen - labels.keys()):
             self._report(f"{attributes} has no line for {name}.")
         self._names = list(labels)
         self._labels = torch.tensor(list(labels.values()), dtype=torch.int8)

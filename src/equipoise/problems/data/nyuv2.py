@@ -21,6 +21,7 @@ from equipoise.problems.data._files import (
     Sample,
     Source,
     Transform,
+    check_kind,
     check_pixels,
     decoding,
     read_array,
@@ -66,8 +67,9 @@ class NYUv2(Reader):
   splits.mat
   classMapping40.mat         894 → 40 classes
   class13Mapping.mat         40 → 13 classes; only for 13""",
-        request="https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html, “Labeled dataset” (the splits are in the "
-        "toolbox's page on support inference); the mappings: https://github.com/ankurhanda/nyuv2-meta-data.",
+        request="https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html, “Labeled dataset”; the splits: "
+        "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat; the mappings: "
+        "https://github.com/ankurhanda/nyuv2-meta-data (has the splits as well).",
     )
 
     def __init__(
@@ -130,13 +132,14 @@ class NYUv2(Reader):
         with decoding(what, "picture"), h5py.File(self._path) as file:  # opened here, so that workers share nothing
             image, depth, labels = (file[name][number] for name in ("images", "depths", "labels"))
             segmentation = self._mapping[labels.T]
-        metres = _depth(depth.T)
         return {
             "input": tv_tensors.Image(image.transpose(0, 2, 1).copy()),  # MATLAB's order is columns first
             "segmentation": SegmentationMap(segmentation),
-            "depth": DepthMap(metres),
-            "normals": NormalMap(normals_from_depth(metres)),
+            "depth": DepthMap(_depth(depth.T)),
         }
+
+    def _complete(self, sample: Sample) -> Sample:
+        return sample | {"normals": NormalMap(normals_from_depth(sample["depth"].as_subclass(Tensor)))}
 
 
 class NYUv2Arrays(Reader):
@@ -270,7 +273,7 @@ class NYUDMT(Reader):
             path, depth = older, _variable(older, "depth")
         else:
             depth = read_array(path)
-        depth = depth.reshape(depth.shape[:2])
+        depth = depth.squeeze(-1) if depth.shape[2:] == (1,) else depth
         check_pixels(path, depth, size)
 
         path = self._folders["normals"] / f"{name}.npy"
@@ -295,8 +298,7 @@ def _names(file: Any) -> list[str]:
 
 def _variable(path: Path, name: str) -> NDArray[Any]:
     with decoding(path, f"MATLAB file with a variable {name!r}"):
-        array: NDArray[Any] = read_mat(path)[name]
-        return array
+        return check_kind(path, read_mat(path)[name])
 
 
 def _classes(labels: NDArray[Any], classes: int, path: Path) -> NDArray[np.int64]:
