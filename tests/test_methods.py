@@ -1,0 +1,252 @@
+"""The registry: what each name makes, and what is said when it cannot be made."""
+
+import inspect
+
+import pytest
+import torch
+from networks import TASKS, Network, assert_same, batch
+from torch import nn
+
+import equipoise as eq
+from equipoise.methods import METHODS
+
+POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
+
+
+def describe(module):
+    """`Class(argument)` of an objective, a weighted sum as what it weighs with."""
+    if module is None:
+        return None
+    if isinstance(module, eq.WeightedSum):
+        return type(module.weighting).__name__
+    if isinstance(module, eq.GeometricMean):
+        return f"GeometricMean({type(module.weighting).__name__})"
+    return type(module).__name__
+
+
+TABLE = {
+    "ew": ("Equal", None),
+    "static": ("Static", None),
+    "rlw": ("RLW", None),
+    "uw": ("UW", None),
+    "dwa": ("DWA", None),
+    "ema": ("EMA", None),
+    "rema": ("REMA", None),
+    "dwema": ("DWEMA", None),
+    "gls": ("GeometricMean(Equal)", None),
+    "dwa-g": ("GeometricMean(DWA)", None),
+    "rlw-g": ("GeometricMean(RLW)", None),
+    "dtp": ("DTP", None),
+    "dtp-g": ("GeometricMean(DTP)", None),
+    "amtl": ("GeometricMean(Achievement)", None),
+    "amtl-a": ("Achievement", None),
+    "imtl-l": ("IMTLL", None),
+    "famo": ("FAMO", None),
+    "gradnorm": ("Equal", "GradNorm"),
+    "imtl-g": ("Equal", "IMTLG"),
+    "imtl": ("IMTLL", "IMTLG"),
+    "mgda": ("Equal", "MGDA"),
+    "pcgrad": ("Equal", "PCGrad"),
+    "graddrop": ("Equal", "GradDrop"),
+    "cagrad": ("Equal", "CAGrad"),
+    "nash-mtl": ("Equal", "NashMTL"),
+}
+DEFAULTS = {
+    "dwa": {"temperature": 2.0},
+    "ema": {"beta": 0.1},
+    "rema": {"beta": 0.1},
+    "dwema": {"beta": 0.1, "temperature": 2.0},
+    "dtp": {"gamma": 1.0},
+    "amtl": {"gamma": 2.0, "margin": 0.05, "normalization": "softmax"},
+    "amtl-a": {"gamma": 2.0},
+    "famo": {"lr": 0.025, "weight_decay": 1e-3},
+    "gradnorm": {"alpha": 1.5, "lr": 0.025},
+    "mgda": {"normalization": "none"},
+    "cagrad": {"c": 0.5},
+    "graddrop": {"leak": 0.0},
+    "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
+}
+
+
+def make(name, model=None, **options):
+    potentials = POTENTIALS if name.startswith("amtl") else None
+    return eq.make_method(name, Network() if model is None else model, TASKS, **{"potentials": potentials, **options})
+
+
+def test_every_name_is_there():
+    assert set(eq.list_methods()) == {*TABLE, "mao"}
+    assert len(eq.list_methods()) == len(set(eq.list_methods()))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_builds_the_class_of_its_name(name):
+    model = Network()
+    method = make(name, model, lr=0.3, weight_decay=0.2)
+    assert (describe(method.balancer.objective), describe(method.balancer.aggregator)) == TABLE[name]
+    assert type(method.optimizer) is torch.optim.AdamW
+    assert method.balancer.tasks == TASKS
+    first, *own = method.optimizer.param_groups
+    assert (first["lr"], first["weight_decay"]) == (0.3, 0.2)
+    assert [id(p) for p in first["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
+    learned = list(method.balancer.parameters())
+    assert bool(learned) == (name in {"uw", "imtl-l", "imtl"})
+    assert [p for group in own for p in group["params"]] == learned
+    assert all(group["weight_decay"] == 0.0 and group["lr"] == 0.3 for group in own)
+
+
+def test_holds_the_trainable_parameters():
+    model = Network()
+    for name in ("ew", "mao", "single:b"):
+        method = make(name, model)
+        held = [id(p) for group in method.optimizer.param_groups for p in group["params"]]
+        assert held == [id(p) for p in model.parameters() if p.requires_grad]
+
+
+def test_mao_and_single():
+    method = make("mao", lr=0.3, weight_decay=0.2, betas=(0.5, 0.6), max_norm=1.0)
+    assert type(method.optimizer) is eq.MAO
+    assert method.balancer is None
+    assert method.optimizer.tasks == TASKS
+    assert method.optimizer.max_norm == 1.0
+    group = method.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.3, 0.2, (0.5, 0.6))
+    single = make("single:b", lr=0.3, weight_decay=0.2)
+    assert single.name == "single:b"
+    assert single.tasks == TASKS
+    assert type(single.optimizer) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_single_is_plain_training_on_one_task(task):
+    model, twin = Network(), Network()
+    method = make(f"single:{task}", model, lr=0.02, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([p for p in twin.parameters() if p.requires_grad], 0.02, weight_decay=0.1, fused=True)
+    for index in range(5):
+        method.zero_grad()
+        weights = method.backward(model.losses(batch(index)))
+        method.step()
+        assert {t: w.item() for t, w in weights.items()} == {task: 1.0}
+        optimizer.zero_grad()
+        twin.losses(batch(index))[task].backward()
+        optimizer.step()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    method.zero_grad()
+    assert method.backward(model.losses(batch(5), [t for t in TASKS if t != task])) == {}
+    method.step()
+    assert_same(dict(model.state_dict()), before)
+    assert_same(model.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_the_papers(name):
+    found = METHODS[name].hyperparameters
+    assert {key: found[key] for key in DEFAULTS[name]} == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", eq.list_methods())
+def test_says_what_it_takes(name):
+    """Every hyperparameter named by the registry can be given with its default; none is the registry's own."""
+    taken = METHODS[name].hyperparameters
+    assert not {"params", "tasks", "potentials"} & set(taken)
+    given = {key: value for key, value in taken.items() if value is not inspect.Parameter.empty and key != "lr"}
+    if name in ("famo", "gradnorm"):  # their own `lr` is not the optimizer's
+        given.pop("weight_decay", None)
+    make(name, **given)
+
+
+def test_hyperparameters_arrive():
+    assert make("ema", beta=0.2).balancer.objective.weighting.average.beta == 0.2
+    assert make("cagrad", c=0.3).balancer.aggregator.c == 0.3
+    assert make("mgda", normalization="l2").balancer.aggregator.normalization == "l2"
+    model = Network().double()
+    weights = make("static", model, weights={"a": 2.0, "b": 0.0, "c": 1.0}).backward(model.losses(batch(0)))
+    assert {t: w.item() for t, w in weights.items()} == {"a": 2.0, "b": 0.0, "c": 1.0}
+    weights = make("static", model).backward(model.losses(batch(0)))
+    assert {t: w.item() for t, w in weights.items()} == dict.fromkeys(TASKS, 1.0)
+
+
+def test_probe_arrives():
+    model, twin = Network().double(), Network().double()
+    found = make("imtl-g", model, probe=model.trunk).backward(model.losses(batch(0)))
+    expected = eq.Balancer(TASKS, aggregator=eq.IMTLG(), probe=twin.trunk).backward(twin.losses(batch(0)))
+    assert_same(found, expected)
+
+
+def test_tells_what_a_loop_has_to_call():
+    asked = {name: make(name) for name in [*eq.list_methods(), "single:a"]}
+    assert {name for name, method in asked.items() if method.needs_after_step} == {"famo"}
+    assert {name for name, m in asked.items() if m.needs_accuracies} == {"dtp", "dtp-g", "amtl", "amtl-a"}
+
+
+def test_a_scheduler_moves_the_learning_rate():
+    for name in ("uw", "mao", "single:a"):
+        method = make(name, lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(method.optimizer, 1, 0.5)
+        method.step()
+        scheduler.step()
+        assert {group["lr"] for group in method.optimizer.param_groups} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "words"),
+    [
+        ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, single:<task>"),
+        ("", {}, ValueError, "Unknown method ''"),
+        ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
+        ("single:", {}, ValueError, "unknown task ''"),
+        ("ew", {"beta": 0.1}, ValueError, "Method 'ew' has no hyperparameter beta; it takes: none"),
+        ("ema", {"betta": 0.1}, ValueError, "Method 'ema' has no hyperparameter betta; it takes: beta"),
+        ("single:a", {"beta": 0.1}, ValueError, "has no hyperparameter beta"),
+        ("mao", {"beta": 0.1}, ValueError, "Method 'mao' has no hyperparameter beta; it takes: betas"),
+        ("amtl", {"potentials": None}, ValueError, "'amtl' needs potentials: a mapping from each task"),
+        ("amtl-a", {"potentials": None}, ValueError, "needs potentials"),
+        ("amtl", {"potentials": {"a": 0.5, "b": 0.5}}, ValueError, "potentials: nothing given for task 'c'"),
+        ("amtl", {"potentials": {**POTENTIALS, "d": 0.5}}, ValueError, "potentials: unknown task 'd'"),
+        ("amtl", {"potentials": {**POTENTIALS, "a": 0.0}}, ValueError, r"potentials\['a'\] must be .*> 0.*found 0"),
+        ("amtl", {"potentials": {**POTENTIALS, "b": 1.01}}, ValueError, r"potentials\['b'\] must be .*≤ 1, found 1.01"),
+        ("amtl-a", {"potentials": {**POTENTIALS, "b": float("nan")}}, ValueError, r"potentials\['b'\]"),
+        ("amtl", {"potentials": [0.5, 0.5, 0.5]}, TypeError, "potentials must be a mapping"),
+        ("amtl", {"gamma": 0.0}, ValueError, "gamma must be .*> 0, found 0"),
+        ("amtl", {"margin": -0.1}, ValueError, "margin must be"),
+        ("amtl", {"momentum": 0.0}, ValueError, "momentum must be"),
+        ("amtl", {"normalization": "max"}, ValueError, "normalization must be one of 'softmax', 'sum', found 'max'"),
+        ("ema", {"beta": 0.0}, ValueError, "beta must be .*> 0 and ≤ 1, found 0"),
+        ("rema", {"beta": 1.1}, ValueError, "beta must be"),
+        ("dwema", {"temperature": 0.0}, ValueError, "temperature must be"),
+        ("rema", {"interval": 0}, ValueError, "interval must be 'epoch' or a number of steps ≥ 1, found 0"),
+        ("dwa", {"interval": "epochs"}, ValueError, "interval must be"),
+        ("dwa", {"temperature": float("inf")}, ValueError, "temperature must be"),
+        ("dtp", {"gamma": -1.0}, ValueError, "gamma must be"),
+        ("dtp-g", {"momentum": 1.5}, ValueError, "momentum must be"),
+        ("static", {"weights": {"a": 1.0}}, ValueError, "nothing given for task 'b', 'c'"),
+        ("static", {"weights": [1.0, 2.0]}, ValueError, "found 2 for 3 tasks"),
+        ("static", {"weights": dict.fromkeys(TASKS, 0.0)}, ValueError, "at least one weight > 0"),
+        ("static", {"weights": {"a": -1.0, "b": 1.0, "c": 1.0}}, ValueError, r"weights\['a'\] must be"),
+        ("uw", {"classification": ["d"]}, ValueError, "classification: unknown task 'd'"),
+        ("famo", {"lower_bounds": {"d": 1.0}}, ValueError, "unknown task 'd'"),
+        ("gradnorm", {"alpha": -1.0}, ValueError, "alpha must be"),
+        ("mgda", {"normalization": "l3"}, ValueError, "normalization must be one of .*found 'l3'"),
+        ("cagrad", {"c": -0.5}, ValueError, "c must be"),
+        ("cagrad", {"rescale": "2"}, ValueError, "rescale must be one of"),
+        ("graddrop", {"leak": 1.5}, ValueError, "leak must be"),
+        ("mao", {"betas": (0.9, 1.0)}, ValueError, "beta2 must be"),
+        ("mao", {"max_norm": -1.0}, ValueError, "max_norm must be"),
+        ("mao", {"lr": -1.0}, ValueError, "lr must be"),
+        ("ew", {"lr": -1.0}, ValueError, "learning rate"),
+        ("ew", {"weight_decay": -1.0}, ValueError, "weight_decay"),
+        ("ew", {"probe": nn.Linear(1, 1)}, ValueError, "probe needs an aggregator"),
+        ("mao", {"probe": nn.Linear(1, 1)}, ValueError, "takes no gradient statistics: leave probe out"),
+        ("single:a", {"probe": nn.Linear(1, 1)}, ValueError, "leave probe out"),
+        ("graddrop", {"probe": nn.Linear(1, 1)}, ValueError, "found GradDrop"),
+    ],
+)
+def test_errors(name, options, error, words):
+    with pytest.raises(error, match=words):
+        make(name, **options)
+
+
+def test_a_task_may_have_a_colon():
+    model = nn.Linear(2, 2)
+    method = eq.make_method("single:a:b", model, ["a:b", "c"])
+    one, other = model(torch.ones(1, 2)).square().mean(0)
+    assert list(method.backward({"a:b": one, "c": other})) == ["a:b"]
