@@ -14,6 +14,7 @@ from equipoise.problems._base import Problem
 PROBLEMS = {
     "digits": "equipoise.problems.digits:Digits",
     "rooms": "equipoise.problems.rooms:Rooms",
+    "rooms-partial": "equipoise.problems.rooms_partial:RoomsPartial",
 }
 """Name → where its class stands; imported only when asked for."""
 

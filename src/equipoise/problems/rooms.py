@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.problems._base import Batch, Predictions, Problem, Splits, Task, Tensors, Training
 from equipoise.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
-from equipoise.problems._rendering import CLASSES
+from equipoise.problems._rendering import CLASSES, THINGS
 from equipoise.problems._rendering.cache import load_pictures
 
 HEIGHT, WIDTH = 96, 128
@@ -94,33 +98,36 @@ class RoomPictures(Tensors):
         super().__init__(**tensors)
         self.mirrored = mirrored
 
-    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        """Returns float `input` `[…, 3, H, W]`, `segmentation`, `depth` and `normals` with NaN where missing."""
-        pictures = super().__getitem__(index)
+    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Any]:
+        """Returns float `input` `[…, 3, H, W]` and the labels of every task."""
+        batch = self.label(super().__getitem__(index))
+        if self.mirrored:
+            flipped = torch.rand(batch["input"].shape[:-3]) < 0.5
+            for name, value in batch.items():
+                chosen = flipped.reshape(*flipped.shape, *[1] * (value.dim() - flipped.dim()))
+                batch[name] = torch.where(chosen, mirror(name, value), value)
+        return batch
+
+    def label(self, pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns input and labels of pictures; depth and normals are NaN where missing."""
         mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
         hole = pictures["hole"].unsqueeze(-3)
-        batch = {
+        return {
             "input": (pictures["image"] / 255 - mean) / deviation,
             "segmentation": pictures["class"].long(),
             "depth": pictures["depth"].unsqueeze(-3).masked_fill(hole, torch.nan),
             "normals": pictures["normal"].masked_fill(hole, torch.nan),
         }
-        if self.mirrored:
-            flipped = torch.rand(hole.shape[:-3]) < 0.5
-            batch = {
-                name: torch.where(_like(flipped, value), mirror(name, value), value) for name, value in batch.items()
-            }
-        return batch
 
 
 def mirror(name: str, value: Tensor) -> Tensor:
-    """Returns an input or labels `[…, H, W]` mirrored left to right; normals turn their x with it."""
-    mirrored = value.flip(-1)
-    return mirrored * torch.tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1) if name == "normals" else mirrored
-
-
-def _like(chosen: Tensor, value: Tensor) -> Tensor:
-    return chosen.reshape(*chosen.shape, *[1] * (value.dim() - chosen.dim()))
+    """Returns what is under a name in a batch, left and right exchanged; x changes its sign, in boxes its side."""
+    if name == "boxes":
+        left, top, right, bottom = value.unbind(-1)
+        return torch.stack([WIDTH - right, top, WIDTH - left, bottom], -1)
+    if name == "normals":
+        return value.flip(-1) * torch.tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1)
+    return value.flip(-1) if name in ("input", "segmentation", "depth") else value
 
 
 class Block(nn.Module):
@@ -174,7 +181,7 @@ class RoomNetwork(nn.Module):
         stages = [self.stem(images)]
         for block in self.encoder:
             stages.append(block(stages[-1]))
-        features = stages.pop()
+        features: Tensor = stages.pop()
         for block in self.decoder:
             finer = stages.pop()
             features = block(torch.cat([_resize(features, finer.shape[-2:]), finer], 1))
@@ -182,7 +189,10 @@ class RoomNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Takes `[B, 3, H, W]`; gives each task's `[B, channels, H, W]`."""
-        features = self.features(images)
+        return self.predict_dense(self.features(images), images)
+
+    def predict_dense(self, features: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Runs the heads, and brings what they give to the images' size."""
         return {task: _resize(head(features), images.shape[-2:]) for task, head in self.heads.items()}
 
 
@@ -196,11 +206,13 @@ def draw(predictions: Predictions, batch: Batch, tasks: Sequence[str], rows: int
     rows = min(rows, len(batch["input"]))
     figure = Figure(figsize=(2.1 * (1 + 2 * len(tasks)), 1.62 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 1 + 2 * len(tasks), squeeze=False)
+    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
     for row, axes in enumerate(grid):
-        axes[0].imshow(shown_input(batch["input"][row]))
+        image = (batch["input"][row].cpu() * deviation + mean).clamp(0, 1).movedim(0, -1).numpy()
+        axes[0].imshow(image)
         for number, task in enumerate(tasks):
-            for axis, values in zip(axes[1 + 2 * number :][:2], (batch[task], predictions[task]), strict=True):
-                _draw_task(axis, task, values[row].detach().cpu())
+            _draw_task(axes[1 + 2 * number], task, batch[task][row], image)
+            _draw_task(axes[2 + 2 * number], task, predictions[task][row], image)
     titles = ["input"] + [title for task in tasks for title in (f"{task}: truth", "prediction")]
     for axis, title in zip(grid[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -209,18 +221,18 @@ def draw(predictions: Predictions, batch: Batch, tasks: Sequence[str], rows: int
     return figure
 
 
-def shown_input(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Returns a normalised input `[3, H, W]` as RGB in [0, 1] `[H, W, 3]`."""
-    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
-    return (image.cpu() * deviation + mean).clamp(0, 1).movedim(0, -1).numpy()
-
-
-def _draw_task(axis: Axes, task: str, values: Tensor) -> None:
+def _draw_task(axis: Axes, task: str, values: Any, image: NDArray[np.float32]) -> None:
     """Draws labels or what was predicted; missing labels stay blank."""
-    if task == "segmentation":
-        classes = values.argmax(0) if values.dim() == 3 else values
-        axis.imshow(np.ma.masked_less(classes.numpy(), 0), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+    if task == "detection":
+        axis.imshow(image)
+        for (left, top, right, bottom), label in zip(values["boxes"].tolist(), values["labels"].tolist(), strict=True):
+            color = colormaps["tab10"](label)
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color))
+            axis.text(left + 1, top + 1, THINGS[label], color=color, fontsize=6, va="top")
+    elif task == "segmentation":
+        classes = (values.argmax(0) if values.dim() == 3 else values).cpu().numpy()
+        axis.imshow(np.ma.masked_less(classes, 0), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
     elif task == "depth":
-        axis.imshow(values[0].numpy(), cmap="viridis", vmin=DEPTHS[0], vmax=DEPTHS[1])
+        axis.imshow(values[0].detach().cpu().numpy(), cmap="viridis", vmin=DEPTHS[0], vmax=DEPTHS[1])
     else:
-        axis.imshow(normals_as_colors(values).numpy())
+        axis.imshow(normals_as_colors(values.detach().cpu()).numpy())
