@@ -87,19 +87,24 @@ def test_builds_the_class_of_its_name(name):
     assert method.balancer.tasks == TASKS
     first, *own = method.optimizer.param_groups
     assert (first["lr"], first["weight_decay"]) == (0.3, 0.2)
-    assert [id(p) for p in first["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
+    assert [id(p) for p in first["params"]] == [id(p) for p in model.parameters()]
     learned = list(method.balancer.parameters())
     assert bool(learned) == (name in {"uw", "imtl-l", "imtl"})
     assert [p for group in own for p in group["params"]] == learned
     assert all(group["weight_decay"] == 0.0 and group["lr"] == 0.3 for group in own)
 
 
-def test_holds_the_trainable_parameters():
+@pytest.mark.parametrize("name", ["ew", "mgda", "mao", "single:b"])
+def test_parameters_may_be_unfrozen_later(name):
     model = Network()
-    for name in ("ew", "mao", "single:b"):
-        method = make(name, model)
-        held = [id(p) for group in method.optimizer.param_groups for p in group["params"]]
-        assert held == [id(p) for p in model.parameters() if p.requires_grad]
+    method = make(name, model)
+    before = {key: value.clone() for key, value in model.frozen.state_dict().items()}
+    for frozen in (True, False):
+        model.frozen.requires_grad_(not frozen)
+        method.zero_grad()
+        method.backward(model.losses(batch(0)))
+        method.step()
+        assert torch.equal(model.frozen.weight, before["weight"]) == frozen
 
 
 def test_mao_and_single():
