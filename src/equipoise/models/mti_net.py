@@ -31,7 +31,7 @@ class MTINet(MultiTaskNetwork):
 
     The representation is HRNet's four scales. Because of distillation each task's final prediction also depends on the
     features of all others: the shared parameters are HRNet's and those of steps 1 and 2, less the layers of one output
-    each. With a single task they are HRNet's alone in effect.
+    each.
 
     Args:
         heads: task → number of channels of its map.
