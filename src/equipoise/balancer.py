@@ -94,6 +94,7 @@ class Balancer(nn.Module):
             )
         self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
         self._micro_batches = MicroBatches()
+        self._seen = MicroBatches()  # losses of the micro-batches so far, for the objective's own parameters
         for part in (self.objective, self.aggregator):
             if part is not None:
                 part.bind(self.tasks)
@@ -157,8 +158,10 @@ class Balancer(nn.Module):
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
                 weights, valid = {}, self._backward_together(batch, scaled, scale, accumulate, retain_graph, valid)
-            accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
             step.commit(valid)
+        if learned:
+            learned = self._learned_in_all(batch, learned, accumulate)
+            accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
         own = zip(batch.tasks, coefficients.unbind(), strict=True)
         return {task: coefficient * weights[task] if weights else coefficient for task, coefficient in own}
 
@@ -211,6 +214,7 @@ class Balancer(nn.Module):
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
         self._micro_batches = MicroBatches()
+        self._seen = MicroBatches()
         self._passes.forget()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -282,6 +286,23 @@ class Balancer(nn.Module):
             coefficients = torch.where(valid, coefficients, dropped)
             learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
         return coefficients, learned
+
+    def _learned_in_all(self, batch: Batch, learned: dict[Tensor, Tensor], accumulate: bool) -> dict[Tensor, Tensor]:
+        """Returns the gradients of the objective's own parameters for all micro-batches: none before the last.
+
+        They are taken at the losses of the whole step, so that terms without a loss count once.
+        """
+        if not accumulate and not self._seen:
+            return learned
+        self._seen = self._seen.plus(batch, {task: {} for task in batch.tasks})
+        return {} if accumulate else self._learned_in_seen()
+
+    def _learned_in_seen(self) -> dict[Tensor, Tensor]:
+        rows, values = self._seen.total(self.tasks)
+        self._seen = MicroBatches()
+        valid = None if checks_values(self.check_finite, values.device) else values.isfinite().all()
+        with self.objective.step(self._present(tuple(rows)), values.dtype):
+            return self._coefficients(values, valid)[1]
 
     def _backward_together(
         self,
@@ -366,6 +387,8 @@ class Balancer(nn.Module):
     def _finish_without_tasks(self) -> None:
         """Completes a step whose last micro-batch has no label on any rank."""
         self._passes.finish()
+        if self._seen:
+            accumulate_gradients(self._learned_in_seen())
         if self._micro_batches:
             rows = self._passes.reduced(self._micro_batches.rows)
             self._balance(replace(self._micro_batches, rows=rows), None, None, None)

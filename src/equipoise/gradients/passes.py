@@ -326,7 +326,8 @@ def _local_together(batch: Batch, coefficients: Tensor, retain_graph: bool, whol
     if find or retain_graph:
         rows = reached_leaves(batch.graphs, together=True, repeatable=retain_graph)
         reached = dict.fromkeys(leaf for row in rows for leaf in row)
-    untouched = [] if whole else [leaf for leaf in untouched_leaves(batch.graphs) if leaf.grad is None]
+    alone = len(batch.tasks) == 1  # the heads of other tasks may be there
+    untouched = [] if whole and not alone else [leaf for leaf in untouched_leaves(batch.graphs) if leaf.grad is None]
     torch.autograd.backward(batch.graphs, batch.weights(coefficients), retain_graph=retain_graph)
     for leaf in untouched:
         leaf.grad = None
