@@ -57,7 +57,7 @@ def compare(
         typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of hyperparameters, a table per method; `--set` goes before it.")
+        Path | None, typer.Option(help="TOML file of hyperparameters, a table per method; `--set` wins over it.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
@@ -72,7 +72,7 @@ def compare(
         settings = _settings(problem, methods, seeds, lr, weight_decay, epochs, batch_size, quick, set_, config, device)
         folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
         comparison = Comparison(settings, folder)
-        threads = max(1, len(_cores()) // workers)
+        threads = max(1, torch.get_num_threads() // workers)  # OMP_NUM_THREADS decides, else the cores
         try:
             with ConsoleProgress(console, comparison.problem) as progress:
                 result = comparison.run(workers, threads, progress)
@@ -101,9 +101,12 @@ def list_methods() -> None:
 def problems() -> None:
     """Lists the problems."""
     table = Table("problem", "what it is", "tasks")
-    with _clear_errors():
-        for name in PROBLEMS:
+    for name in PROBLEMS:
+        try:
             problem = load_problem(name)
+        except ProblemError as error:  # an extra that is not installed
+            table.add_row(name, str(error), "")
+        else:
             table.add_row(name, problem.description, ", ".join(task.name for task in problem.tasks))
     console.print(table)
     console.print("Your own: `equipoise compare my_problem.py:problem`; see examples/tabular.py.", markup=False)
@@ -180,7 +183,3 @@ def _clear_errors() -> Iterator[None]:
 
 def _stem(problem: str) -> str:
     return Path(problem.partition(":")[0]).stem
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
