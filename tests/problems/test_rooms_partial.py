@@ -5,11 +5,14 @@ import importlib.util
 import pytest
 import torch
 
-from equipoise.problems import ProblemError, load_problem, rooms, rooms_partial
+from equipoise.problems import ProblemError, load_problem, rooms
+from equipoise.problems._detection import CenterDetectionTask, aim
 from equipoise.problems._rendering import THINGS
-from equipoise.problems.rooms_partial import CenterDetectionTask, RoomsPartial, aim, decode, label_some
+from equipoise.problems.rooms_partial import RoomsPartial, label_some
 
-needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
+needs_vision = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")), reason="needs the extra vision"
+)
 FEW = {"train": 20, "validation": 3, "test": 4}
 
 
@@ -22,7 +25,7 @@ def cache_folder(tmp_path_factory):
 def few(cache_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
     monkeypatch.setattr(rooms, "QUICK", FEW)
-    monkeypatch.setattr(rooms_partial.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.parametrize("count", [160, 600, 10_000])
@@ -100,7 +103,7 @@ def test_what_is_aimed_at_decodes_to_the_boxes():
     maps = torch.zeros(1, len(THINGS) + 4, 24, 32)
     maps[0, :-4] = torch.logit(heat, eps=1e-4)
     maps[0, -4:, places[:, 1], places[:, 0]] = reaches.T
-    (found,) = decode(maps)
+    (found,) = CenterDetectionTask(len(THINGS)).detect({"detection": maps}, (96, 128))
     confident = found["scores"] > 0.9
     order = torch.argsort(found["boxes"][confident][:, 0])
     torch.testing.assert_close(found["boxes"][confident][order], boxes[boxes[:, 0].argsort()])
@@ -138,13 +141,44 @@ def test_a_labelled_picture_without_boxes_teaches_that_there_are_none():
     assert (maps.grad[:, 2:] == 0).all()
 
 
-def test_without_torchvision_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(rooms_partial.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ProblemError, match=r"equipoise\[vision\]"):
-        RoomsPartial().data(quick=True)
+@pytest.mark.parametrize("name", ["rooms-mtan", "rooms-partial", "rooms-efficientdet"])
+def test_without_torchvision_the_error_says_what_to_install(name, monkeypatch):
+    problem = load_problem(name)
+    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ProblemError, match=rf"{name} needs timm and torchvision: pip install 'equipoise\[vision\]'"):
+        problem.data(quick=True)
 
 
-@needs_torchvision
+@needs_vision
+@pytest.mark.parametrize("name", ["rooms-mtan", "rooms-efficientdet"])
+def test_the_papers_networks_train_and_are_measured_and_drawn(name, few):
+    problem = load_problem(name)
+    data = problem.data(quick=True)
+    torch.manual_seed(0)
+    model = problem.model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    labelled = label_some(20, 0)
+    batch = data.train[[*labelled["segmentation"].nonzero()[:2, 0], *labelled["depth"].nonzero()[:2, 0]]]
+    history = []
+    for _ in range(4):
+        predictions = problem.predict(model, batch)
+        losses = [task.loss(predictions, batch) for task in problem.tasks]
+        history.append([loss.item() for loss in losses])
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+    assert all(last < first for first, last in zip(history[0], history[-1], strict=True))
+    batch = data.test[[0, 1, 2, 3]]
+    with torch.no_grad():
+        predictions = problem.predict(model.eval(), batch)
+    for task in problem.tasks:
+        metrics = task.metrics()
+        task.update(metrics, predictions, batch)
+        assert 0 <= task.accuracy({name: float(value) for name, value in metrics.compute().items()}) <= 1
+    problem.picture(predictions, batch).canvas.draw()
+
+
+@needs_vision
 def test_right_boxes_have_a_mean_average_precision_of_one(few):
     task = RoomsPartial().tasks[0]
     batch = RoomsPartial().data(quick=True).test[[0, 1, 2, 3]]

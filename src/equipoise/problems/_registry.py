@@ -14,7 +14,9 @@ from equipoise.problems._base import Problem
 PROBLEMS = {
     "digits": "equipoise.problems.digits:Digits",
     "rooms": "equipoise.problems.rooms:Rooms",
+    "rooms-mtan": "equipoise.problems.rooms:RoomsMTAN",
     "rooms-partial": "equipoise.problems.rooms_partial:RoomsPartial",
+    "rooms-efficientdet": "equipoise.problems.rooms_partial:RoomsEfficientDet",
 }
 """Name → where its class stands; imported only when asked for."""
 

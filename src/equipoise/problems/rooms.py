@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from equipoise.problems._base import Batch, Predictions, Problem, Splits, Task, Tensors, Training
 from equipoise.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
+from equipoise.problems._registry import ProblemError
 from equipoise.problems._rendering import CLASSES, THINGS
 from equipoise.problems._rendering.cache import load_pictures
 
@@ -25,6 +27,9 @@ HEIGHT, WIDTH = 96, 128
 FIRST = {"train": 0, "validation": 100_000, "test": 200_000}
 PICTURES = {"train": 600, "validation": 150, "test": 250}
 QUICK = {"train": 160, "validation": 40, "test": 60}
+
+HEADS = {"segmentation": len(CLASSES), "depth": 1, "normals": 3}
+"""Task → channels of its map."""
 
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -61,7 +66,7 @@ class Rooms(Problem):
 
     def model(self) -> nn.Module:
         """Returns a small residual encoder and decoder, with a convolutional head per task."""
-        return RoomNetwork({"segmentation": len(CLASSES), "depth": 1, "normals": 3})
+        return RoomNetwork(HEADS)
 
     def training(self, quick: bool = False) -> Training:
         """Returns 20 epochs at batch size 8 and learning rate 1e-3; 4 epochs if `quick`."""
@@ -84,6 +89,43 @@ class Rooms(Problem):
         return RoomPictures(
             mirrored=split == "train", **{name: torch.from_numpy(array) for name, array in pictures.items()}
         )
+
+
+class RoomsMTAN(Rooms):
+    """`rooms` with the network of the MAO paper's NYUDv2.
+
+    Args:
+        seed: decides the rooms.
+    """
+
+    name = "rooms-mtan"
+    description = "rooms with an MTAN on ResNet-18, from scratch"
+
+    def data(self, quick: bool = False) -> Splits:
+        """Returns the pictures of `rooms`.
+
+        Raises:
+            ProblemError: the extra `vision` is missing.
+        """
+        need_vision(self.name)
+        return super().data(quick)
+
+    def model(self) -> nn.Module:
+        """Returns the MTAN."""
+        from equipoise.models import MTAN
+
+        return MTAN(HEADS, "resnet18")
+
+
+def need_vision(problem: str) -> None:
+    """Checks that what the extra `vision` installs is there.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
 
 
 class RoomPictures(Tensors):
