@@ -19,6 +19,8 @@ def assert_samples() -> Callable[[Any, list[dict[str, Any]]], None]:
             assert list(found) == list(expected), where
             for name, value in expected.items():
                 same(found[name], value, f"{where}/{name}")
+        elif expected is None:
+            assert found is None, where
         else:
             assert (found.shape, found.dtype) == (expected.shape, expected.dtype), where
             found = found.as_subclass(torch.Tensor)

@@ -219,8 +219,8 @@ def test_hidden_boxes_are_dropped_with_their_labels(sample: dict) -> None:
     assert isinstance(result["boxes"], tv_tensors.BoundingBoxes)
     assert result["labels"].tolist() == [4]
     assert result["difficult"].tolist() == [False]
-    del sample["detection"]
-    assert DropHiddenBoxes()(sample) is sample
+    for without in (sample | {"detection": None}, {"input": sample["input"]}):
+        assert DropHiddenBoxes()(without) is without
 
 
 def test_colours_change_the_image_alone(sample: dict) -> None:
@@ -251,22 +251,14 @@ def test_augmentation_is_decided_by_the_default_generator(sample: dict) -> None:
     assert not all(torch.equal(first, second) for first, second in zip(results[0], results[2], strict=True))
 
 
-def test_batches_of_samples_labelled_for_different_tasks(sample: dict) -> None:
-    image = sample["input"]
-    batch = collate(
-        [
-            {"input": image, "depth": sample["depth"], "yes": torch.tensor(1)},
-            {"input": image, "segmentation": sample["segmentation"], "number": torch.tensor(0.5)},
-            {"input": image, "detection": sample["detection"]},
-        ]
-    )
-    assert list(batch) == ["input", "depth", "yes", "segmentation", "number", "detection"]
-    assert batch["yes"].tolist() == [1, -1, -1]
-    assert batch["number"][1] == 0.5
-    assert batch["number"][[0, 2]].isnan().all()
-    assert torch.equal(batch["depth"][0], plain(sample["depth"]))
-    assert batch["depth"][1:].isnan().all()
-    assert (batch["segmentation"][[0, 2]] == -1).all()
-    assert batch["detection"][:2] == [None, None]
-    assert all(type(value) is Tensor for value in batch["detection"][2].values())
-    assert all(type(batch[name]) is Tensor for name in ("input", "depth", "segmentation"))
+def test_batches(sample: dict) -> None:
+    sample["yes"] = torch.tensor(1)
+    batch = collate([sample, sample | {"detection": None, "yes": torch.tensor(-1)}])
+    assert list(batch) == list(sample)
+    assert batch["yes"].tolist() == [1, -1]
+    assert batch["detection"][1] is None
+    assert batch["detection"][0]["boxes"].tolist() == sample["detection"]["boxes"].tolist()
+    assert all(type(value) is Tensor for value in batch["detection"][0].values())
+    for name in ("input", "depth", "segmentation", "normals"):
+        assert type(batch[name]) is Tensor
+        assert torch.equal(batch[name], torch.stack([plain(sample[name])] * 2))

@@ -2,8 +2,8 @@
 
 Every reader is a `torch.utils.data.Dataset` of mappings: the network's input under "input", uint8 unless said
 otherwise, and each task's label under the task's name. Missing labels are −1 where labels are integers (classes,
-yes or no) and NaN where they are numbers; a task that a sample is not labelled for at all may be left out, which
-`collate` fills in. Nothing is downloaded, and nothing is unpickled.
+yes or no) and NaN where they are numbers; "detection" is None. `collate` makes batches of them. Nothing is downloaded,
+and nothing is unpickled.
 """
 
 from equipoise.problems.data._augmentation import (

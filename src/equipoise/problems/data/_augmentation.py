@@ -226,9 +226,9 @@ class DropHiddenBoxes:
     """Removes the objects under "detection" whose box, clipped to the picture, is thinner than a pixel."""
 
     def __call__(self, sample: Sample) -> Sample:
-        if "detection" not in sample:
+        objects = sample.get("detection")
+        if objects is None:
             return sample
-        objects = sample["detection"]
         boxes = functional.clamp_bounding_boxes(objects["boxes"])
         sides = boxes.as_subclass(Tensor)[:, 2:] - boxes.as_subclass(Tensor)[:, :2]
         kept = (sides >= 1).all(1)
@@ -282,27 +282,17 @@ def _normalization() -> list[OnImage]:
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Makes a batch of samples that are labelled for different tasks.
-
-    A task that no sample is labelled for is not in the batch. Where some are, the others' labels are filled with
-    the missing value (−1 for classes, NaN for numbers). "detection" is a list with each sample's boxes, None for
-    a sample that is not labelled for it.
+    """Makes a batch: stacks everything but "detection", which is a list with each sample's objects or None.
 
     Args:
-        samples: all with an input of the same size.
+        samples: with the same labels, missing or not, and an input of the same size.
     """
-    names = dict.fromkeys(name for sample in samples for name in sample)
-    return {name: _collate([sample.get(name) for sample in samples], as_list=name == "detection") for name in names}
+    return {name: _collate(name, [sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _collate(values: list[Any], as_list: bool = False) -> Any:
-    example = next(value for value in values if value is not None)
-    if as_list:
-        return [
-            value if value is None else {name: tensor.as_subclass(Tensor) for name, tensor in value.items()}
-            for value in values
-        ]
-    if isinstance(example, dict):
-        return {name: _collate([value[name] for value in values]) for name in example}
-    filler = torch.full_like(example.as_subclass(Tensor), math.nan if example.is_floating_point() else -1)
-    return torch.stack([filler if value is None else value.as_subclass(Tensor) for value in values])
+def _collate(name: str, values: list[Any]) -> Any:
+    if name == "detection":
+        return [value and {part: tensor.as_subclass(Tensor) for part, tensor in value.items()} for value in values]
+    if isinstance(values[0], dict):
+        return {part: _collate(part, [value[part] for value in values]) for part in values[0]}
+    return torch.stack([value.as_subclass(Tensor) for value in values])

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional
 from equipoise._checks import check_choice
 
 Sample = dict[str, Any]
-"""One example: the network's input under "input", and the label of every task it is labelled for."""
+"""One example: the network's input under "input", and every task's label, which may be missing."""
 
 Transform = Callable[[Sample], Sample]
 """What a reader applies to a sample: `equipoise.problems.data.augmentation`, any torchvision v2 transform, …"""

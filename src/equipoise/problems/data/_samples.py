@@ -394,14 +394,17 @@ def write_pascal_voc(folder: Path, seed: int = 0) -> Truth:
                 for part in folders:
                     (year / part).mkdir(exist_ok=True)
                     _save_palette(year / part / f"{name}.png", classes)
-    train = [kept[old, name] | {"segmentation": None} for name in ("000005", "000007")]
-    train += [kept[new, f"2008_00000{index}"] | ({} if index % 2 else {"segmentation": None}) for index in range(1, 7)]
-    test = [kept[old, name] | {"segmentation": None} for name in lists[old]["Main/test"]]
+
+    def unlabelled(sample: Sample) -> Sample:
+        return sample | {"segmentation": torch.full_like(sample["segmentation"], -1)}
+
+    train = [unlabelled(kept[old, name]) for name in ("000005", "000007")]
+    for index in range(1, 7):
+        sample = kept[new, f"2008_00000{index}"]
+        train.append(sample if index % 2 else unlabelled(sample))
+    test = [unlabelled(kept[old, name]) for name in lists[old]["Main/test"]]
     test += [kept[new, name] | {"detection": None} for name in lists[new]["Segmentation/val"]]
-    return {
-        split: [{name: value for name, value in sample.items() if value is not None} for sample in samples]
-        for split, samples in {"train": train, "test": test}.items()
-    }
+    return {"train": train, "test": test}
 
 
 def write_nyu_depth_pairs(

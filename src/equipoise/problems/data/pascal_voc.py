@@ -66,10 +66,11 @@ class _Picture(NamedTuple):
 class PascalVOC(Reader):
     """The pictures of both years with what each is labelled for.
 
-    A sample has "input", uint8 `[3, H, W]` before the transform. If it is labelled for detection: "detection", a
-    mapping of "boxes" (float32 `[objects, 4]`: left, top, right, bottom in pixels from 0), "labels" (int64
-    `[objects]`, from 0 in the order of `CLASSES`) and "difficult" (bool `[objects]`: not counted in evaluation). If it
-    is labelled for segmentation: "segmentation", int64 `[H, W]`, 0 the background, then `CLASSES`, −1 the borders.
+    A sample has "input", uint8 `[3, H, W]` before the transform; "detection", a mapping of "boxes" (float32
+    `[objects, 4]`: left, top, right, bottom in pixels from 0), "labels" (int64 `[objects]`, from 0 in the order of
+    `CLASSES`) and "difficult" (bool `[objects]`: not counted in evaluation), or None if the picture is not labelled for
+    it; "segmentation", int64 `[H, W]`, 0 the background, then `CLASSES`, −1 the borders, or everywhere if the picture
+    is not labelled for it.
 
     For training: the trainval sets of 2007 and 2012, all labelled for detection and some for segmentation, without
     the pictures of 2012's segmentation val set, some of which are 2007's under another name (`2007_000033` is
@@ -149,20 +150,14 @@ class PascalVOC(Reader):
         picture = self._pictures[index]
         image = read_image(picture.folder / "JPEGImages" / f"{picture.name}.jpg")
         size = (image.shape[1], image.shape[2])
-        sample: Sample = {"input": image}
-        if picture.detection:
-            sample["detection"] = _read_objects(picture.folder / "Annotations" / f"{picture.name}.xml", size)
-        if picture.segmentation is not None:
-            labels = read_map(picture.segmentation)
-            check_pixels(picture.segmentation, labels, size)
-            values = labels.astype(np.int64)
-            values[values == BORDER] = -1
-            if values.max() > len(CLASSES):
-                raise DamagedDataError(
-                    f"{picture.segmentation} must have classes 0 to {len(CLASSES)} or {BORDER}, found {values.max()}."
-                )
-            sample["segmentation"] = SegmentationMap(values)
-        return sample
+        annotation = picture.folder / "Annotations" / f"{picture.name}.xml"
+        return {
+            "input": image,
+            "detection": _read_objects(annotation, size) if picture.detection else None,
+            "segmentation": (
+                _unlabelled_classes(size) if picture.segmentation is None else _read_classes(picture.segmentation, size)
+            ),
+        }
 
 
 class NYUDepthPairs(Reader):
@@ -232,7 +227,7 @@ def voc_with_nyu_depth(
     transform: Transform | None = None,
     on_damaged: str = "error",
 ) -> ConcatDataset[Sample]:
-    """Returns `PascalVOC` and `NYUDepthPairs` as one data set: each sample is labelled for some of three tasks.
+    """Returns `PascalVOC` and `NYUDepthPairs` as one data set: each sample is labelled for one or two of three tasks.
 
     The AMTL paper has 39,446 pictures for training, 15,215 with boxes, 10,477 with classes (some with both), 24,231
     with depth. Here there are fewer with boxes, as `PascalVOC` also leaves out 2007's own pictures of 2012's
@@ -252,12 +247,49 @@ def voc_with_nyu_depth(
 
     Source: Yun & Cho, "Achievement-based Training Progress Balancing for Multi-Task Learning", ICCV 2023.
     """
+    steps = _WithAllTasks(transform)
     return ConcatDataset(
         [
-            PascalVOC(voc, split, segmentation, transform=transform, on_damaged=on_damaged),
-            NYUDepthPairs(nyu, split, transform=transform, on_damaged=on_damaged),
+            PascalVOC(voc, split, segmentation, transform=steps, on_damaged=on_damaged),
+            NYUDepthPairs(nyu, split, transform=steps, on_damaged=on_damaged),
         ]
     )
+
+
+class _WithAllTasks:
+    """Marks what the sample's source does not label as missing, then applies the transform."""
+
+    def __init__(self, transform: Transform | None) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: Sample) -> Sample:
+        size = sample["input"].shape[-2:]
+        complete = {
+            "input": sample["input"],
+            "detection": sample.get("detection"),
+            "segmentation": sample.get("segmentation", _unlabelled_classes(size)),
+            "depth": sample.get("depth", DepthMap(torch.full((1, *size), torch.nan))),
+        }
+        return complete if self.transform is None else self.transform(complete)
+
+
+def _unlabelled_classes(size: tuple[int, int]) -> SegmentationMap:
+    return SegmentationMap(torch.full(size, -1))
+
+
+def _read_classes(path: Path, size: tuple[int, int]) -> SegmentationMap:
+    """Reads a label map.
+
+    Raises:
+        DamagedDataError: it is damaged, of another size than its picture, or has other classes.
+    """
+    labels = read_map(path)
+    check_pixels(path, labels, size)
+    values = labels.astype(np.int64)
+    values[values == BORDER] = -1
+    if values.max() > len(CLASSES):
+        raise DamagedDataError(f"{path} must have classes 0 to {len(CLASSES)} or {BORDER}, found {values.max()}.")
+    return SegmentationMap(values)
 
 
 def _read_objects(path: Path, size: tuple[int, int]) -> dict[str, torch.Tensor]:
