@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise._checks import check_tasks
+from equipoise._parts import as_aggregator, as_objective, check_state, describe
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.accumulate import accumulate_gradients, all_finite, unscale_rows
-from equipoise.gradients.batch import Batch, check_each, checks_values, stack
+from equipoise.gradients.batch import Batch, check_bounds, checks_values, stack
 from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.gramian import combine, gramian, wide_dtype
 from equipoise.gradients.jacobian import Rows, owned
@@ -22,8 +22,7 @@ from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
-from equipoise.integrations.torchjd import adapt_aggregator, adapt_objective, is_torchjd
-from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
+from equipoise.objectives import Objective, Weighting
 
 
 class Balancer(nn.Module):
@@ -45,11 +44,21 @@ class Balancer(nn.Module):
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
             layer); the weights found there are applied in one more backward pass, so that a step costs two passes
             through the trunk instead of K.
-        model: the model that is trained. Only needed for a checkpoint that resumes bit for bit where the first step
-            after it lacks tasks: it gives the shared parameters names that `state_dict` can keep.
+        model: the model that is trained, wrapped or not. Needed for a checkpoint that resumes bit for bit where the
+            first step after it lacks tasks: it gives the shared parameters names that `state_dict` can keep. And where
+            ranks hold labels of different tasks.
+        process_group: the ranks that train together, where torch.distributed runs; None: the default group. Give a
+            group of one rank to keep it from the others.
         check_finite: raise for a NaN or infinite loss, or one ≤ 0 where the method needs it positive, before anything
             changes. None: on the CPU only, since elsewhere it costs a synchronisation. Without it such a step changes
             no balancing state; a NaN or infinite loss shows in the gradients, a loss ≤ 0 makes the step contribute 0.
+
+    On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
+    `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are
+    averaged over the ranks, by `counts` where given, and all ranks take the state and the random numbers of the first.
+    Every rank makes the same calls; where one has no label of a task it leaves it out, and `backward({})` says that it
+    has none at all. Give `model` for that, unless the first step had all labels everywhere. Under `fully_shard` a rank
+    has to run every task's backward pass: there, give a loss of 0 connected to the model, with the count 0.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -79,11 +88,12 @@ class Balancer(nn.Module):
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(tasks)
-        self.objective = _as_objective(objective)
-        self.aggregator = _as_aggregator(aggregator)
+        self.objective = as_objective(objective)
+        self.aggregator = as_aggregator(aggregator)
         self.check_finite = check_finite
         self._shared = SharedParameters(shared, model)
         self._passes = Passes([] if model is None else self._shared.named.values(), process_group)
+        self.ranks = self._passes.ranks
         self._same_state = False
         self._counts: Mapping[str, float | Tensor] | None = None
         self._probe = {} if probe is None else parameter_set("probe", probe)
@@ -92,14 +102,18 @@ class Balancer(nn.Module):
                 "probe needs an aggregator that finds weights from the Gramian; "
                 f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
             )
-        self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
         self._micro_batches = MicroBatches()
         self._seen = MicroBatches()  # losses of the micro-batches so far, for the objective's own parameters
         for part in (self.objective, self.aggregator):
             if part is not None:
                 part.bind(self.tasks)
-        self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
+
+    @property
+    def method(self) -> str:
+        """The classes of objective and aggregator, which a checkpoint has to agree with."""
+        return " + ".join(describe(part) for part in (self.objective, self.aggregator) if part is not None)
 
     @property
     def needs_after_step(self) -> bool:
@@ -110,6 +124,11 @@ class Balancer(nn.Module):
     def needs_accuracies(self) -> bool:
         """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
         return any(part.needs_accuracies for part in self.objective.task_modules())
+
+    @property
+    def takes_empty(self) -> bool:
+        """Whether `backward({})` means something: other ranks can have labels, or there are micro-batches to end."""
+        return self.ranks.active or bool(self._micro_batches)
 
     def backward(
         self,
@@ -139,14 +158,15 @@ class Balancer(nn.Module):
             TypeError: losses is not a mapping of tensors.
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, is NaN or infinite, or ≤ 0
                 where the method needs it positive; no shared parameter where there is an aggregator. Nothing has
-                changed then.
+                changed then. What is wrong on one rank is an error on all.
         """
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, accumulate=accumulate)
+        empty = self.takes_empty
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
         self._counts = counts
         self._follow(batch.values.device)
         if not batch.tasks:
             if not accumulate:
-                self._finish_without_tasks()
+                self._finish_without_tasks(scaler)
             return {}
         by_task = self.aggregator is not None or self._micro_batches or (accumulate and counts is not None)
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
@@ -178,7 +198,7 @@ class Balancer(nn.Module):
         if not self.needs_after_step:
             return
         counts = self._counts if all(task in (self._counts or {}) for task in losses) else None
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, graph=False)
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, self.ranks.active, graph=False)
         if not batch.tasks:
             return
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
@@ -221,7 +241,7 @@ class Balancer(nn.Module):
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
         return {
             "tasks": list(self.tasks),
-            "method": self._method(),
+            "method": self.method,
             "shared": self._shared.names,
         }
 
@@ -229,10 +249,6 @@ class Balancer(nn.Module):
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
         self._same_state = False
-
-    def _method(self) -> str:
-        parts = [_describe(self.objective)] + ([] if self.aggregator is None else [_describe(self.aggregator)])
-        return " + ".join(parts)
 
     def _device(self) -> torch.device:
         return next((t.device for t in (*self.buffers(), *self.parameters())), torch.device("cpu"))
@@ -242,36 +258,18 @@ class Balancer(nn.Module):
         if any(t.device != device for t in (*self.buffers(), *self.parameters())):
             self.to(device)
         if not self._same_state:
-            self._same_state = self._passes.ranks.share_state(self)
+            self._same_state = self.ranks.share_state(self)
 
-    def _present(self, tasks: Sequence[str]) -> Tensor | None:
-        """The tasks' positions as an index tensor, None for all tasks; cached, since copying it costs on a GPU."""
-        if len(tasks) == len(self.tasks):
-            return None
-        key = (tuple(tasks), self._device())
-        if key not in self._indices:
-            positions = [self.tasks.index(task) for task in tasks]
-            self._indices[key] = torch.tensor(positions).to(key[1], non_blocking=True)
-        return self._indices[key]
+    def _present(self, tasks: Sequence[str]) -> list[int] | None:
+        """The tasks' positions; None for all tasks."""
+        return None if len(tasks) == len(self.tasks) else [self.tasks.index(task) for task in tasks]
 
     def _check_values(self, batch: Batch) -> Tensor | None:
         """Raises for losses that the method has no answer to, or gives a 0-dim bool that is false for them."""
-        on_host = checks_values(self.check_finite, batch.values.device)
         bounds = [part.lower_bounds() for part in self.objective.task_modules()]
         if self.aggregator is not None and self.aggregator.requires_positive:
             bounds.append(0.0)
-        valid = batch.values.isfinite()
-        for bound in bounds:
-            if isinstance(bound, float) and bound == -math.inf:
-                continue
-            above = batch.values > bound
-            if on_host:
-                least = f"{bound:g}" if isinstance(bound, float) else "its lower bound"
-                check_each(
-                    batch.tasks, batch.values, above, f"is {{value}}, but this method needs it to be above {least}"
-                )
-            valid = valid & above
-        return None if on_host else valid.all()
+        return check_bounds(batch, bounds, self.check_finite)
 
     def _coefficients(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
         """Returns `c_k = ∂objective/∂L_k` `[K']` and the gradients of the objective's own parameters."""
@@ -384,14 +382,20 @@ class Balancer(nn.Module):
                 step.commit(valid if weights is None else _both(valid, weights.isfinite().all()))
         return {} if weights is None else dict(zip(rows, weights.unbind(), strict=True))
 
-    def _finish_without_tasks(self) -> None:
+    def _finish_without_tasks(self, scaler: torch.amp.GradScaler | None) -> None:
         """Completes a step whose last micro-batch has no label on any rank."""
         self._passes.finish()
+        values = [*self._seen.values.values(), *self._micro_batches.values.values()]
+        scale = None if scaler is None or not values else scaler.scale(torch.ones_like(values[0]))
         if self._seen:
-            accumulate_gradients(self._learned_in_seen())
+            learned = self._learned_in_seen()
+            accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
         if self._micro_batches:
             rows = self._passes.reduced(self._micro_batches.rows)
-            self._balance(replace(self._micro_batches, rows=rows), None, None, None)
+            valid = None
+            if scale is not None:
+                valid = self._all_finite(None, (g for row in rows.values() for g in row.values()))
+            self._balance(replace(self._micro_batches, rows=rows), scale, valid, None)
 
     def _reduce(self, rows: Rows, values: Tensor, probing: bool) -> tuple[Tensor | None, dict[Tensor, Tensor]]:
         """Returns the aggregator's weights `[K']`, if any, and leaf → gradient.
@@ -436,56 +440,8 @@ class Balancer(nn.Module):
 
     def _all_finite(self, valid: Tensor | None, gradients: Iterable[Tensor]) -> Tensor:
         """Whether the step is valid and the gradients are finite, on all ranks."""
-        return _both(valid, self._passes.ranks.all_true(all_finite(gradients)))
+        return _both(valid, self.ranks.all_true(all_finite(gradients)))
 
 
 def _both(valid: Tensor | None, finite: Tensor) -> Tensor:
     return finite if valid is None else valid & finite
-
-
-def _as_objective(objective: nn.Module | None) -> Objective:
-    if objective is None:
-        return WeightedSum(Equal())
-    if isinstance(objective, Weighting):
-        return WeightedSum(objective)
-    if isinstance(objective, Objective):
-        return objective
-    if is_torchjd(objective):
-        return adapt_objective(objective)
-    raise TypeError(
-        f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
-        "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
-    )
-
-
-def _as_aggregator(aggregator: nn.Module | None) -> Aggregator | None:
-    if aggregator is None or isinstance(aggregator, Aggregator):
-        return aggregator
-    if is_torchjd(aggregator):
-        return adapt_aggregator(aggregator)
-    raise TypeError(
-        f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
-        "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
-    )
-
-
-def _describe(module: nn.Module) -> str:
-    """The classes of a method, say `GeometricMean(DWA)`."""
-    inner = [_describe(child) for child in module.children()]
-    return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
-
-
-def _check_state(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Refuses the state of another method or other tasks before anything is loaded."""
-    assert isinstance(balancer, Balancer)
-    found = state.get(f"{prefix}_extra_state")
-    if found is None:
-        if prefix and not any(name.startswith(prefix) for name in state):
-            return  # the checkpoint of a module without a Balancer; PyTorch reports it where strict
-        raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
-    for what, own in (("tasks", list(balancer.tasks)), ("method", balancer._method())):
-        if found[what] != own:
-            raise ValueError(
-                f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
-                "Load it into a Balancer made with the same arguments."
-            )

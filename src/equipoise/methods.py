@@ -66,7 +66,7 @@ class MethodSpec:
     def hyperparameters(self) -> dict[str, Any]:
         """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
         parameters = inspect.signature(self.takes).parameters.values()
-        own = {"params", "tasks", "lr", "weight_decay"} if self.takes is MAO else {"potentials"}
+        own = {"params", "tasks", "lr", "weight_decay", "process_group"} if self.takes is MAO else {"potentials"}
         return {p.name: p.default for p in parameters if p.name not in own}
 
 
@@ -225,14 +225,19 @@ class Method:
 class SingleTask(Method):
     """The baseline of one task alone: the other tasks' losses are left out. Made by `make_method`."""
 
-    def __init__(self, task: str, tasks: tuple[str, ...], optimizer: Optimizer) -> None:
-        super().__init__(SINGLE + task, tasks, optimizer, Balancer([task]))
+    balancer: Balancer
+
+    def __init__(self, task: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer) -> None:
+        super().__init__(SINGLE + task, tasks, optimizer, balancer)
         self.task = task
 
     def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
         """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
-        check_losses(losses, self.tasks)
-        return super().backward({self.task: losses[self.task]}, **options) if self.task in losses else {}
+        empty_is_fine = self.balancer.takes_empty
+        if losses or not empty_is_fine:
+            self.balancer.ranks.checked(check_losses, losses, self.tasks)
+        own = {self.task: losses[self.task]} if self.task in losses else {}
+        return super().backward(own, **options) if own or empty_is_fine else {}
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""
@@ -248,6 +253,7 @@ def make_method(
     weight_decay: float = 0.0,
     potentials: Mapping[str, float] | None = None,
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
+    process_group: Any = None,
     **hyperparameters: Any,
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
@@ -264,6 +270,7 @@ def make_method(
         weight_decay: decoupled weight decay.
         potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
         probe: as in `Balancer`, for methods with an aggregator.
+        process_group: as in `Balancer`.
         **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
             become tensors, and the number of tasks is filled in.)
 
@@ -289,10 +296,12 @@ def make_method(
         task = name.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
-        return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused))
+        alone = Balancer([task], model=model, process_group=process_group)
+        return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused), alone)
     spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
+        hyperparameters["process_group"] = process_group
         return Method(name, names, MAO(parameters, names, lr, weight_decay=weight_decay, **hyperparameters), None)
     if spec.needs_potentials:
         if potentials is None:
@@ -305,7 +314,7 @@ def make_method(
     given_to_objective = {} if spec.aggregator else hyperparameters
     objective = None if spec.objective is None else spec.objective(**given_to_objective)
     aggregator = None if spec.aggregator is None else spec.aggregator(**hyperparameters)
-    balancer = Balancer(names, objective, aggregator, probe=probe, model=model)
+    balancer = Balancer(names, objective, aggregator, probe=probe, model=model, process_group=process_group)
     groups: list[dict[str, Any]] = [{"params": parameters}]
     learned = list(balancer.parameters())
     if learned:

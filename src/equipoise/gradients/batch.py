@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +130,9 @@ def read_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tenso
     given = {task: counts[task] for task in losses}
     away = {task: c for task, c in given.items() if not on_host(c)}
     if away:
-        fetched = torch.stack([torch.as_tensor(c).float() for c in away.values()]).tolist()  # sync: decides who is present
+        fetched = torch.stack(
+            [torch.as_tensor(c).float() for c in away.values()]
+        ).tolist()  # sync: decides who is present
         given |= dict(zip(away, fetched, strict=True))
     return {task: check_number(f"counts[{task!r}]", float(count), at_least=0) for task, count in given.items()}
 
@@ -143,6 +146,28 @@ def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: st
     for task, value, fine in zip(tasks, values.tolist(), passed.tolist(), strict=True):  # sync: asked for
         if not fine:
             raise ValueError(f"The loss of task {task!r} {message.format(value=f'{value:g}')}.")
+
+
+def check_bounds(batch: Batch, bounds: Iterable[Tensor | float], check_finite: bool | None) -> Tensor | None:
+    """Checks that every loss lies above every bound: a number for all tasks, or one a task `[K']`.
+
+    Returns:
+        None if that is checked on the host, else whether all losses are finite and above, a 0-dim bool.
+
+    Raises:
+        ValueError: on the host, a loss is not.
+    """
+    on_host = checks_values(check_finite, batch.values.device)
+    valid = batch.values.isfinite()
+    for bound in bounds:
+        if isinstance(bound, float) and bound == -math.inf:
+            continue
+        above = batch.values > bound
+        if on_host:
+            least = f"{bound:g}" if isinstance(bound, float) else "its lower bound"
+            check_each(batch.tasks, batch.values, above, f"is {{value}}, but this method needs it to be above {least}")
+        valid = valid & above
+    return None if on_host else valid.all()
 
 
 def stack(scalars: Sequence[float | Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:

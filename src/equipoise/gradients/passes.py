@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,13 +71,14 @@ class Passes:
         losses: Mapping[str, Tensor],
         counts: Mapping[str, float | Tensor] | None,
         check_finite: bool | None,
+        empty: bool,
         *,
         graph: bool = True,
         accumulate: bool = False,
     ) -> Batch:
         """Checks what was given, as `read_batch` does, and takes the losses of all ranks together.
 
-        A rank may hold no task at all; if none of them holds any, so does the batch.
+        `empty` allows a rank without any task, and so a batch without any.
 
         Raises:
             TypeError: as `read_batch`, for what this rank was given.
@@ -84,15 +86,14 @@ class Passes:
                 FSDP, a task is left out on some ranks only.
         """
         self._find_wrapped()
+        device = next((p.device for p in self._position), torch.device("cpu")) if empty else None
+        read = partial(read_batch, tasks, losses, counts, check_finite, graph=graph, empty=device)
         if not self.ranks.active:
-            return read_batch(tasks, losses, counts, check_finite, graph=graph)
+            return read()
         error, mine = None, None
         held = [LEFT_OUT] * len(tasks)
         try:
-            device = next((p.device for p in self._position), torch.device("cpu"))
-            mine = read_batch(
-                tasks, losses, counts, check_finite, graph=graph, empty=device, keep_unlabelled=self.sharded
-            )
+            mine = read(keep_unlabelled=self.sharded)
             for task in mine.tasks:
                 held[tasks.index(task)] = UNLABELLED if task in mine.unlabelled else LABELLED
         except (TypeError, ValueError) as found:
@@ -142,14 +143,9 @@ class Passes:
             TypeError: as `check_metrics`.
             ValueError: as `check_metrics`, on every rank if anything is wrong on one.
         """
+        mine = self.ranks.checked(check_metrics, metrics, tasks)
         if not self.ranks.active:
-            return check_metrics(metrics, tasks)
-        error, mine = None, {}
-        try:
-            mine = check_metrics(metrics, tasks)
-        except (TypeError, ValueError) as found:
-            error = found
-        self.ranks.agree(error)
+            return mine
         sums = torch.tensor([[mine.get(task, 0.0), float(task in mine)] for task in tasks], dtype=torch.float64)
         return {task: total / n for task, (total, n) in zip(tasks, self.ranks.sum_(sums).tolist(), strict=True) if n}
 

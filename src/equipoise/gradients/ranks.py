@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from equipoise._state import TaskModule
+
+T = TypeVar("T")
 
 BUCKET_BYTES = 25 << 20
 """Gradients are reduced together up to this size: enough for full bandwidth, little enough to overlap."""
@@ -75,6 +77,18 @@ class Ranks:
             rank = failed[0]
             raise ValueError(f"On rank {rank}: {bytes(texts[rank]).decode(errors='ignore').rstrip()}")
         return [numbers for _, *numbers in everyone]
+
+    def checked(self, check: Callable[..., T], *arguments: Any) -> T:
+        """Returns what the check returns, or raises on all ranks if it fails on one; errors as in `agree`."""
+        if not self.active:
+            return check(*arguments)
+        error = None
+        try:
+            result = check(*arguments)
+        except (TypeError, ValueError) as found:
+            error = found
+        self.agree(error)
+        return result
 
     def union(self, mask: Tensor) -> Tensor:
         """Returns where any rank's uint8 CPU mask is 1; of the same shape on all."""

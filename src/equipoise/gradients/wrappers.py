@@ -38,13 +38,14 @@ class Wrapped:
     def __init__(self) -> None:
         self.averaged = WeakIdKeyDictionary()
         self.sharded: dict[Tensor, None] = {}
-        fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-        wrappers = [found for found in gc.get_objects() if issubclass(type(found), (DistributedDataParallel, fsdp))]
+        fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+        kinds = {DistributedDataParallel, fsdp}  # looked up in `__mro__`: isinstance would load some lazy objects
+        wrappers = [found for found in gc.get_objects() if not kinds.isdisjoint(type(found).__mro__)]
         for wrapper in _outermost(wrappers):
             if not isinstance(wrapper, DistributedDataParallel):
                 for module in wrapper.modules():
-                    if isinstance(module, fsdp):
-                        module.reshard()  # between forward and backward pass it can hold the gathered parameters
+                    if fsdp in type(module).__mro__:  # between forward and backward pass it can hold whole parameters
+                        module.reshard()  # type: ignore[operator]
                 self.sharded |= dict.fromkeys(wrapper.parameters())
             elif not wrapper.static_graph:  # which reduces nothing after steps whose gradients went past it
                 self.averaged.update((p, None) for p in wrapper.parameters() if p.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import torch
@@ -21,6 +21,14 @@ from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import locals_of, total_norm
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@dataclass
+class _Pending:
+    """Task gradients that wait for `step`: one object, which wrappers that copy an optimizer's attributes share."""
+
+    micro_batches: MicroBatches = field(default_factory=MicroBatches)
+    rows: Rows = field(default_factory=dict)
 
 
 class MAO(Optimizer):
@@ -88,8 +96,7 @@ class MAO(Optimizer):
         self.tasks = check_tasks(tasks)
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
-        self._micro_batches = MicroBatches()
-        self._rows: Rows = {}
+        self._pending = _Pending()
         self._passes = Passes(process_group=process_group)
         defaults = {
             "lr": lr,
@@ -102,6 +109,7 @@ class MAO(Optimizer):
         }
         super().__init__(params, defaults)
         self.register_load_state_dict_pre_hook(_check_state)
+        self.register_load_state_dict_post_hook(_drop_unused)
         keep_buffers()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -152,13 +160,14 @@ class MAO(Optimizer):
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
                 has changed then.
         """
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, accumulate=accumulate)
+        empty = self._passes.ranks.active or bool(self._pending.micro_batches)
+        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
         if not batch.tasks:
-            self._keep(self._micro_batches, accumulate, reduced=False)
+            self._keep(self._pending.micro_batches, accumulate, reduced=False)
             return {}
         ones = torch.ones_like(batch.values)
         scale = None if scaler is None else scaler.scale(ones[0])
-        reduced = not accumulate and not self._micro_batches
+        reduced = not accumulate and not self._pending.micro_batches
         leaves = [] if self._passes.sharded else self._passes.leaves(batch)
         rows = self._passes.rows(batch, leaves, ones if scale is None else ones * scale, retain_graph, reduced)
         held = {parameter for group in self.param_groups for parameter in group["params"]}
@@ -176,19 +185,19 @@ class MAO(Optimizer):
             for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
                 for gradient in locals_of(row.values()):
                     gradient.copy_(torch.where(finite, gradient, 0))
-        self._keep(self._micro_batches.plus(batch, rows), accumulate, reduced)
+        self._keep(self._pending.micro_batches.plus(batch, rows), accumulate, reduced)
         accumulate_gradients(others)
         return dict(zip(batch.tasks, ones.unbind(), strict=True))
 
     def _keep(self, micro_batches: MicroBatches, accumulate: bool, reduced: bool) -> None:
         """Keeps the micro-batches for the next call, or their task gradients for `step()`."""
         if accumulate or not micro_batches:
-            self._micro_batches = micro_batches
+            self._pending.micro_batches = micro_batches
             return
         if not reduced:
             micro_batches = replace(micro_batches, rows=self._passes.reduced(micro_batches.rows))
-        self._micro_batches = MicroBatches()
-        self._rows = add_rows(self._rows, micro_batches.total(self.tasks)[0])
+        self._pending.micro_batches = MicroBatches()
+        self._pending.rows = add_rows(self._pending.rows, micro_batches.total(self.tasks)[0])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -207,14 +216,16 @@ class MAO(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._pending.rows and not self.state and all(float(group["lr"]) == 0 for group in self.param_groups):
+            self._make_room()
         if self.max_norm is not None:
-            for row in self._rows.values():
+            for row in self._pending.rows.values():
                 _clip(list(row.values()), self.max_norm)
         for group in self.param_groups:
-            reached = [p for p in group["params"] if any(p in row for row in self._rows.values())]
+            reached = [p for p in group["params"] if any(p in row for row in self._pending.rows.values())]
             if reached and group["weight_decay"]:
                 torch._foreach_mul_(locals_of(reached), 1 - group["lr"] * group["weight_decay"])
-            for task, row in self._rows.items():
+            for task, row in self._pending.rows.items():
                 self._update(group, task, {p: row[p] for p in reached if p in row})
         return loss
 
@@ -254,11 +265,23 @@ class MAO(Optimizer):
                 state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["step"][self.tasks.index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"]
 
+    def _make_room(self) -> None:
+        """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
+
+        This is how `torch.distributed.checkpoint` asks a new optimizer for its state: it takes a step with gradients
+        of zero at the learning rate 0. Loading drops the moments of tasks that have never reached the parameter.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    for task in self.tasks:
+                        self._moments(group, task, parameter)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the task gradients, and clears `.grad`."""
         super().zero_grad(set_to_none)
-        self._micro_batches = MicroBatches()
-        self._rows = {}
+        self._pending.micro_batches = MicroBatches()
+        self._pending.rows = {}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
@@ -273,9 +296,9 @@ class MAO(Optimizer):
         super().__setstate__(state)
         if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
             self.register_load_state_dict_pre_hook(_check_state)
+            self.register_load_state_dict_post_hook(_drop_unused)
         keep_buffers()
-        self._micro_batches = MicroBatches()
-        self._rows = {}
+        self._pending = _Pending()
         held = [parameter for group in self.param_groups for parameter in group["params"]]
         self._passes = Passes(held, self.__dict__.pop("_process_group", None))
 
@@ -283,6 +306,15 @@ class MAO(Optimizer):
 def _clip(gradients: list[Tensor], max_norm: float) -> None:
     factor = max_norm / (total_norm(gradients) + 1e-6)
     torch._foreach_mul_(locals_of(gradients), factor.clamp(max=1.0))
+
+
+def _drop_unused(optimizer: Optimizer) -> None:
+    """Drops the moments of tasks that have not reached a parameter: they are 0, and would cost memory."""
+    for state in optimizer.state.values():
+        for task, steps in zip(optimizer.defaults["tasks"], state["step"].tolist(), strict=True):
+            if steps == 0:
+                state.pop(f"exp_avg.{task}", None)
+                state.pop(f"exp_avg_sq.{task}", None)
 
 
 def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""What a Balancer is made of: what is given as objective and aggregator, its name, and the states that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from equipoise.aggregators import Aggregator
+from equipoise.integrations.torchjd import adapt_aggregator, adapt_objective, is_torchjd
+from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
+
+
+def as_objective(objective: nn.Module | None) -> Objective:
+    """Takes an `Objective`, a `Weighting`, a scalarizer of TorchJD's, or None as an objective.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if objective is None:
+        return WeightedSum(Equal())
+    if isinstance(objective, Weighting):
+        return WeightedSum(objective)
+    if isinstance(objective, Objective):
+        return objective
+    if is_torchjd(objective):
+        return adapt_objective(objective)
+    raise TypeError(
+        f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
+        "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
+    )
+
+
+def as_aggregator(aggregator: nn.Module | None) -> Aggregator | None:
+    """Takes an `Aggregator`, an aggregator or weighting of TorchJD's, or None as an aggregator.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if aggregator is None or isinstance(aggregator, Aggregator):
+        return aggregator
+    if is_torchjd(aggregator):
+        return adapt_aggregator(aggregator)
+    raise TypeError(
+        f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
+        "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
+    )
+
+
+def describe(module: nn.Module) -> str:
+    """Returns the classes of a method, say `GeometricMean(DWA)`."""
+    inner = [describe(child) for child in module.children()]
+    return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
+
+
+def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Refuses the state of another method or other tasks before a Balancer loads any of it.
+
+    Raises:
+        ValueError: it is of another, or of no Balancer.
+    """
+    found = state.get(f"{prefix}_extra_state")
+    if found is None:
+        if prefix and not any(name.startswith(prefix) for name in state):
+            return  # the checkpoint of a module without a Balancer; PyTorch reports it where strict
+        raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
+    for what, own in (("tasks", list(balancer.tasks)), ("method", balancer.method)):
+        if found[what] != own:
+            raise ValueError(
+                f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
+                "Load it into a Balancer made with the same arguments."
+            )
