@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,16 +22,22 @@ class StateView:
     left out keeps its state without a line of the method's own.
     """
 
-    def __init__(self, module: TaskModule, present: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, module: TaskModule, present: tuple[int, ...] | None, dtype: torch.dtype) -> None:
         vars(self).update(_module=module, _present=present, _dtype=dtype, _written={})
 
     def __getattr__(self, name: str) -> Tensor:
         if name in self._written:
             value: Tensor = self._written[name]
             return value
-        stored = self._module.get_buffer(name) if name in self._module._buffers else self._module.get_parameter(name)
-        value = stored if self._present is None else stored[self._present]
+        if name in self._module._buffers:
+            value = self._restricted(self._module.get_buffer(name))
+        else:
+            learned = list(self._module.get_submodule(name).parameters())
+            value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
         return value.to(self._dtype) if value.is_floating_point() else value
+
+    def _restricted(self, buffer: Tensor) -> Tensor:
+        return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
 
     def __setattr__(self, name: str, value: Tensor) -> None:
         self._written[name] = value.detach()
@@ -41,11 +48,17 @@ class StateView:
             buffer = self._module.get_buffer(name)
             new = value.to(buffer.dtype)
             if valid is not None:
-                new = torch.where(valid, new, buffer if self._present is None else buffer[self._present])
+                new = torch.where(valid, new, self._restricted(buffer))
             if self._present is None:
                 buffer.copy_(new)
             else:
-                buffer.index_copy_(0, self._present, new)
+                buffer.index_copy_(0, _index(self._present, buffer.device), new)
+
+
+@lru_cache(maxsize=1024)
+def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
+    """The indices on the device; kept, since copying them in every step would cost on a GPU."""
+    return torch.tensor(present).to(device, non_blocking=True)
 
 
 class TaskModule(nn.Module):
@@ -70,7 +83,7 @@ class TaskModule(nn.Module):
         super().__init__()
         self.tasks: tuple[str, ...] | None = None
         self.generator: torch.Generator | None = None
-        self._declared: dict[str, Callable[[int], Tensor]] = {}
+        self._declared: dict[str, Callable[[int], Tensor | nn.ParameterList]] = {}
         self._view: StateView | None = None
 
     def add_state(self, name: str, default: float | int) -> None:
@@ -82,8 +95,12 @@ class TaskModule(nn.Module):
         self._declared[name] = lambda count: torch.full((count,), default, dtype=dtype)
 
     def add_parameter(self, name: str, default: float) -> None:
-        """Declares a `[K]` parameter that starts at `default` and is learned with the model."""
-        self._declared[name] = lambda count: nn.Parameter(torch.full((count,), float(default)))
+        """Declares a parameter per task that starts at `default` and is learned with the model.
+
+        They are K 0-dim parameters, so that an optimizer with momentum leaves those of absent tasks alone; in a step
+        `self.state` gives them as `[K']`.
+        """
+        self._declared[name] = lambda count: nn.ParameterList(torch.tensor(float(default)) for _ in range(count))
 
     def add_generator(self, seed: int | None) -> None:
         """Declares that random numbers are drawn from `self.generator`, whose state is saved and restored.
@@ -115,8 +132,8 @@ class TaskModule(nn.Module):
                 module.tasks = names
                 for name, create in module._declared.items():
                     value = create(len(names))
-                    if isinstance(value, nn.Parameter):
-                        module.register_parameter(name, value)
+                    if isinstance(value, nn.ParameterList):
+                        module.register_module(name, value)
                     else:
                         module.register_buffer(name, value)
                 module.on_bind()
@@ -150,15 +167,16 @@ class TaskModule(nn.Module):
         return self._view
 
     @contextmanager
-    def step(self, present: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
-        """Opens a step in which the tasks with indices `present` take part (`[K']` int64; None: all K).
+    def step(self, present: Iterable[int] | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
+        """Opens a step in which the tasks with the K' indices `present` take part (None: all K).
 
         What the methods write becomes lasting with `Step.commit`, and is dropped if the block ends without it.
         """
         modules = list(self.task_modules())
         generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
+        indices = None if present is None else tuple(int(index) for index in present)
         for module in modules:
-            module._view = StateView(module, present, dtype)
+            module._view = StateView(module, indices, dtype)
         step = Step(modules)
         try:
             yield step

@@ -30,20 +30,18 @@ class Driver:
         return present, values, indices
 
     def step(self, losses: Mapping[str, float], commit: bool = True) -> tuple[float, Losses, dict[str, list[float]]]:
-        """Returns the objective's value, `c_k` by task and the gradients `[K]` of its parameters by name."""
+        """Returns the objective's value, `c_k` by task and its parameters' gradients by name, one a task (absent: 0)."""
         present, values, indices = self._values(losses)
-        names, parameters = zip(*self.objective.named_parameters(), strict=True) if self.parameters else ((), ())
         with self.objective.step(indices) as step:
             value = self.objective(values.requires_grad_())
             assert value.shape == ()
-            coefficients, *gradients = torch.autograd.grad(value, [values, *parameters])
+            coefficients, *slopes = torch.autograd.grad(value, [values, *self.parameters], allow_unused=True)
             if commit:
                 step.commit()
-        return (
-            value.item(),
-            dict(zip(present, coefficients.tolist(), strict=True)),
-            {name: gradient.tolist() for name, gradient in zip(names, gradients, strict=True)},
-        )
+        gradients: dict[str, list[float]] = {}
+        for (name, _), slope in zip(self.objective.named_parameters(), slopes, strict=True):
+            gradients.setdefault(name.rpartition(".")[0], []).append(0.0 if slope is None else slope.item())
+        return value.item(), dict(zip(present, coefficients.tolist(), strict=True)), gradients
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -9,10 +9,10 @@ from equipoise.objectives import UW
 @pytest.mark.parametrize("classification", [(), ("b",), ["a", "c"]])
 def test_value_coefficients_and_gradients_follow_the_formula(drive, batches, classification):
     driver = drive(UW(classification))
-    (log_variance,) = driver.parameters
+    log_variance = driver.parameters
     factor = {task: 1.0 if task in classification else 0.5 for task in "abc"}
     for losses in batches:
-        s = dict(zip("abc", log_variance.tolist(), strict=True))
+        s = dict(zip("abc", (parameter.item() for parameter in log_variance), strict=True))
         value, coefficients, gradients = driver.step(losses)
         expected = sum(factor[t] * math.exp(-s[t]) * loss + 0.5 * s[t] for t, loss in losses.items())
         assert value == pytest.approx(expected, rel=1e-13)
@@ -20,21 +20,23 @@ def test_value_coefficients_and_gradients_follow_the_formula(drive, batches, cla
         slope = [0.5 - factor[t] * math.exp(-s[t]) * losses[t] if t in losses else 0.0 for t in "abc"]
         assert gradients["log_variance"] == pytest.approx(slope, rel=1e-6)  # a float32 parameter
         with torch.no_grad():
-            log_variance -= 0.05 * torch.tensor(gradients["log_variance"])
+            for parameter, gradient in zip(log_variance, gradients["log_variance"], strict=True):
+                parameter -= 0.05 * gradient
 
 
 def test_log_variances_start_at_zero_one_per_task(drive):
-    (log_variance,) = drive(UW()).parameters
-    assert log_variance.requires_grad
-    assert log_variance.tolist() == [0, 0, 0]
+    log_variance = drive(UW()).parameters
+    assert all(parameter.requires_grad for parameter in log_variance)
+    assert [parameter.item() for parameter in log_variance] == [0, 0, 0]
 
 
 def test_the_optimum_is_the_log_of_the_loss(drive):
     driver = drive(UW(classification=["b"]))
-    (log_variance,) = driver.parameters
+    log_variance = driver.parameters
     losses = {"a": 0.1, "b": 2.0, "c": 50.0}
     with torch.no_grad():
-        log_variance.copy_(torch.tensor([math.log(0.1), math.log(4.0), math.log(50.0)]))
+        for parameter, value in zip(log_variance, (0.1, 4.0, 50.0), strict=True):
+            parameter.fill_(math.log(value))
     assert driver.step(losses)[2]["log_variance"] == pytest.approx([0, 0, 0], abs=1e-6)
 
 

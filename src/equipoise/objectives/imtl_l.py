@@ -12,8 +12,8 @@ class IMTLL(Objective):
 
     `Σ_k e^{s_k} L_k − s_k` with `s_k` learned from 0; at the optimum `e^{s_k} L_k = 1`.
 
-    The `s_k` are the parameter `log_scale` `[K]`: give the Balancer's parameters to the optimizer. Only those
-    of the tasks present get a gradient other than zero, `e^{s_k} L_k − 1`. A task whose loss stays at or
+    The `s_k` are K 0-dim parameters: give the Balancer's parameters to the optimizer. Only those
+    of the tasks present get a gradient, `e^{s_k} L_k − 1`. A task whose loss stays at or
     below 0 has no such optimum: its scale grows on and on.
 
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021.

@@ -17,8 +17,8 @@ class UW(Objective):
     `Σ_k ½ e^{−s_k} L_k + ½ s_k` with the log-variances `s_k = log σ_k²`, learned from 0. For the tasks named
     in `classification` the first factor ½ is 1, as Kendall et al. have it for the softmax likelihood.
 
-    The log-variances are the parameter `log_variance` `[K]`: give the Balancer's parameters to the optimizer.
-    Only those of the tasks present get a gradient other than zero, `½ − (½ or 1)·e^{−s_k} L_k`.
+    The log-variances are K 0-dim parameters: give the Balancer's parameters to the optimizer.
+    Only those of the tasks present get a gradient, `½ − (½ or 1)·e^{−s_k} L_k`.
 
     Args:
         classification: names of the tasks with factor 1.
