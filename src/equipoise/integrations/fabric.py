@@ -1,0 +1,33 @@
+"""Lightning Fabric: what `fabric.backward` is for one loss."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from equipoise.balancer import Balancer
+from equipoise.optim import MAO
+
+
+def backward(fabric: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Does what `balancer.backward(losses)` does under Fabric's precision, its gradient scaler included.
+
+    Args:
+        fabric: the `Fabric`.
+        balancer: the Balancer, or MAO (also as `fabric.setup` gives it back).
+        losses: task → scalar loss.
+        **options: as for `Balancer.backward`.
+
+    Returns:
+        Task → weight, as `Balancer.backward`.
+    """
+    wrappers = sys.modules[type(fabric).__module__.rpartition(".")[0] + ".wrappers"]
+    before = getattr(wrappers, "_in_fabric_backward", False)
+    wrappers._in_fabric_backward = True  # type: ignore[attr-defined]  # its models refuse other backward passes
+    try:
+        return balancer.backward(losses, scaler=getattr(fabric.strategy.precision, "scaler", None), **options)
+    finally:
+        wrappers._in_fabric_backward = before  # type: ignore[attr-defined]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.integrations.lightning import backward
+from tests.integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
+from tests.networks import assert_same
+
+pytest.importorskip("lightning")
+import lightning
+from lightning.pytorch.plugins import MixedPrecision
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Module(lightning.LightningModule):
+    """The person's module: manual optimization, with one line of equipoise's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = Model()
+        self.balancer, self.optimizer = parts(name, self.model)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        optimizer = self.optimizers()
+        losses = losses_of(self.model(batch[0]), batch[0])
+        backward(self, self.balancer or optimizer, losses)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fit(module: Module, path: Path, epochs: int = EPOCHS, resume: Path | None = None, **options: Any) -> Path:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader(), ckpt_path=resume)
+    trainer.save_checkpoint(path / f"{epochs}.ckpt")
+    return path / f"{epochs}.ckpt"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", None), ("bf16-mixed", torch.bfloat16)])
+def test_numbers_of_a_plain_loop(name: str, precision: Any, dtype: torch.dtype | None, tmp_path: Path) -> None:
+    module = Module(name)
+    fit(module, tmp_path, precision=precision)
+    assert_close(module.model.state_dict(), plain(name, dtype))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_float16_with_their_scaler(name: str, tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-34)
+    module = Module(name)
+    fit(module, tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert scaler.get_scale() == 2.0**6
+    start = Model().state_dict()
+    for key, value in module.model.state_dict().items():
+        assert value.isfinite().all()
+        assert not torch.equal(value, start[key])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_their_checkpoints_hold_everything(name: str, tmp_path: Path) -> None:
+    whole = Module(name)
+    fit(whole, tmp_path)
+    checkpoint = fit(Module(name), tmp_path, epochs=1)
+    resumed = Module(name)
+    fit(resumed, tmp_path, resume=checkpoint)
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert_same(resumed.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
