@@ -19,9 +19,10 @@ from matplotlib.lines import Line2D
 from equipoise.experiment.comparison import Result
 from equipoise.experiment.execution import Record
 from equipoise.experiment.statistics import DELTA, SINGLE, Column
+from equipoise.experiment.tables import count
 from equipoise.problems import Task
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = 4
@@ -84,7 +85,7 @@ def draw_training(result: Result) -> Figure:
     handles: dict[str, Line2D] = {}
     for axes, task in zip(panels, tasks, strict=True):
         main = task.measures[0]
-        for index, method in enumerate((SINGLE, *result.settings.methods)):
+        for index, method in enumerate((SINGLE, *result.settings.methods), -1):
             name = f"single:{task.name}" if method == SINGLE else method
             curves = [
                 [epoch["validation"][task.name][main.name] * main.scale for epoch in record["epochs"]]
@@ -97,6 +98,8 @@ def draw_training(result: Result) -> Figure:
         axes.grid(linewidth=0.4)
         if not main.higher_is_better:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
     figure.legend(handles=list(handles.values()), loc="outside right upper", fontsize=9, frameon=False)
     _head(figure, result, "validation over training")
     return figure
@@ -116,10 +119,10 @@ def draw_weights(result: Result) -> Figure | None:
         for index, (task, curves) in enumerate(found.items()):
             handles[task] = _band(axes, curves, index, task)
         axes.set_title(method, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
         axes.set_ylim(0, 1)
         axes.grid(linewidth=0.4)
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=8, fontsize=9, frameon=False)
-    figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("share of the sum of weights", fontsize=10)
     _head(figure, result, "weights over training")
     return figure
@@ -156,11 +159,14 @@ def _band(axes: Axes, curves: Sequence[Sequence[float]], index: int, label: str)
 
 
 def style(index: int) -> dict[str, Any]:
-    """Returns colour, dashes and marker; 28 lines differ in at least two of them."""
+    """Returns colour, dashes and marker of a line; black for a negative index (single-task)."""
+    if index < 0:
+        return {"color": "black", "linestyle": "-", "marker": ""}
+    turn = index // len(COLOURS)  # the same colour again: with other dashes and another marker
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[(index // len(COLOURS) + index) % len(DASHES)],
-        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "linestyle": DASHES[(index + 3 * turn) % len(DASHES)],
+        "marker": MARKERS[(index + 2 * turn) % len(MARKERS)],
     }
 
 
@@ -180,7 +186,7 @@ def _title(column: Column) -> str:
 
 def _head(figure: Figure, result: Result, what: str) -> None:
     quick = " (quick)" if result.settings.quick else ""
-    figure.suptitle(f"{result.problem.name}{quick}: {what}, {result.summary.seeds} seeds", fontsize=11)
+    figure.suptitle(f"{result.problem.name}{quick}: {what}, {count(result.summary.seeds, 'seed')}", fontsize=11)
 
 
 def _png(figure: Figure) -> bytes:

@@ -27,7 +27,7 @@ def notes(result: Result) -> list[str]:
             "QUICK: less data and fewer epochs than the problem recommends; good for a try, not for a verdict."
         )
     lines.append(
-        f"{result.problem.name}, {_count(summary.seeds, 'seed')}, {_count(settings.epochs, 'epoch')} at batch size "
+        f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
         f"{settings.batch_size}, learning rate {settings.lr:g}{_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
@@ -52,7 +52,8 @@ def notes(result: Result) -> list[str]:
     return lines
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Returns "1 seed", "2 seeds"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
