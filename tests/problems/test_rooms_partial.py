@@ -158,7 +158,7 @@ def test_the_papers_networks_train_and_are_measured_and_drawn(name, few):
     model = problem.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     labelled = label_some(20, 0)
-    batch = data.train[[*labelled["segmentation"].nonzero()[:2, 0], *labelled["depth"].nonzero()[:2, 0]]]
+    batch = data.train[[row for name in ("segmentation", "depth") for row in labelled[name].nonzero()[:2, 0].tolist()]]
     history = []
     for _ in range(4):
         predictions = problem.predict(model, batch)
