@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
+from networks import assert_same
 
 from equipoise.integrations.accelerate import backward
-from tests.integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
-from tests.networks import assert_same
 
 pytest.importorskip("accelerate")
 from accelerate import Accelerator

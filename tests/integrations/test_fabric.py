@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
 
 import equipoise as eq
 from equipoise.integrations.fabric import backward
-from tests.integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
 
 pytest.importorskip("lightning")
 from lightning.fabric import Fabric

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
+from networks import assert_same
 from torch import Tensor
 
 from equipoise.integrations.lightning import backward
-from tests.integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
-from tests.networks import assert_same
 
 pytest.importorskip("lightning")
 import lightning

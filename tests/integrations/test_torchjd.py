@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from networks import assert_same
 from torch import Tensor, nn
 
 import equipoise as eq
-from tests.networks import assert_same
 
 torchjd = pytest.importorskip("torchjd")
 from torchjd import aggregation, autojac, scalarization  # noqa: E402

@@ -1,6 +1,6 @@
 """Trains every method side by side, with a checkpoint after each step; kills itself in the middle if told to.
 
-Usage: python -m tests.training_loop.killed CHECKPOINT [KILL_IN_STEP]
+Usage: python -m training_loop.killed CHECKPOINT [KILL_IN_STEP]
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_loop.loops import METRICS, Model, inputs, losses_of, make
 
 import equipoise as eq
-from tests.training_loop.loops import METRICS, Model, inputs, losses_of, make
 
 STEPS = 6
 

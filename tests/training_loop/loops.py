@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from networks import TASKS, Network, batch
 from torch import Tensor, nn
 
 import equipoise as eq
-from tests.networks import TASKS, Network, batch
 
 POTENTIALS = {"a": 0.9, "b": 0.8, "c": 0.7}
 METRICS = [{"a": 0.3, "b": 0.5, "c": 0.6}, {"a": 0.5, "c": 0.6}, {"a": 0.55, "b": 0.6, "c": 0.6}]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from networks import TASKS, assert_same, batch, gradients
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from training_loop.loops import Model, losses_of
 
 import equipoise as eq
 from equipoise.gradients import reached_leaves
-from tests.networks import TASKS, assert_same, batch, gradients
-from tests.training_loop.loops import Model, losses_of
 
 Forward = Callable[[Tensor], dict[str, Tensor]]
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import gradients
 from torch import nn
 
 import equipoise as eq
-from tests.networks import gradients
 
 
 def test_mean_over_labelled_entries() -> None:

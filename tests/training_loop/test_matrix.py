@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from networks import TASKS, assert_same
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from training_loop.loops import Model, distance, inputs, losses_of, make, train
 
 import equipoise as eq
-from tests.networks import TASKS, assert_same
-from tests.training_loop.loops import Model, distance, inputs, losses_of, make, train
 
 METHODS = [*eq.list_methods(), "single:b"]
 BACKEND = "inductor" if shutil.which("g++") else "aot_eager"

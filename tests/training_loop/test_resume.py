@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from networks import TASKS, assert_same
+from training_loop.killed import STEPS
+from training_loop.loops import POTENTIALS, Model, inputs, losses_of, make, train
 
 import equipoise as eq
-from tests.networks import TASKS, assert_same
-from tests.training_loop.killed import STEPS
-from tests.training_loop.loops import POTENTIALS, Model, inputs, losses_of, make, train
 
 METHODS = [*eq.list_methods(), "single:b"]
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 
 
 def states(*parts: Any) -> list[dict[str, Any]]:
@@ -54,8 +54,8 @@ def test_killed_in_the_middle_of_a_step_and_started_again(tmp_path: Path) -> Non
     """A real process, killed between two micro-batches: the step it was in is repeated from the checkpoint."""
 
     def run(checkpoint: Path, *arguments: str) -> int:
-        command = [sys.executable, "-m", "tests.training_loop.killed", str(checkpoint), *arguments]
-        return subprocess.run(command, cwd=ROOT, check=False).returncode
+        command = [sys.executable, "-m", "training_loop.killed", str(checkpoint), *arguments]
+        return subprocess.run(command, cwd=TESTS, check=False).returncode
 
     assert run(tmp_path / "whole.pt") == 0
     assert run(tmp_path / "killed.pt", str(STEPS // 2)) == -signal.SIGKILL
