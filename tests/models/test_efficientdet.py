@@ -51,6 +51,30 @@ def test_every_scale_reaches_every_other_within_a_layer() -> None:
         assert all(gradient.any() for gradient in gradients)
 
 
+def test_a_layer_goes_down_and_up_as_in_the_paper() -> None:
+    torch.manual_seed(0)
+    layer = BiFPNLayer(4, 5).eval()
+    down, up = layer.downward, layer.upward
+    p3, p4, p5, p6, p7 = [torch.randn(2, 4, side, side) for side in (32, 16, 8, 4, 2)]
+
+    def twice(scale: torch.Tensor) -> torch.Tensor:
+        return scale.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def half(scale: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(scale, 3, 2, 1)
+
+    t6 = down[0](p6, twice(p7))
+    t5 = down[1](p5, twice(t6))
+    t4 = down[2](p4, twice(t5))
+    o3 = down[3](p3, twice(t4))
+    o4 = up[0](p4, t4, half(o3))
+    o5 = up[1](p5, t5, half(o4))
+    o6 = up[2](p6, t6, half(o5))
+    o7 = layer.coarsest(p7, half(o6))
+    for found, expected in zip(layer([p3, p4, p5, p6, p7]), (o3, o4, o5, o6, o7), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_anchors_are_centred_on_their_cells() -> None:
     anchors = small()(torch.randn(2, 3, 70, 50))["objects.anchors"]
     start = 0

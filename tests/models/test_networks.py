@@ -10,7 +10,7 @@ pytest.importorskip("torchvision")
 from networks import CASES, Case, task_losses
 
 from equipoise.gradients import reached_leaves
-from equipoise.models import MultiTaskNetwork
+from equipoise.models import HardSharing, MultiTaskNetwork
 
 
 @pytest.fixture(params=CASES)
@@ -58,6 +58,23 @@ def test_the_graphs_reach_what_the_network_says(case: Case) -> None:
     assert any(parameter.dim() > 1 for parameter in last)
     for parameter in last:
         assert counts[names[id(parameter)]] == len(network.tasks)
+
+
+@pytest.mark.parametrize(
+    ("make", "last"),
+    [
+        (lambda: HardSharing({"a": 1}, "resnet18"), "layer4.1.conv2"),
+        (lambda: HardSharing({"a": 1}, "test_vit"), "blocks.5.mlp.fc2"),
+        (CASES["mtan"].make, "layer4.1.conv2"),
+        (CASES["mti-net"].make, "stage4.0.fuse_layers.3.2.0.0"),
+        (CASES["efficientdet"].make, "layers.1.coarsest.convolution.1.1"),
+        (CASES["emotic"].make, "fuse.0"),
+    ],
+)
+def test_the_last_shared_layer(make, last: str) -> None:
+    network = make()
+    names = {id(module): name for name, module in network.trunk.named_modules()}
+    assert names[id(network.last_shared_layer())] == last
 
 
 def test_gradients_arrive_everywhere(case: Case) -> None:
@@ -114,8 +131,6 @@ def test_the_default_generator_decides_the_initial_weights(case: Case) -> None:
 
 
 def test_task_names_may_be_anything() -> None:
-    from equipoise.models import HardSharing
-
     network = HardSharing({"Doubt/Confusion": 1, "a.b": 1, "type": 1}, "test_resnet")
     assert list(network(torch.randn(2, 3, 32, 32))) == ["Doubt/Confusion", "a.b", "type"]
     with pytest.raises(ValueError, match="tasks is empty"):

@@ -110,7 +110,7 @@ def match(
     """Matches an image's detections, in falling order of their scores, with its true boxes by VOC's rules.
 
     Returns:
-        Whether each detection is right and whether it counts, both bool `[N]`.
+        Whether each detection is right, if it counts, and whether it counts, both bool `[N]`.
     """
     nothing = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     if len(true_boxes) == 0 or len(boxes) == 0:
@@ -118,9 +118,8 @@ def match(
     overlap = box_iou(boxes.float(), true_boxes.float())
     best, taken = torch.where(labels[:, None] == true_labels, overlap, -1.0).max(1)
     hit = best >= 0.5
-    easy = hit & ~difficult[taken]
-    earlier = (taken[:, None] == taken).logical_and(easy).tril(-1).any(1)
-    return easy & ~earlier, ~(hit & difficult[taken])
+    earlier = (taken[:, None] == taken).logical_and(hit).tril(-1).any(1)
+    return hit & ~earlier, ~(hit & difficult[taken])
 
 
 def curve(scores: Tensor, right: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

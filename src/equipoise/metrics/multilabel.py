@@ -58,8 +58,10 @@ class MeanAveragePrecision(Metric):
 
     def compute(self) -> Tensor:
         """Returns the mean average precision, in [0, 1]; NaN without a positive label."""
-        # On the CPU, in float64: in float32 the probabilities of large logits would tie.
-        scores = dim_zero_cat(self.scores).reshape(-1, self.labels).cpu().double()
+        # torchmetrics would take logits for probabilities, or make them such, and the large ones tie; ranks do neither.
+        _, order = torch.unique(dim_zero_cat(self.scores), return_inverse=True)
+        ranks = order.cpu().double()
+        scores = (ranks / max(len(ranks), 1)).reshape(-1, self.labels)
         truth = dim_zero_cat(self.truth).reshape(-1, self.labels).cpu().long()
         present = (truth == 1).any(0)
         if not present.any():

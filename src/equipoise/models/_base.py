@@ -55,10 +55,9 @@ class MultiTaskNetwork(nn.Module, ABC):
         return list(self.trunk.parameters())
 
     def last_shared_layer(self) -> nn.Module:
-        """Returns the trunk's last layer with a weight matrix or kernel; every task depends on it."""
-        return [layer for layer in self.trunk.modules() if any(p.dim() > 1 for p in layer.parameters(recurse=False))][
-            -1
-        ]
+        """Returns the trunk's last module, as registered, with a weight matrix or kernel; all tasks depend on it."""
+        modules = self.trunk.modules()
+        return [module for module in modules if any(p.dim() > 1 for p in module.parameters(recurse=False))][-1]
 
 
 def create_backbone(name: str, pretrained: bool, **options: Any) -> Any:
