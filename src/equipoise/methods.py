@@ -233,11 +233,13 @@ class SingleTask(Method):
 
     def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
         """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
-        empty_is_fine = self.balancer.takes_empty
-        if losses or not empty_is_fine:
-            self.balancer.ranks.checked(check_losses, losses, self.tasks)
+        self.balancer.ranks.checked(self._check, losses)
         own = {self.task: losses[self.task]} if self.task in losses else {}
-        return super().backward(own, **options) if own or empty_is_fine else {}
+        return super().backward(own, **options) if own or self.balancer.takes_empty else {}
+
+    def _check(self, losses: Mapping[str, Tensor]) -> None:
+        if losses or not self.balancer.takes_empty:
+            check_losses(losses, self.tasks)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""

@@ -224,8 +224,9 @@ class Passes:
     ) -> list[Tensor]:
         """Adds `Σ_k c_k · ∂L_k/∂leaf` into `.grad` in one backward pass, which fires everyone's hooks.
 
-        A model in DistributedDataParallel is averaged by that, and nothing is added. It cannot where tasks are missing
-        (it waits for every parameter) or where the caller accumulates: then gradients go past its hooks.
+        A model in DistributedDataParallel is averaged by that, and nothing is added. It cannot where the losses do not
+        reach all its parameters, since it waits for them, and it need not where the caller accumulates: then gradients
+        go past its hooks.
 
         Args:
             batch: the tasks present.
@@ -243,11 +244,10 @@ class Passes:
         if batch.shares is None:
             return _local_together(batch, coefficients, retain_graph, whole, find)
         assert self._wrapped is not None
-        averaged = self._wrapped.averaged
         weights = self._own(batch, coefficients) * self.ranks.size
-        if averaged and batch.everywhere and whole and not accumulate:
+        if self._wrapped.averaged and batch.everywhere and not accumulate:
             leaves = self._walked(batch, retain_graph)
-            if all(leaf in averaged for leaf in leaves) and all(leaf in leaves for leaf in self._unreduced):
+            if self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced):
                 torch.autograd.backward(batch.graphs, batch.weights(weights), retain_graph=retain_graph)
                 self._unreduced = {}
                 return list(leaves)
@@ -314,7 +314,7 @@ class Passes:
         if self._wrapped is None and torch.distributed.is_available() and torch.distributed.is_initialized():
             self._wrapped = Wrapped()
             if not self._known:
-                self.know([*self._wrapped.sharded, *self._wrapped.averaged])
+                self.know([*self._wrapped.sharded, *(p for group in self._wrapped.averaged for p in group)])
 
 
 def _local_together(batch: Batch, coefficients: Tensor, retain_graph: bool, whole: bool, find: bool) -> list[Tensor]:

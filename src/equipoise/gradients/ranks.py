@@ -71,7 +71,7 @@ class Ranks:
         failed = [rank for rank, (flag, *_) in enumerate(everyone) if flag]
         if failed:
             text = str(error).encode()[:MESSAGE_BYTES] if error is not None else b""
-            texts = self.gather(text.ljust(MESSAGE_BYTES))
+            texts = self.gather(list(text.ljust(MESSAGE_BYTES)))
             if error is not None:
                 raise error
             rank = failed[0]

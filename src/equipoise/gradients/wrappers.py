@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,12 +33,12 @@ class Wrapped:
     averaged stay what they are when they are averaged again.
 
     Attributes:
-        averaged: those whose `.grad` DistributedDataParallel averages in a backward pass.
+        averaged: for each DistributedDataParallel those whose `.grad` it averages in a backward pass.
         sharded: those of modules that `fully_shard` was applied to, in their order.
     """
 
     def __init__(self) -> None:
-        self.averaged = WeakIdKeyDictionary()
+        self.averaged: list[Any] = []
         self.sharded: dict[Tensor, None] = {}
         fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
         kinds = {DistributedDataParallel, fsdp}  # looked up in `__mro__`: isinstance would load some lazy objects
@@ -48,7 +50,17 @@ class Wrapped:
                         module.reshard()  # type: ignore[operator]
                 self.sharded |= dict.fromkeys(wrapper.parameters())
             elif not wrapper.static_graph:  # which reduces nothing after steps whose gradients went past it
-                self.averaged.update((p, None) for p in wrapper.parameters() if p.requires_grad)
+                trained = {parameter: None for parameter in wrapper.parameters() if parameter.requires_grad}
+                self.averaged.append(WeakIdKeyDictionary(trained))
+
+    def averages(self, leaves: Collection[Tensor]) -> bool:
+        """Whether DistributedDataParallel averages all these leaves if a backward pass reaches them and no others.
+
+        It averages nothing where a pass reaches a part of its parameters only: it waits for the rest.
+        """
+        reached = [sum(leaf in group for leaf in leaves) for group in self.averaged]
+        whole = all(count in (0, len(group)) for count, group in zip(reached, self.averaged, strict=True))
+        return whole and sum(reached) == len(leaves)
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
