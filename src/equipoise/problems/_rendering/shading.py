@@ -9,7 +9,7 @@ from equipoise.problems._rendering.casting import PLANES, Hits, Surfaces, visibi
 from equipoise.problems._rendering.scene import TEXTURES, Array, Camera, Light, Room
 
 LATTICE = 64
-BRIGHT = 0.75
+BRIGHT = 0.6
 """What the mean of the brighter half of a picture is exposed to, linear."""
 
 
