@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,9 +262,27 @@ def test_the_wrong_place() -> None:
         eq.Balancer(TASKS, aggregator=scalarization.Mean())
 
 
-def test_torchjd_is_not_imported_without_need() -> None:
-    import subprocess
-    import sys
+def test_in_a_comparison_by_name(tmp_path: Path) -> None:
+    problem = Path(__file__).parents[2] / "examples" / "tabular.py"
+    methods = "torchjd:UPGrad,torchjd:scalarization.GeometricMean"
+    options = ["--quick", "--seeds", "1", "--out", "out", "--methods", methods]
+    command = [sys.executable, "-m", "equipoise", "compare", f"{problem}:problem", *options]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    finished = {run["method"] for run in runs if run["status"] == "finished"}
+    assert finished >= set(methods.split(","))
 
+
+def test_without_torchjd_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys, torch, equipoise as eq; sys.modules['torchjd'] = None\n"
+        "try: eq.make_method('torchjd:UPGrad', torch.nn.Linear(1, 1), ['a'])\n"
+        "except ImportError as error: assert 'equipoise[torchjd]' in str(error)\n"
+        "else: raise AssertionError"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torchjd_is_not_imported_without_need() -> None:
     code = "import equipoise as eq, sys; eq.Balancer(['a']); assert not any('torchjd' == m for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,9 +11,7 @@ from equipoise.balancer import Balancer
 from equipoise.optim import MAO
 
 
-def backward(
-    accelerator: Any, balancer: Any, losses: Mapping[str, Tensor], **options: Any
-) -> dict[str, Tensor]:
+def backward(accelerator: Any, balancer: Any, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under the accelerator's precision and gradient accumulation.
 
     In `with accelerator.accumulate(model):` the task gradients of the micro-batches are kept and balanced together at

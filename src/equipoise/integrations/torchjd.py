@@ -6,7 +6,7 @@ Nothing here has to be called: `Balancer` and `make_method` do. TorchJD is impor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,8 +83,11 @@ def find_class(name: str) -> type[nn.Module]:
         ImportError: TorchJD is not installed.
         ValueError: it has no such class.
     """
-    import torchjd.aggregation
-    import torchjd.scalarization
+    try:
+        import torchjd.aggregation
+        import torchjd.scalarization
+    except ImportError as error:
+        raise ImportError(f"Method {name!r} needs TorchJD: pip install 'equipoise[torchjd]'.") from error
 
     modules = {"aggregation": torchjd.aggregation, "scalarization": torchjd.scalarization}
     module, _, short = name.removeprefix(PREFIX).rpartition(".")
@@ -169,7 +172,7 @@ class _Adapter(TaskModule):
             return function(values)
 
     @contextmanager
-    def step(self, present: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
+    def step(self, present: Iterable[int] | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
         """Opens a step; takes TorchJD's state back if it is not committed, or turns out not to be valid."""
         before = {name: _pack_all(module) for name, module in self.stateful().items()}
         kept = False
