@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 
-from networks import CASES, Case, task_losses
+from vision_networks import CASES, Case, task_losses
 
 from equipoise.gradients import reached_leaves
 from equipoise.models import HardSharing, MultiTaskNetwork
