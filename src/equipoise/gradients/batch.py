@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ class Batch:
     def graphs(self) -> list[Tensor]:
         """The losses that this rank has."""
         return [loss for loss in self.losses if loss is not None]
+
+    def only(self, index: int) -> Batch:
+        """Returns the batch of one of the tasks."""
+        part = slice(index, index + 1)
+        return replace(
+            self,
+            tasks=self.tasks[part],
+            losses=self.losses[part],
+            values=self.values[part],
+            counts=None if self.counts is None else self.counts[part],
+            shares=None if self.shares is None else self.shares[part],
+        )
 
     def weights(self, coefficients: Tensor) -> list[Tensor]:
         """Returns what to weigh each of `graphs` with in a backward pass: `coefficients` `[K']`, one tensor a loss.

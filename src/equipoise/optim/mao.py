@@ -8,17 +8,17 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from equipoise._checks import check_number, check_tasks
 from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
-from equipoise.gradients.batch import checks_values
+from equipoise.gradients.batch import Batch, checks_values
 from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import locals_of, total_norm
+from equipoise.optim.moments import Moments, apply, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -29,6 +29,9 @@ class _Pending:
 
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
     rows: Rows = field(default_factory=dict)
+    folded: dict[str, dict[Tensor, None]] = field(
+        default_factory=dict
+    )  # streaming: task → parameters its moments took in
 
 
 class MAO(Optimizer):
@@ -55,6 +58,9 @@ class MAO(Optimizer):
         weight_decay: λ, decoupled, at least 0.
         max_norm: clip each task's gradient over all parameters held to this norm before the moments see it.
             (Clipping `.grad` does nothing here: MAO works with the task gradients.)
+        streaming: take each task's gradient into its moments as soon as it is there, instead of keeping K of them for
+            `step()`. That saves the memory of K copies of the parameters. There is then one `backward` a step, without
+            `accumulate` and `scaler`, and `zero_grad()` in place of `step()` does not take it back.
         capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
         fused: use PyTorch's fused kernels; None: where they are available.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
@@ -88,12 +94,14 @@ class MAO(Optimizer):
         weight_decay: float = 0.0,
         *,
         max_norm: float | None = None,
+        streaming: bool = False,
         capturable: bool = False,
         fused: bool | None = None,
         check_finite: bool | None = None,
         process_group: Any = None,
     ) -> None:
         self.tasks = check_tasks(tasks)
+        self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
         self._pending = _Pending()
@@ -160,12 +168,21 @@ class MAO(Optimizer):
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
                 has changed then.
         """
+        if self.streaming and (accumulate or scaler is not None or self._pending.folded):
+            raise ValueError(
+                "With streaming=True the moments take each gradient in at once: there is one backward() between two "
+                "calls of step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
+            )
         empty = self._passes.ranks.active or bool(self._pending.micro_batches)
         batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
         if not batch.tasks:
             self._keep(self._pending.micro_batches, accumulate, reduced=False)
             return {}
         ones = torch.ones_like(batch.values)
+        if self.streaming:
+            leaves = [[] for _ in batch.tasks] if self._passes.sharded else self._passes.leaves(batch)
+            accumulate_gradients(self._fold(batch, leaves, ones, retain_graph))
+            return dict(zip(batch.tasks, ones.unbind(), strict=True))
         scale = None if scaler is None else scaler.scale(ones[0])
         reduced = not accumulate and not self._pending.micro_batches
         leaves = [] if self._passes.sharded else self._passes.leaves(batch)
@@ -181,10 +198,7 @@ class MAO(Optimizer):
         rows = {task: {leaf: g for leaf, g in row.items() if leaf in held} for task, row in rows.items()}
         if scale is not None:
             unscale_rows(rows, scale)
-        if not checks_values(self.check_finite, batch.values.device):
-            for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
-                for gradient in locals_of(row.values()):
-                    gradient.copy_(torch.where(finite, gradient, 0))
+        self._guard(batch, rows)
         self._keep(self._pending.micro_batches.plus(batch, rows), accumulate, reduced)
         accumulate_gradients(others)
         return dict(zip(batch.tasks, ones.unbind(), strict=True))
@@ -221,40 +235,23 @@ class MAO(Optimizer):
         if self.max_norm is not None:
             for row in self._pending.rows.values():
                 _clip(list(row.values()), self.max_norm)
+        moved = {p for row in (*self._pending.rows.values(), *self._pending.folded.values()) for p in row}
         for group in self.param_groups:
-            reached = [p for p in group["params"] if any(p in row for row in self._pending.rows.values())]
+            reached = [p for p in group["params"] if p in moved]
             if reached and group["weight_decay"]:
                 torch._foreach_mul_(locals_of(reached), 1 - group["lr"] * group["weight_decay"])
             for task, row in self._pending.rows.items():
-                self._update(group, task, {p: row[p] for p in reached if p in row})
+                own = {p: row[p] for p in reached if p in row}
+                if own:
+                    update(own, [self._moments(group, task, p) for p in own], group, group["lr"])
+            for task, folded in self._pending.folded.items():
+                taken = [p for p in reached if p in folded]
+                apply(taken, [self._moments(group, task, p) for p in taken], group)
+        self._pending.folded = {}
         return loss
 
-    def _update(self, group: dict[str, Any], task: str, row: dict[Tensor, Tensor]) -> None:
-        """Adds one task's `−η m̂ / (√v̂ + ε)`: an AdamW update without decay, on the task's own moments."""
-        states = [self._moments(group, task, parameter) for parameter in row]
-        if states:
-            steps, averages, squares = map(list, zip(*states, strict=True))
-            adamw(
-                locals_of(row),
-                locals_of(row.values()),
-                locals_of(averages),
-                locals_of(squares),
-                [],
-                steps,
-                foreach=None if not group["fused"] else False,
-                capturable=group["capturable"],
-                fused=group["fused"],
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=0.0,
-                eps=group["eps"],
-                maximize=False,
-            )
-
-    def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The task's step count (a view), first and second moment of the parameter; created when first needed."""
+    def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> Moments:
+        """The task's moments of the parameter, its step count as a view; created when first needed."""
         state = self.state[parameter]
         if "step" not in state:
             on_device = group["capturable"] or group["fused"]
@@ -263,7 +260,36 @@ class MAO(Optimizer):
         for moment in ("exp_avg", "exp_avg_sq"):
             if f"{moment}.{task}" not in state:
                 state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state["step"][self.tasks.index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"]
+        return Moments(state["step"][self.tasks.index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"])
+
+    def _fold(self, batch: Batch, leaves: list[list[Tensor]], ones: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
+        """Streaming: takes each task's gradient into its moments as it comes; returns what other parameters get."""
+        held = {parameter for group in self.param_groups for parameter in group["params"]}
+        others: dict[Tensor, Tensor] = {}
+        last = len(batch.tasks) - 1
+        for index, task in enumerate(batch.tasks):
+            part = batch.only(index)
+            keep = retain_graph or index < last
+            row = self._passes.rows(part, leaves[index : index + 1], ones[:1], keep, reduce=True)[task]
+            for leaf in [leaf for leaf in row if leaf not in held]:
+                gradient = row.pop(leaf)
+                others[leaf] = others[leaf].add_(gradient) if leaf in others else gradient
+            self._guard(part, {task: row})
+            if self.max_norm is not None:
+                _clip(list(row.values()), self.max_norm)
+            for group in self.param_groups:
+                own = {p: row[p] for p in group["params"] if p in row}
+                if own:
+                    update(own, [self._moments(group, task, p) for p in own], group, lr=0.0)
+            self._pending.folded[task] = dict.fromkeys(row)
+        return others
+
+    def _guard(self, batch: Batch, rows: Rows) -> None:
+        """Where losses are not checked on the host, makes the gradient of a NaN or infinite one count as 0."""
+        if not checks_values(self.check_finite, batch.values.device):
+            for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
+                for gradient in locals_of(row.values()):
+                    gradient.copy_(torch.where(finite, gradient, 0))
 
     def _make_room(self) -> None:
         """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
@@ -282,11 +308,13 @@ class MAO(Optimizer):
         super().zero_grad(set_to_none)
         self._pending.micro_batches = MicroBatches()
         self._pending.rows = {}
+        self._pending.folded = {}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
             "tasks": self.tasks,
             "max_norm": self.max_norm,
+            "streaming": self.streaming,
             "check_finite": self.check_finite,
             "_process_group": self._passes.ranks.process_group,
         }
