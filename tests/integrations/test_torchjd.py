@@ -210,7 +210,7 @@ def test_overflow_changes_no_state(name: str) -> None:
     assert_same(dict(method.balancer.state_dict()), dict(state))
 
 
-@pytest.mark.parametrize("name", TWO_BATCHES)
+@pytest.mark.parametrize("name", sorted(TWO_BATCHES))
 def test_weightings_of_two_batches_are_refused(name: str) -> None:
     with pytest.raises(TypeError, match="two independent batches"):
         eq.Balancer(TASKS, aggregator=getattr(aggregation, name)())

@@ -20,7 +20,7 @@ def test_text() -> None:
 
 
 def test_partly_labelled() -> None:
-    untrained, trained = (main_of("partly_labelled.py")(epochs) for epochs in (0, 15))
-    assert trained["left out"] > 100
+    untrained, trained = (main_of("partly_labelled.py")(epochs) for epochs in (0, 8))
+    assert trained["left out"] > 50
     for task in ("price", "heating", "year"):
         assert trained[task] < 0.5 * untrained[task]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from networks import TASKS, assert_same
-from training_loop.killed import STEPS
+from training_loop.killed import STEPS, main
 from training_loop.loops import POTENTIALS, Model, inputs, losses_of, make, train
 
 import equipoise as eq
@@ -57,7 +57,7 @@ def test_killed_in_the_middle_of_a_step_and_started_again(tmp_path: Path) -> Non
         command = [sys.executable, "-m", "training_loop.killed", str(checkpoint), *arguments]
         return subprocess.run(command, cwd=TESTS, check=False).returncode
 
-    assert run(tmp_path / "whole.pt") == 0
+    main(tmp_path / "whole.pt", kill_in=None)
     assert run(tmp_path / "killed.pt", str(STEPS // 2)) == -signal.SIGKILL
     assert torch.load(tmp_path / "killed.pt", weights_only=True)["steps"] == STEPS // 2
     assert run(tmp_path / "killed.pt") == 0
