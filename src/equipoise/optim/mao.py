@@ -235,7 +235,8 @@ class MAO(Optimizer):
         if self.max_norm is not None:
             for row in self._pending.rows.values():
                 _clip(list(row.values()), self.max_norm)
-        moved = {p for row in (*self._pending.rows.values(), *self._pending.folded.values()) for p in row}
+        moved = {p for row in self._pending.rows.values() for p in row}
+        moved.update(p for folded in self._pending.folded.values() for p in folded)
         for group in self.param_groups:
             reached = [p for p in group["params"] if p in moved]
             if reached and group["weight_decay"]:

@@ -20,6 +20,7 @@ class Moments(NamedTuple):
     square: Tensor
 
 
+@torch.no_grad()
 def update(
     row: Mapping[Tensor, Tensor], moments: Sequence[Moments], group: Mapping[str, Any], lr: float | Tensor
 ) -> None:
@@ -53,6 +54,7 @@ def update(
     )
 
 
+@torch.no_grad()
 def apply(parameters: Sequence[Tensor], moments: Sequence[Moments], group: Mapping[str, Any]) -> None:
     """Adds `−lr m̂ / (√v̂ + ε)` to the parameters, from moments that have taken the gradients in already."""
     first, second = group["betas"]
