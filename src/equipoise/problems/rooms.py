@@ -270,7 +270,7 @@ def _draw_task(axis: Axes, task: str, values: Any, image: NDArray[np.float32]) -
         for (left, top, right, bottom), label in zip(values["boxes"].tolist(), values["labels"].tolist(), strict=True):
             color = colormaps["tab10"](label)
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color))
-            axis.text(left + 1, top + 1, THINGS[label], color=color, fontsize=6, va="top")
+            axis.text(left + 1, top + 1, THINGS[label], color=color, fontsize=6, va="top", clip_on=True)
     elif task == "segmentation":
         classes = (values.argmax(0) if values.dim() == 3 else values).cpu().numpy()
         axis.imshow(np.ma.masked_less(classes, 0), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
