@@ -1,43 +1,51 @@
 # make demo: install, and compare balancing methods on real handwriting (a few minutes on two cores)
 # make test: install everything, check and run all tests
+# make bench: install, and measure what balancing costs, beside other libraries
 
 PYTHON ?= python3
 VENV ?= .venv
 # Any PyTorch from 2.6 will do: make demo TORCH=torch
 TORCH ?= torch==2.13.0
+# Tests and benchmarks want torchvision as well, of the same build.
+TORCH_VISION ?= torch torchvision
 DEMO ?= runs/demo
 
 BIN := $(VENV)/bin
+TEST_BIN := $(VENV)-test/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
-demo: $(VENV)/bench.stamp
+demo: $(VENV)/installed
 	$(BIN)/equipoise compare digits --seeds 3 --workers 2 --out $(DEMO)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2
 
-lint: $(VENV)/test.stamp
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
+lint: $(VENV)-test/installed
+	$(TEST_BIN)/ruff check
+	$(TEST_BIN)/ruff format --check
+	$(TEST_BIN)/mypy
+
+bench: $(VENV)-test/installed
+	$(TEST_BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VENV)-test build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
-$(VENV)/torch.stamp:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo 'equipoise needs Python 3.10 or newer as $(PYTHON); name another one: make PYTHON=python3.12' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || \
-		{ echo 'This Python has no venv; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	@touch $@
+$(VENV)/installed: pyproject.toml
+	$(call install,$(VENV),$(TORCH),bench)
 
-$(VENV)/bench.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	@touch $@
+$(VENV)-test/installed: pyproject.toml
+	$(call install,$(VENV)-test,$(TORCH_VISION),test)
 
-$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	@touch $@ $(VENV)/bench.stamp
+# A virtual environment with PyTorch first, so that the requirement of any PyTorch finds the wanted one.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo 'equipoise needs Python 3.10 or newer as $(PYTHON); name another one: make PYTHON=python3.12' >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' || \
+	{ echo 'This Python has no venv; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet $(2)
+$(1)/bin/python -m pip install --quiet --editable '.[$(3)]'
+@touch $(1)/installed
+endef
