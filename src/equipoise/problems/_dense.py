@@ -35,7 +35,7 @@ class SegmentationTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean cross-entropy over labelled pixels."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is None or not (labels != -1).any():
             return None
         return functional.cross_entropy(predictions[self.name], labels, ignore_index=-1)
@@ -46,7 +46,7 @@ class SegmentationTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds the likeliest classes and labels."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is not None and (labels != -1).any():
             metrics.update(predictions[self.name].argmax(1), labels)
 
@@ -70,13 +70,13 @@ class DepthTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean absolute error over valid pixels."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is None:
             return None
         valid = labels.isfinite()
         if not valid.any():
             return None
-        errors = (predictions[self.name] - labels.nan_to_num()).abs()
+        errors: Tensor = (predictions[self.name] - labels.nan_to_num()).abs()
         return errors.where(valid, 0).sum() / valid.sum()
 
     def metrics(self) -> MetricCollection:
@@ -85,7 +85,7 @@ class DepthTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds depths."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is not None and labels.isfinite().any():
             metrics.update(predictions[self.name], labels)
 
@@ -113,7 +113,7 @@ class NormalsTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns one minus the mean cosine over valid pixels."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is None:
             return None
         valid = labels.isfinite().all(1)
@@ -128,7 +128,7 @@ class NormalsTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds directions."""
-        labels = batch.get(self.name)
+        labels: Tensor | None = batch.get(self.name)
         if labels is not None and labels.isfinite().any():
             metrics.update(predictions[self.name], labels)
 
