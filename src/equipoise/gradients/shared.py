@@ -43,7 +43,6 @@ class SharedParameters:
         self._given = None if given is None else parameter_set("shared", given)
         self._found = WeakIdKeyDictionary()
         self.named = {} if model is None else parameter_names(model)
-        self._order = {leaf: index for index, leaf in enumerate(self.named.values())}
 
     def __contains__(self, leaf: Tensor) -> bool:
         return leaf in (self._found if self._given is None else self._given)
@@ -56,13 +55,8 @@ class SharedParameters:
         return any(leaf in self for row in leaves for leaf in row)
 
     def among(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """Returns the shared ones of the leaves, each once.
-
-        They are in the model's order where it is known, so that a method that draws random numbers for every element
-        draws the same ones for a graph that is gone through in another order, such as a compiled one.
-        """
-        found = [leaf for leaf in dict.fromkeys(leaves) if leaf in self]
-        return sorted(found, key=lambda leaf: self._order.get(leaf, len(self._order)))
+        """Returns the shared ones of the leaves, each once."""
+        return [leaf for leaf in dict.fromkeys(leaves) if leaf in self]
 
     @property
     def names(self) -> list[str]:
