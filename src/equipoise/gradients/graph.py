@@ -9,9 +9,11 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
 
 from equipoise.gradients.compiled import check_repeatable, compiled_graph, reached_inputs
+from equipoise.gradients.wrappers import handed_on, hands_on
 
 Point = tuple[Node, int]
-"""A node, and which of its outputs where they do not all depend on the same: in a compiled graph. Otherwise 0."""
+"""A node, and which of its outputs where they do not all depend on the same: in a compiled graph, and where
+DistributedDataParallel hands on a model's outputs. Otherwise 0."""
 
 
 def reached_leaves(losses: Sequence[Tensor], *, together: bool = False, repeatable: bool = True) -> list[list[Tensor]]:
@@ -92,7 +94,8 @@ class _Walk:
         return self.masks[root]
 
     def _point(self, node: Node, output: int) -> Point:
-        return (node, 0 if self.together or compiled_graph(node) is None else output)
+        apart = (not self.together and compiled_graph(node) is not None) or hands_on(node)
+        return (node, output if apart else 0)
 
     def _children(self, node: Node, output: int) -> list[Point]:
         inputs = node.next_functions
@@ -101,6 +104,8 @@ class _Walk:
                 "The model uses reentrant activation checkpointing, which hides what a loss reaches and allows no "
                 "gradient of a single task. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
             )
+        if hands_on(node):
+            inputs = handed_on(node, output)
         graph = compiled_graph(node)
         if graph is not None:
             self.compiled = True

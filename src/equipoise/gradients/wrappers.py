@@ -7,7 +7,9 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -23,6 +25,27 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
                 name = start + name.removeprefix(f"{start}module.")
         names[name.replace("_orig_mod.", "")] = parameter
     return names
+
+
+def hands_on(node: Node) -> bool:
+    """Whether the node is DistributedDataParallel's own at the model's outputs, which keeps none apart from the others.
+
+    There is one with `find_unused_parameters=True`, and with `static_graph=True` in the first step.
+    """
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and function.__module__ == DistributedDataParallel.__module__
+
+
+def handed_on(node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
+    """Returns the entry of `node.next_functions` that the output numbered `output` is.
+
+    Outputs that are no tensors are counted, and have no entry; so a gradient is sent through to see where it gets.
+    """
+    edges = [GradientEdge(child, number) for child, number in node.next_functions if child is not None]
+    metadata = node._input_metadata[output]
+    gradient = torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+    gradients = torch.autograd.grad(GradientEdge(node, output), edges, gradient, retain_graph=True, allow_unused=True)
+    return tuple((edge.node, edge.output_nr) for edge, found in zip(edges, gradients, strict=True) if found is not None)
 
 
 class Wrapped:
