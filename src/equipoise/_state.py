@@ -22,17 +22,21 @@ class StateView:
     left out keeps its state without a line of the method's own.
     """
 
+    _module: TaskModule
+    _present: tuple[int, ...] | None
+    _dtype: torch.dtype
+    _written: dict[str, Tensor]
+
     def __init__(self, module: TaskModule, present: tuple[int, ...] | None, dtype: torch.dtype) -> None:
         vars(self).update(_module=module, _present=present, _dtype=dtype, _written={})
 
     def __getattr__(self, name: str) -> Tensor:
         if name in self._written:
-            value: Tensor = self._written[name]
-            return value
+            return self._written[name]
         if name in self._module._buffers:
             value = self._restricted(self._module.get_buffer(name))
         else:
-            learned = list(self._module.get_submodule(name).parameters())
+            learned: list[Tensor] = list(self._module.get_submodule(name).parameters())
             value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
         return value.to(self._dtype) if value.is_floating_point() else value
 
@@ -206,13 +210,14 @@ class TaskModule(nn.Module):
             self.generator.set_state(state["generator"].cpu())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskModule:
+        apply: Callable[..., TaskModule] = super()._apply
         try:
-            return super()._apply(fn, recurse)
+            return apply(fn, recurse)
         except TypeError:  # the device has no float64 (MPS): keep the state in float32 there
             for name, buffer in self._buffers.items():
                 if buffer is not None and buffer.dtype == torch.float64:
                     self._buffers[name] = buffer.float()
-            return super()._apply(fn, recurse)
+            return apply(fn, recurse)
 
 
 class Step:

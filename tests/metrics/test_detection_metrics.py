@@ -39,16 +39,20 @@ def images(request) -> tuple[list, list]:
         if image == 5:
             found, guesses = found[:0], guesses[:0]
         scores = rng.permutation(10_000)[: len(found)] / 10_000 + image * 1e-6  # no two the same
-        detections.append({
-            "boxes": torch.tensor(found).float().reshape(-1, 4),
-            "scores": torch.tensor(scores).float(),
-            "labels": torch.tensor(guesses),
-        })
-        truth.append({
-            "boxes": torch.tensor(boxes).float().reshape(-1, 4),
-            "labels": torch.tensor(labels),
-            "difficult": torch.tensor(difficult),
-        })
+        detections.append(
+            {
+                "boxes": torch.tensor(found).float().reshape(-1, 4),
+                "scores": torch.tensor(scores).float(),
+                "labels": torch.tensor(guesses),
+            }
+        )
+        truth.append(
+            {
+                "boxes": torch.tensor(boxes).float().reshape(-1, 4),
+                "labels": torch.tensor(labels),
+                "difficult": torch.tensor(difficult),
+            }
+        )
     return detections, truth
 
 
@@ -59,11 +63,13 @@ def devkit(detections: list, truth: list, rule: str) -> float:
         objects, positives = [], 0
         for image in truth:
             keep = image["labels"] == label
-            objects.append({
-                "boxes": image["boxes"][keep].numpy() + INCLUSIVE,
-                "difficult": image["difficult"][keep].numpy(),
-                "detected": [False] * int(keep.sum()),
-            })
+            objects.append(
+                {
+                    "boxes": image["boxes"][keep].numpy() + INCLUSIVE,
+                    "difficult": image["difficult"][keep].numpy(),
+                    "detected": [False] * int(keep.sum()),
+                }
+            )
             positives += int((~image["difficult"][keep]).sum())
         if positives == 0:
             continue
@@ -81,8 +87,11 @@ def devkit(detections: list, truth: list, rule: str) -> float:
                 width = min(box[2], other[2]) - max(box[0], other[0]) + 1
                 height = min(box[3], other[3]) - max(box[1], other[1]) + 1
                 if width > 0 and height > 0:
-                    both = ((box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-                            + (other[2] - other[0] + 1) * (other[3] - other[1] + 1) - width * height)
+                    both = (
+                        (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+                        + (other[2] - other[0] + 1) * (other[3] - other[1] + 1)
+                        - width * height
+                    )
                     if width * height / both > best:
                         best, where = width * height / both, position
             hit = miss = 0
@@ -189,14 +198,26 @@ def pycocotools(detections: list, truth: list) -> list[float]:
     for index, (found, true) in enumerate(zip(detections, truth, strict=True)):
         for box, label, crowd in zip(*(true[name].tolist() for name in ("boxes", "labels", "iscrowd")), strict=True):
             area = (box[2] - box[0]) * (box[3] - box[1])
-            boxes.append({"id": len(boxes) + 1, "image_id": index, "category_id": label, "iscrowd": crowd,
-                          "bbox": sides(box), "area": area})
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": index,
+                    "category_id": label,
+                    "iscrowd": crowd,
+                    "bbox": sides(box),
+                    "area": area,
+                }
+            )
         for box, label, score in zip(*(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True):
             answers.append({"image_id": index, "category_id": label, "score": score, "bbox": sides(box)})
     with contextlib.redirect_stdout(io.StringIO()):
         data = COCO()
-        data.dataset = {"images": [{"id": i} for i in range(len(truth))], "annotations": boxes,
-                        "categories": [{"id": i} for i in range(CLASSES)], "info": {}}
+        data.dataset = {
+            "images": [{"id": i} for i in range(len(truth))],
+            "annotations": boxes,
+            "categories": [{"id": i} for i in range(CLASSES)],
+            "info": {},
+        }
         data.createIndex()
         evaluation = COCOeval(data, data.loadRes(answers), "bbox")
         evaluation.evaluate()

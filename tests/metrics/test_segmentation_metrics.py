@@ -21,8 +21,12 @@ def test_agrees_with_scikit_learn() -> None:
     assert values["mIoU"].item() == pytest.approx(expected, rel=1e-6)
     assert values["pAcc"].item() == pytest.approx(accuracy_score(truth, found), rel=1e-6)
     # the mean over the data, not over batches or images
-    per_image = np.mean([jaccard_score(t[t >= 0], p[t >= 0], average="macro")
-                         for t, p in zip(labels.numpy(), logits.argmax(1).numpy(), strict=True)])
+    per_image = np.mean(
+        [
+            jaccard_score(t[t >= 0], p[t >= 0], average="macro")
+            for t, p in zip(labels.numpy(), logits.argmax(1).numpy(), strict=True)
+        ]
+    )
     assert abs(per_image - expected) > 1e-3
 
 

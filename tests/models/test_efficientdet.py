@@ -148,9 +148,7 @@ def test_learns_two_images_by_heart() -> None:
         losses.append(loss.item())
     assert losses[9] < 0.8 * losses[0]
     assert losses[-1] < 0.1 * losses[0]
-    found = detect(
-        predictions["objects"], predictions["objects.offsets"], predictions["objects.anchors"], (96, 128)
-    )
+    found = detect(predictions["objects"], predictions["objects.offsets"], predictions["objects.anchors"], (96, 128))
     metric = VOCDetection(3)
     metric.update(found, targets)
     assert metric.compute() > 0.9

@@ -24,10 +24,16 @@ def test_masks_lie_in_the_unit_interval_and_are_multiplied_with_the_shared_featu
     hooks = []
     for task, stages in enumerate(network.attention):
         for stage, attention in enumerate(stages):
-            hooks.append(attention.mask.register_forward_hook(
-                lambda module, inputs, mask, key=(task, stage): seen.append((key, "mask", inputs[0], mask))))
-            hooks.append(attention.register_forward_hook(
-                lambda module, inputs, out, key=(task, stage): seen.append((key, "selected", inputs[1], out))))
+            hooks.append(
+                attention.mask.register_forward_hook(
+                    lambda module, inputs, mask, key=(task, stage): seen.append((key, "mask", inputs[0], mask))
+                )
+            )
+            hooks.append(
+                attention.register_forward_hook(
+                    lambda module, inputs, out, key=(task, stage): seen.append((key, "selected", inputs[1], out))
+                )
+            )
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         representation = network.representation(images)
@@ -82,12 +88,9 @@ def test_number_of_parameters(network) -> None:
     def conv(inputs: int, outputs: int, kernel: int = 1, norm: bool = True) -> int:
         return inputs * outputs * kernel * kernel + 2 * outputs * norm
 
-    attention = sum(
-        conv(c + (c if stage else 0), c // 4) + conv(c // 4, c) for stage, c in enumerate(CHANNELS)
-    )
+    attention = sum(conv(c + (c if stage else 0), c // 4) + conv(c // 4, c) for stage, c in enumerate(CHANNELS))
     encoders = sum(
-        conv(a, b // 4) + conv(b // 4, b // 4, 3) + conv(b // 4, b) + conv(a, b)
-        for a, b in pairwise(CHANNELS)
+        conv(a, b // 4) + conv(b // 4, b // 4, 3) + conv(b // 4, b) + conv(a, b) for a, b in pairwise(CHANNELS)
     )
     resnet = 11_689_512 - 513_000  # ResNet-18 without its classifier of 1,000
     pyramid = 2 * conv(512, 256) + 3 * conv(512, 256, 3) + conv(5 * 256, 256) + conv(256, 256, 3)

@@ -121,7 +121,10 @@ def test_hrnet_18_has_the_known_widths() -> None:
     network = MTINet({"depth": 1, "normals": 3})
     # Sun et al., 2019: 18, 36, 72 and 144 channels; 9.6 M parameters without a head
     assert [tuple(scale.shape) for scale in network.trunk(torch.randn(2, 3, 64, 64))] == [
-        (2, 18, 16, 16), (2, 36, 8, 8), (2, 72, 4, 4), (2, 144, 2, 2)
+        (2, 18, 16, 16),
+        (2, 36, 8, 8),
+        (2, 72, 4, 4),
+        (2, 144, 2, 2),
     ]
     assert network.trunk.feature_info.channels() == [18, 36, 72, 144]
     assert round(sum(p.numel() for p in network.trunk.parameters()) / 1e6, 1) == 9.6

@@ -30,7 +30,7 @@ class Driver:
         return present, values, indices
 
     def step(self, losses: Mapping[str, float], commit: bool = True) -> tuple[float, Losses, dict[str, list[float]]]:
-        """Returns the objective's value, `c_k` by task and its parameters' gradients by name, one a task (absent: 0)."""
+        """Returns the objective's value, `c_k` by task, and parameters' gradients by name, one a task (absent: 0)."""
         present, values, indices = self._values(losses)
         with self.objective.step(indices) as step:
             value = self.objective(values.requires_grad_())

@@ -13,6 +13,7 @@ from equipoise.problems._base import Problem
 
 PROBLEMS = {
     "digits": "equipoise.problems.digits:Digits",
+    "digit-attributes": "equipoise.problems.digit_attributes:DigitAttributes",
     "rooms": "equipoise.problems.rooms:Rooms",
     "rooms-mtan": "equipoise.problems.rooms:RoomsMTAN",
     "rooms-partial": "equipoise.problems.rooms_partial:RoomsPartial",
