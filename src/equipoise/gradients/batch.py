@@ -52,6 +52,31 @@ class Batch:
             shares=None if self.shares is None else self.shares[part],
         )
 
+    def joined(self, groups: Mapping[str, Sequence[str]]) -> Batch:
+        """Returns the batch of the groups that have a task present: their losses are sums, without counts.
+
+        A rank's share of each loss goes into its part of the sum.
+        """
+        place = {task: index for index, task in enumerate(self.tasks)}
+        held = {group: [place[task] for task in members if task in place] for group, members in groups.items()}
+        held = {group: indices for group, indices in held.items() if indices}
+        losses: list[Tensor | None] = []
+        for indices in held.values():
+            parts = [
+                loss if self.shares is None else loss * self.shares[index].to(loss)
+                for index in indices
+                if (loss := self.losses[index]) is not None
+            ]
+            losses.append(torch.stack(parts).sum() if parts else None)
+        return replace(
+            self,
+            tasks=tuple(held),
+            losses=tuple(losses),
+            values=torch.stack([self.values[indices].sum() for indices in held.values()]),
+            counts=None,
+            shares=None if self.shares is None else torch.ones(len(held)).to(self.shares),
+        )
+
     def weights(self, coefficients: Tensor) -> list[Tensor]:
         """Returns what to weigh each of `graphs` with in a backward pass: `coefficients` `[K']`, one tensor a loss.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from equipoise._checks import check_number, check_tasks
+from equipoise._checks import check_known, check_number, check_tasks
 from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
 from equipoise.gradients.batch import Batch, checks_values
 from equipoise.gradients.compiled import keep_buffers
@@ -18,7 +18,7 @@ from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import locals_of, total_norm
-from equipoise.optim.moments import Moments, apply, update
+from equipoise.optim.moments import Moments, apply, fold, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -56,6 +56,10 @@ class MAO(Optimizer):
         betas: decay rates β₁ and β₂ of the two moving averages, in [0, 1).
         eps: ε, at least 0.
         weight_decay: λ, decoupled, at least 0.
+        groups: let tasks share moments: a mapping from group to tasks, or a number of groups that the tasks are dealt
+            to in turn. A group's losses are summed, with one backward pass and one set of moments, so that a step costs
+            what as many tasks as groups cost; within a group the losses' scales matter. None: every task by itself.
+            (`benchmarks/README.md` has what it gains and loses with 40 tasks.)
         max_norm: clip each task's gradient over all parameters held to this norm before the moments see it.
             (Clipping `.grad` does nothing here: MAO works with the task gradients.)
         streaming: take each task's gradient into its moments as soon as it is there, instead of keeping K of them for
@@ -93,6 +97,7 @@ class MAO(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        groups: int | Mapping[str, Iterable[str]] | None = None,
         max_norm: float | None = None,
         streaming: bool = False,
         capturable: bool = False,
@@ -101,6 +106,7 @@ class MAO(Optimizer):
         process_group: Any = None,
     ) -> None:
         self.tasks = check_tasks(tasks)
+        self.groups = _grouped(self.tasks, groups)
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
@@ -114,6 +120,7 @@ class MAO(Optimizer):
             "capturable": capturable,
             "fused": fused,
             "tasks": list(self.tasks),
+            "groups": None if groups is None else {group: list(members) for group, members in self.groups.items()},
         }
         super().__init__(params, defaults)
         self.register_load_state_dict_pre_hook(_check_state)
@@ -178,11 +185,16 @@ class MAO(Optimizer):
         if not batch.tasks:
             self._keep(self._pending.micro_batches, accumulate, reduced=False)
             return {}
+        present = batch.tasks
+        if len(self.groups) < len(self.tasks):
+            if accumulate and counts is not None:
+                raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
+            batch = batch.joined(self.groups)
         ones = torch.ones_like(batch.values)
         if self.streaming:
             leaves = [[] for _ in batch.tasks] if self._passes.sharded else self._passes.leaves(batch)
             accumulate_gradients(self._fold(batch, leaves, ones, retain_graph))
-            return dict(zip(batch.tasks, ones.unbind(), strict=True))
+            return dict.fromkeys(present, ones[0])
         scale = None if scaler is None else scaler.scale(ones[0])
         reduced = not accumulate and not self._pending.micro_batches
         leaves = [] if self._passes.sharded else self._passes.leaves(batch)
@@ -201,7 +213,7 @@ class MAO(Optimizer):
         self._guard(batch, rows)
         self._keep(self._pending.micro_batches.plus(batch, rows), accumulate, reduced)
         accumulate_gradients(others)
-        return dict(zip(batch.tasks, ones.unbind(), strict=True))
+        return dict.fromkeys(present, ones[0])
 
     def _keep(self, micro_batches: MicroBatches, accumulate: bool, reduced: bool) -> None:
         """Keeps the micro-batches for the next call, or their task gradients for `step()`."""
@@ -211,7 +223,7 @@ class MAO(Optimizer):
         if not reduced:
             micro_batches = replace(micro_batches, rows=self._passes.reduced(micro_batches.rows))
         self._pending.micro_batches = MicroBatches()
-        self._pending.rows = add_rows(self._pending.rows, micro_batches.total(self.tasks)[0])
+        self._pending.rows = add_rows(self._pending.rows, micro_batches.total(list(self.groups))[0])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -244,7 +256,7 @@ class MAO(Optimizer):
             for task, row in self._pending.rows.items():
                 own = {p: row[p] for p in reached if p in row}
                 if own:
-                    update(own, [self._moments(group, task, p) for p in own], group, group["lr"])
+                    update(own, [self._moments(group, task, p) for p in own], group)
             for task, folded in self._pending.folded.items():
                 taken = [p for p in reached if p in folded]
                 apply(taken, [self._moments(group, task, p) for p in taken], group)
@@ -257,11 +269,13 @@ class MAO(Optimizer):
         if "step" not in state:
             on_device = group["capturable"] or group["fused"]
             device = parameter.device if on_device else torch.device("cpu")
-            state["step"] = torch.zeros(len(self.tasks), dtype=torch.float32, device=device)
+            state["step"] = torch.zeros(len(self.groups), dtype=torch.float32, device=device)
         for moment in ("exp_avg", "exp_avg_sq"):
             if f"{moment}.{task}" not in state:
                 state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return Moments(state["step"][self.tasks.index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"])
+        return Moments(
+            state["step"][list(self.groups).index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"]
+        )
 
     def _fold(self, batch: Batch, leaves: list[list[Tensor]], ones: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
         """Streaming: takes each task's gradient into its moments as it comes; returns what other parameters get."""
@@ -281,7 +295,7 @@ class MAO(Optimizer):
             for group in self.param_groups:
                 own = {p: row[p] for p in group["params"] if p in row}
                 if own:
-                    update(own, [self._moments(group, task, p) for p in own], group, lr=0.0)
+                    fold(own.values(), [self._moments(group, task, p) for p in own], group)
             self._pending.folded[task] = dict.fromkeys(row)
         return others
 
@@ -301,7 +315,7 @@ class MAO(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    for task in self.tasks:
+                    for task in self.groups:
                         self._moments(group, task, parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -314,6 +328,7 @@ class MAO(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {
             "tasks": self.tasks,
+            "groups": self.groups,
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,
@@ -340,7 +355,9 @@ def _clip(gradients: list[Tensor], max_norm: float) -> None:
 def _drop_unused(optimizer: Optimizer) -> None:
     """Drops the moments of tasks that have not reached a parameter: they are 0, and would cost memory."""
     for state in optimizer.state.values():
-        for task, steps in zip(optimizer.defaults["tasks"], state["step"].tolist(), strict=True):
+        for task, steps in zip(
+            optimizer.defaults["groups"] or optimizer.defaults["tasks"], state["step"].tolist(), strict=True
+        ):
             if steps == 0:
                 state.pop(f"exp_avg.{task}", None)
                 state.pop(f"exp_avg_sq.{task}", None)
@@ -348,12 +365,31 @@ def _drop_unused(optimizer: Optimizer) -> None:
 
 def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuses the state of another optimizer or of other tasks before anything is loaded."""
-    expected = optimizer.defaults["tasks"]
     for group in state_dict["param_groups"]:
         if "tasks" not in group:
             raise ValueError("This state_dict is not of MAO: it names no tasks. Load it into the optimizer it is of.")
-        if group["tasks"] != expected:
-            raise ValueError(
-                f"This state_dict is of other tasks: found {group['tasks']}, expected {expected}. "
-                "Load it into a MAO made with the same tasks in the same order."
-            )
+        for what in ("tasks", "groups"):
+            expected = optimizer.defaults[what]
+            if group[what] != expected:
+                raise ValueError(
+                    f"This state_dict is of other {what}: found {group[what]}, expected {expected}. "
+                    f"Load it into a MAO made with the same {what} in the same order."
+                )
+
+
+def _grouped(tasks: tuple[str, ...], groups: int | Mapping[str, Iterable[str]] | None) -> dict[str, tuple[str, ...]]:
+    """Group → its tasks; every task by itself if there are no groups."""
+    if groups is None:
+        return {task: (task,) for task in tasks}
+    if isinstance(groups, int):
+        if not 1 <= groups <= len(tasks):
+            raise ValueError(f"groups must lie between 1 and the number of tasks, {len(tasks)}; found {groups}.")
+        return {f"group{index}": tasks[index::groups] for index in range(groups)}
+    members = {group: check_tasks(names) for group, names in groups.items()}
+    named = [task for names in members.values() for task in names]
+    check_known("groups", named, tasks)
+    if sorted(named) != sorted(tasks):
+        raise ValueError(
+            f"groups must hold every task once, found {', '.join(named)}; the tasks are {', '.join(tasks)}."
+        )
+    return members

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,18 +21,13 @@ class Moments(NamedTuple):
 
 
 @torch.no_grad()
-def update(
-    row: Mapping[Tensor, Tensor], moments: Sequence[Moments], group: Mapping[str, Any], lr: float | Tensor
-) -> None:
-    """Takes the gradients into the moments and adds `−lr m̂ / (√v̂ + ε)` to the parameters, by PyTorch's own kernels.
-
-    With `lr=0` the parameters stay as they are, to the bit.
+def update(row: Mapping[Tensor, Tensor], moments: Sequence[Moments], group: Mapping[str, Any]) -> None:
+    """Takes the gradients into the moments and adds `−η m̂ / (√v̂ + ε)` to the parameters, by PyTorch's own kernels.
 
     Args:
         row: parameter → gradient.
         moments: one a parameter; changed in place.
-        group: the parameters' group, for `betas`, `eps`, `fused` and `capturable`.
-        lr: learning rate.
+        group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
     """
     adamw(
         locals_of(row),
@@ -47,7 +42,7 @@ def update(
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],
-        lr=lr,
+        lr=group["lr"],
         weight_decay=0.0,
         eps=group["eps"],
         maximize=False,
@@ -55,8 +50,19 @@ def update(
 
 
 @torch.no_grad()
+def fold(gradients: Iterable[Tensor], moments: Sequence[Moments], group: Mapping[str, Any]) -> None:
+    """Takes the gradients into the moments; what `update` does of itself, without touching the parameters."""
+    first, second = group["betas"]
+    taken, squares = locals_of(gradients), locals_of(m.square for m in moments)
+    torch._foreach_lerp_(locals_of(m.average for m in moments), taken, 1 - first)
+    torch._foreach_mul_(squares, second)
+    torch._foreach_addcmul_(squares, taken, taken, 1 - second)
+    torch._foreach_add_([m.steps for m in moments], 1)
+
+
+@torch.no_grad()
 def apply(parameters: Sequence[Tensor], moments: Sequence[Moments], group: Mapping[str, Any]) -> None:
-    """Adds `−lr m̂ / (√v̂ + ε)` to the parameters, from moments that have taken the gradients in already."""
+    """Adds `−η m̂ / (√v̂ + ε)` to the parameters, from moments that have taken the gradients in already."""
     first, second = group["betas"]
     for parameter, m in zip(parameters, moments, strict=True):
         (target,), (average,), (square,) = locals_of([parameter]), locals_of([m.average]), locals_of([m.square])
