@@ -312,7 +312,7 @@ class Passes:
 
     def _find_wrapped(self) -> None:
         if self._wrapped is None and torch.distributed.is_available() and torch.distributed.is_initialized():
-            self._wrapped = Wrapped()
+            self._wrapped = Wrapped(sharded=not self._known)
             if not self._known:
                 self.know([*self._wrapped.sharded, *(p for group in self._wrapped.averaged for p in group)])
 

@@ -55,15 +55,20 @@ class Wrapped:
     that the garbage collector knows. Finding none costs no correctness: gradients that DistributedDataParallel has
     averaged stay what they are when they are averaged again.
 
+    Args:
+        sharded: look for sharded models, too.
+
     Attributes:
         averaged: for each DistributedDataParallel those whose `.grad` it averages in a backward pass.
         sharded: those of modules that `fully_shard` was applied to, in their order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sharded: bool) -> None:
         self.averaged: list[Any] = []
         self.sharded: dict[Tensor, None] = {}
-        fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+        fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None) if sharded else None
+        if fsdp is not None:
+            gc.collect()  # models that are no longer used
         kinds = {DistributedDataParallel, fsdp}  # looked up in `__mro__`: isinstance would load some lazy objects
         wrappers = [found for found in gc.get_objects() if not kinds.isdisjoint(type(found).__mro__)]
         for wrapper in _outermost(wrappers):
