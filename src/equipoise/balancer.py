@@ -20,6 +20,7 @@ from equipoise.gradients.gramian import combine, gramian, wide_dtype
 from equipoise.gradients.jacobian import Rows, owned
 from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.passes import Passes
+from equipoise.gradients.ranks import Ranks
 from equipoise.gradients.sharded import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.objectives import Objective, Weighting
@@ -93,7 +94,6 @@ class Balancer(nn.Module):
         self.check_finite = check_finite
         self._shared = SharedParameters(shared, model)
         self._passes = Passes([] if model is None else self._shared.named.values(), process_group)
-        self.ranks = self._passes.ranks
         self._same_state = False
         self._counts: Mapping[str, float | Tensor] | None = None
         self._probe = {} if probe is None else parameter_set("probe", probe)
@@ -109,6 +109,11 @@ class Balancer(nn.Module):
                 part.bind(self.tasks)
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks that train together."""
+        return self._passes.ranks
 
     @property
     def method(self) -> str:
@@ -177,7 +182,10 @@ class Balancer(nn.Module):
             if by_task:
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
-                weights, valid = {}, self._backward_together(batch, scaled, scale, accumulate, retain_graph, valid)
+                weights, whole = {}, len(batch.tasks) == len(self.tasks)
+                leaves = self._passes.together(batch, scaled, retain_graph, accumulate, whole, find=scale is not None)
+                if scale is not None:
+                    valid = self._all_finite(valid, (leaf.grad for leaf in leaves if leaf.grad is not None))
             step.commit(valid)
         if learned:
             learned = self._learned_in_all(batch, learned, accumulate)
@@ -301,22 +309,6 @@ class Balancer(nn.Module):
         valid = None if checks_values(self.check_finite, values.device) else values.isfinite().all()
         with self.objective.step(self._present(tuple(rows)), values.dtype):
             return self._coefficients(values, valid)[1]
-
-    def _backward_together(
-        self,
-        batch: Batch,
-        coefficients: Tensor,
-        scale: Tensor | None,
-        accumulate: bool,
-        retain_graph: bool,
-        valid: Tensor | None,
-    ) -> Tensor | None:
-        """One backward pass of `Σ_k c_k L_k`; returns whether the step is valid."""
-        whole = len(batch.tasks) == len(self.tasks)
-        reached = self._passes.together(batch, coefficients, retain_graph, accumulate, whole, find=scale is not None)
-        if scale is None:
-            return valid
-        return self._all_finite(valid, (leaf.grad for leaf in reached if leaf.grad is not None))
 
     def _backward_by_task(
         self,

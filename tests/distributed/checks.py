@@ -252,6 +252,37 @@ def a_last_micro_batch_without_any_label_completes_the_step(rank, size, checkpoi
 
 
 @check()
+def a_group_that_takes_no_cpu_tensors_gets_one_beside_it(rank, size, checkpoints):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+        trainer = Trainer("pcgrad", parts=size, part=rank).train(range(STEPS), "missing")
+    (beside,) = trainer.method.balancer.ranks._host_groups.values()
+    assert beside is not dist.group.WORLD
+    assert dist.get_process_group_ranks(beside) == list(range(size))
+    expected = one_process("pcgrad", range(STEPS), "missing")
+    assert difference(trainer.parameters(), expected.parameters()) < BOUND
+
+
+@check(4)
+def groups_of_ranks_train_apart(rank, size, checkpoints):
+    pair = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
+    for name in ("ema", "rlw", "graddrop", "mao"):
+        pattern = ("missing", "some")[rank // 2]
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+            trainer = Trainer(name, parts=2, part=rank % 2, process_group=pair).train(range(STEPS), pattern)
+        assert difference(trainer.parameters(), one_process(name, range(STEPS), pattern).parameters()) < BOUND
+
+
+@check()
+def copies_train_with_the_same_ranks(rank, size, checkpoints):
+    for name in ("pcgrad", "mao"):
+        method = eq.make_method(name, network(), TASKS, process_group=alone())
+        part = method.balancer if name == "pcgrad" else method.optimizer
+        assert copy.deepcopy(part)._passes.ranks.process_group is alone()
+
+
+@check()
 def nothing_on_any_rank_changes_nothing(rank, size, checkpoints):
     for name in ("ema", "rlw", "pcgrad", "mao"):
         trainer = Trainer(name, parts=size, part=rank).train(range(2), "missing")

@@ -16,7 +16,7 @@ from scenarios import STEPS, Trainer, difference
 import equipoise as eq
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]  # one launch for all
 BOUND = 1e-12
 """Relative, in float64: what remains is the order of additions."""
 
@@ -34,7 +34,14 @@ def cases():
         for kind in ("ddp-unused", "ddp-static", "ddp-nosync", "fsdp", "fsdp-kept", "fsdp-hybrid"):
             settings.append({"name": name, "kind": kind, "pattern": "missing", "micro": 2})
             settings.append({"name": name, "kind": kind, "pattern": "all", "counts": False})
-    return {" ".join(map(str, case.values())): case for case in settings}
+    for kind in ("plain", "ddp", "fsdp-nested"):
+        settings.append({"name": "mao", "kind": kind, "pattern": "missing", "streaming": True})
+        settings.append({"name": "mao", "kind": kind, "pattern": "missing", "groups": 2})
+    return {label(**case): case for case in settings}
+
+
+def label(name, kind, pattern, **options):
+    return " ".join([name, kind, pattern, *(f"{key}={value}" for key, value in options.items())])
 
 
 def runs_on(case, size):

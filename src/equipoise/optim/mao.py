@@ -69,6 +69,11 @@ class MAO(Optimizer):
         fused: use PyTorch's fused kernels; None: where they are available.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
             it costs a synchronisation; there such a loss's gradient counts as 0.
+        process_group: as in `Balancer`, which says how a step on several ranks gives the numbers of one process.
+
+    Under `fully_shard` the moments are sharded like their parameters. A checkpoint of `torch.distributed.checkpoint`
+    loads on any number of ranks with `DefaultLoadPlanner(allow_partial_load=True)`: a new optimizer does not know which
+    tasks reach which parameters, and asks for all moments there could be.
 
     Raises:
         ValueError: a hyperparameter out of range; no task, or one named twice.
@@ -332,7 +337,7 @@ class MAO(Optimizer):
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,
-            "_process_group": self._passes.ranks.process_group,
+            "_ranks": self._passes.ranks,
         }
         return {**super().__getstate__(), **own}
 
@@ -343,8 +348,9 @@ class MAO(Optimizer):
             self.register_load_state_dict_post_hook(_drop_unused)
         keep_buffers()
         self._pending = _Pending()
-        held = [parameter for group in self.param_groups for parameter in group["params"]]
-        self._passes = Passes(held, self.__dict__.pop("_process_group", None))
+        if "_ranks" in state:  # a copy; loading a state_dict passes here too
+            held = [parameter for group in self.param_groups for parameter in group["params"]]
+            self._passes = Passes(held, self.__dict__.pop("_ranks").process_group)
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:
