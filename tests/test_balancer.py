@@ -102,9 +102,9 @@ def test_gls_is_the_gradient_of_the_geometric_mean():
 def test_uw_trains_its_own_parameters():
     model, twin = Network().double(), Network().double()
     balancer = eq.Balancer(TASKS, eq.UW()).double()
-    (own,) = balancer.parameters()
+    own = list(balancer.parameters())
     log_variance = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([*model.parameters(), own], lr=0.1)
+    optimizer = torch.optim.SGD([*model.parameters(), *own], lr=0.1)
     reference = torch.optim.SGD([*twin.parameters(), log_variance], lr=0.1)
     for index in range(4):
         optimizer.zero_grad()
@@ -114,7 +114,7 @@ def test_uw_trains_its_own_parameters():
         losses = torch.stack(list(twin.losses(batch(index)).values()))
         (0.5 * (-log_variance).exp() * losses + 0.5 * log_variance).sum().backward()
         reference.step()
-    torch.testing.assert_close(own.detach(), log_variance.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.stack(own).detach(), log_variance.detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model.trunk.weight, twin.trunk.weight, rtol=1e-10, atol=1e-12)
 
 

@@ -1,0 +1,1 @@
+"""Balancer and MAO in other libraries' loops; other libraries' methods in Balancer."""
