@@ -23,6 +23,7 @@ from equipoise.gradients.ranks import Ranks, Reduction
 
 BOUND = 1e-12
 SAVED = ("ema", "uw", "imtl", "pcgrad", "mao")
+TORCHJD = {"TrimmedMean": {"trim_number": 1}}
 CHECKS = {}
 
 
@@ -177,6 +178,16 @@ def statistics_on_a_probe(rank, size, checkpoints):
             balancer.backward(losses_of(model, step, mine(rank, size)))
             one.backward(losses_of(twin, step))
         assert difference(gradients(model), gradients(twin)) < BOUND
+
+
+@check(2)
+def aggregators_of_torchjd(rank, size, checkpoints):
+    """One of each kind: by the Gramian, by the Jacobian, neither, and random."""
+    for name in ("UPGrad", "IMTLG", "AlignedMTL", "Random", "TrimmedMean", "GradDrop", "ConFIG"):
+        expected = one_process(f"torchjd:{name}", range(3), "some", **TORCHJD.get(name, {}))
+        for kind in ("plain", "fsdp-nested"):
+            trainer = Trainer(f"torchjd:{name}", kind, parts=size, part=rank, **TORCHJD.get(name, {}))
+            assert difference(trainer.train(range(3), "some").parameters(), expected.parameters()) < BOUND, (name, kind)
 
 
 @check()

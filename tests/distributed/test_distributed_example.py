@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_ranks import launch
+from launch import launch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed.py"
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import checks
 import pytest
 import torch
+from launch import launch
 from scenarios import STEPS, Trainer, difference
 
 import equipoise as eq
@@ -81,16 +79,6 @@ def found(expected, checkpoints, tmp_path_factory):
     for size in SIZES:
         launch(size, HERE / "worker.py", expected, results, checkpoints)
     return {size: [json.loads((results / f"{size}-{rank}.json").read_text()) for rank in range(size)] for size in SIZES}
-
-
-def launch(size, script, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    done = subprocess.run(
-        [*command, script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-8000:]}"
-    return done.stdout
 
 
 @pytest.mark.parametrize(("case", "size"), [(c, s) for c, case in CASES.items() for s in SIZES if runs_on(case, s)])

@@ -27,6 +27,11 @@ def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local(tensor) for tensor in tensors]
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """Returns a DTensor in full, which takes all ranks; any other tensor as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def like(shard: Tensor, whole: Tensor) -> Tensor:
     """Returns the DTensor laid out as `whole` of which this rank holds `shard`; `shard` if `whole` is no DTensor."""
     if not is_sharded(whole):

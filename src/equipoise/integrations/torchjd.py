@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from equipoise._state import Step, TaskModule
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import combine
+from equipoise.gradients.sharded import gathered, like, local, shard_of
 from equipoise.objectives._base import Objective
 
 PREFIX = "torchjd:"
@@ -253,7 +254,7 @@ class TorchJDAggregator(_Adapter, Aggregator):
         combined = torch.where(finite, self.call(self.part, jacobian, len(jacobian)), torch.nan)
         some = _some(gradients)
         parts = torch.split(combined, [gradient.numel() for gradient in some])
-        return [p.view(g.shape).to(g) for p, g in zip(parts, some, strict=True)], None
+        return [like(shard_of(p.view(g.shape), g).to(local(g)), g) for p, g in zip(parts, some, strict=True)], None
 
 
 def _some(gradients: Gradients) -> list[Tensor]:
@@ -262,10 +263,11 @@ def _some(gradients: Gradients) -> list[Tensor]:
 
 def _jacobian(gradients: Gradients) -> tuple[Tensor, Tensor]:
     """Returns `J [K', P]`, or unit rows where it is not finite, and whether it is: TorchJD's solvers raise for NaN."""
-    some = _some(gradients)
+    whole = [[None if g is None else gathered(g) for g in row] for row in gradients]
+    some = _some(whole)
     rows = [
         torch.cat([torch.zeros_like(o).flatten() if g is None else g.flatten() for g, o in zip(row, some, strict=True)])
-        for row in gradients
+        for row in whole
     ]
     jacobian = torch.stack(rows)
     finite = jacobian.isfinite().all()
