@@ -693,3 +693,22 @@ def test_a_method_serves_one_set_of_tasks():
     eq.Balancer(["a", "b"], method)
     with pytest.raises(ValueError, match=r"belongs to the tasks \['a', 'b'\].*make a new one"):
         eq.Balancer(["a", "c"], method)
+
+
+@pytest.mark.parametrize("objective", [eq.Equal, eq.UW])
+def test_counts_for_some_micro_batches_only_are_an_error_that_changes_nothing(objective):
+    model = Network().double()
+    balancer = eq.Balancer(TASKS, objective())
+    balancer.backward(model.losses(batch(0)), accumulate=True)
+    before = gradients(model)
+    with pytest.raises(ValueError, match="for every micro-batch that is accumulated, or for none"):
+        balancer.backward(model.losses(batch(1)), counts=dict.fromkeys(TASKS, 6))
+    assert_same(gradients(model), before)
+    assert all(parameter.grad is None for parameter in balancer.parameters())
+
+
+@pytest.mark.parametrize("outer", [eq.WeightedSum, eq.GeometricMean])
+@pytest.mark.parametrize("inner", [eq.UW(), None, eq.DWA])
+def test_what_is_no_weighting_is_refused(outer, inner):
+    with pytest.raises(TypeError, match="takes a Weighting instance"):
+        outer(inner)

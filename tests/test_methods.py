@@ -59,8 +59,8 @@ DEFAULTS = {
     "dtp": {"gamma": 1.0},
     "amtl": {"gamma": 2.0, "margin": 0.05, "normalization": "softmax"},
     "amtl-a": {"gamma": 2.0},
-    "famo": {"lr": 0.025, "weight_decay": 1e-3},
-    "gradnorm": {"alpha": 1.5, "lr": 0.025},
+    "famo": {"weights_lr": 0.025, "weights_decay": 1e-3},
+    "gradnorm": {"alpha": 1.5, "weights_lr": 0.025},
     "mgda": {"normalization": "none"},
     "cagrad": {"c": 0.5},
     "graddrop": {"leak": 0.0},
@@ -255,3 +255,18 @@ def test_a_task_may_have_a_colon():
     method = eq.make_method("single:a:b", model, ["a:b", "c"])
     one, other = model(torch.ones(1, 2)).square().mean(0)
     assert list(method.backward({"a:b": one, "c": other})) == ["a:b"]
+
+
+def test_learning_rates_of_the_weights_have_names_of_their_own():
+    model = Network()
+    famo = eq.make_method("famo", model, TASKS, lr=0.5, weights_lr=0.1, weights_decay=0.2)
+    assert (famo.balancer.objective.lr, famo.balancer.objective.weight_decay) == (0.1, 0.2)
+    assert famo.optimizer.param_groups[0]["lr"] == 0.5
+    gradnorm = eq.make_method("gradnorm", model, TASKS, lr=0.5, weights_lr=0.1)
+    assert gradnorm.balancer.aggregator.lr == 0.1
+
+
+@pytest.mark.parametrize("name", ["ema", "mao", "single:b"])
+def test_check_finite_reaches_the_method(name):
+    method = eq.make_method(name, Network(), TASKS, check_finite=False)
+    assert (method.optimizer if name == "mao" else method.balancer).check_finite is False

@@ -25,7 +25,10 @@ def check_number(
     """
     bounds = {"> ": above, "≥ ": at_least, "< ": below, "≤ ": at_most}
     expected = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if (
         not math.isfinite(number)
         or (above is not None and number <= above)

@@ -96,6 +96,7 @@ class Balancer(nn.Module):
         self._passes = Passes([] if model is None else self._shared.named.values(), process_group)
         self._same_state = False
         self._counts: Mapping[str, float | Tensor] | None = None
+        self._counted: bool | None = None  # whether the micro-batches kept so far came with counts
         self._probe = {} if probe is None else parameter_set("probe", probe)
         if self._probe and not isinstance(self.aggregator, GramianAggregator):
             raise ValueError(
@@ -167,6 +168,8 @@ class Balancer(nn.Module):
         """
         empty = self.takes_empty
         batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
+        if self._counted not in (None, counts is not None):
+            raise ValueError("Give counts for every micro-batch that is accumulated, or for none.")
         self._counts = counts
         self._follow(batch.values.device)
         if not batch.tasks:
@@ -190,6 +193,7 @@ class Balancer(nn.Module):
         if learned:
             learned = self._learned_in_all(batch, learned, accumulate)
             accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
+        self._counted = (counts is not None) if accumulate else None
         own = zip(batch.tasks, coefficients.unbind(), strict=True)
         return {task: coefficient * weights[task] if weights else coefficient for task, coefficient in own}
 
@@ -243,6 +247,7 @@ class Balancer(nn.Module):
         super().zero_grad(set_to_none)
         self._micro_batches = MicroBatches()
         self._seen = MicroBatches()
+        self._counted = None
         self._passes.forget()
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from equipoise._checks import check_known, check_losses, check_metrics, check_tasks
+from equipoise._parts import check_state
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
 from equipoise.integrations import torchjd
@@ -66,7 +67,11 @@ class MethodSpec:
     def hyperparameters(self) -> dict[str, Any]:
         """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
         parameters = inspect.signature(self.takes).parameters.values()
-        own = {"params", "tasks", "lr", "weight_decay", "process_group"} if self.takes is MAO else {"potentials"}
+        own = (
+            {"params", "tasks", "lr", "weight_decay", "check_finite", "process_group"}
+            if self.takes is MAO
+            else {"potentials"}
+        )
         return {p.name: p.default for p in parameters if p.name not in own}
 
 
@@ -85,6 +90,18 @@ def _mean_of(takes: Callable[..., Weighting], description: str, source: str, **d
 
 def _aggregator(takes: Callable[..., Aggregator], description: str, source: str, **details: Any) -> MethodSpec:
     return MethodSpec(description, source, PASS_PER_TASK, takes, aggregator=takes, **details)
+
+
+def _famo(
+    weights_lr: float = 0.025, weights_decay: float = 1e-3, lower_bounds: Mapping[str, float] | None = None
+) -> FAMO:
+    """FAMO by names that leave `lr` and `weight_decay` to the model."""
+    return FAMO(weights_lr, weights_decay, lower_bounds)
+
+
+def _gradnorm(alpha: float = 1.5, weights_lr: float = 0.025) -> GradNorm:
+    """GradNorm by names that leave `lr` to the model."""
+    return GradNorm(alpha, weights_lr)
 
 
 METHODS: dict[str, MethodSpec] = {
@@ -111,8 +128,8 @@ METHODS: dict[str, MethodSpec] = {
         Achievement, "weighted sum, more weight far below single-task accuracy", "Yun & Cho 2023", needs_potentials=True
     ),
     "imtl-l": _objective(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
-    "famo": _objective(FAMO, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
-    "gradnorm": _aggregator(GradNorm, "gradient norms drawn together, by training rate", "Chen et al. 2018"),
+    "famo": _objective(_famo, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
+    "gradnorm": _aggregator(_gradnorm, "gradient norms drawn together, by training rate", "Chen et al. 2018"),
     "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
     "imtl": MethodSpec(
         "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
@@ -216,10 +233,11 @@ class Method:
                     f"This state_dict is of another {what}: found {state.get(what)!r}, expected {own!r}. "
                     f"Make the method with the same {what} first."
                 )
-        balancer, optimizer = state["balancer"], state["optimizer"]
-        self.optimizer.load_state_dict(optimizer)  # first: it refuses the state of another model before any change
         if self.balancer is not None:
-            self.balancer.load_state_dict(balancer)
+            check_state(self.balancer, state["balancer"], "")
+        self.optimizer.load_state_dict(state["optimizer"])  # refuses the state of another model before any change
+        if self.balancer is not None:
+            self.balancer.load_state_dict(state["balancer"])
 
 
 class SingleTask(Method):
@@ -255,6 +273,7 @@ def make_method(
     weight_decay: float = 0.0,
     potentials: Mapping[str, float] | None = None,
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
+    check_finite: bool | None = None,
     process_group: Any = None,
     **hyperparameters: Any,
 ) -> Method:
@@ -272,6 +291,7 @@ def make_method(
         weight_decay: decoupled weight decay.
         potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
         probe: as in `Balancer`, for methods with an aggregator.
+        check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
             become tensors, and the number of tasks is filled in.)
@@ -298,13 +318,13 @@ def make_method(
         task = name.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
-        alone = Balancer([task], model=model, process_group=process_group)
+        alone = Balancer([task], model=model, check_finite=check_finite, process_group=process_group)
         return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused), alone)
     spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
-        hyperparameters["process_group"] = process_group
-        return Method(name, names, MAO(parameters, names, lr, weight_decay=weight_decay, **hyperparameters), None)
+        hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
+        return Method(name, names, MAO(parameters, names, lr, **hyperparameters), None)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -316,7 +336,15 @@ def make_method(
     given_to_objective = {} if spec.aggregator else hyperparameters
     objective = None if spec.objective is None else spec.objective(**given_to_objective)
     aggregator = None if spec.aggregator is None else spec.aggregator(**hyperparameters)
-    balancer = Balancer(names, objective, aggregator, probe=probe, model=model, process_group=process_group)
+    balancer = Balancer(
+        names,
+        objective,
+        aggregator,
+        probe=probe,
+        model=model,
+        check_finite=check_finite,
+        process_group=process_group,
+    )
     groups: list[dict[str, Any]] = [{"params": parameters}]
     learned = list(balancer.parameters())
     if learned:

@@ -58,3 +58,10 @@ def test_frees_the_graph_unless_told_not_to():
 def test_errors(losses, error, words):
     with pytest.raises(error, match=words):
         eq.task_gradients(losses, [torch.ones(3, requires_grad=True)])
+
+
+def test_frozen_parameters_get_none():
+    free, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
+    found = eq.task_gradients({"a": (free * frozen).sum(), "b": free.square().sum()}, [frozen, free])
+    assert [row[0] for row in found.values()] == [None, None]
+    torch.testing.assert_close(found["b"][1], torch.tensor([2.0, 2.0]))

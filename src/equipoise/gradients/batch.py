@@ -157,8 +157,11 @@ def read_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tenso
     """Returns the count of every loss as a number.
 
     Raises:
+        TypeError: `counts` is not a mapping.
         ValueError: a loss has no count, or one that is negative or not finite.
     """
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"counts must be a mapping from task to number, found {type(counts).__name__}.")
     missing = [task for task in losses if task not in counts]
     if missing:
         raise ValueError(
@@ -171,7 +174,8 @@ def read_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tenso
             [torch.as_tensor(c).float() for c in away.values()]
         ).tolist()  # sync: decides who is present
         given |= dict(zip(away, fetched, strict=True))
-    return {task: check_number(f"counts[{task!r}]", float(count), at_least=0) for task, count in given.items()}
+    numbers = {task: float(count) if isinstance(count, Tensor) else count for task, count in given.items()}
+    return {task: check_number(f"counts[{task!r}]", number, at_least=0) for task, number in numbers.items()}
 
 
 def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:

@@ -26,8 +26,8 @@ def task_gradients(
         retain_graph: keep the graph for another backward pass.
 
     Returns:
-        Task → one gradient a parameter, of the parameter's shape; None where the task does not reach it, as
-        `torch.autograd.grad(..., allow_unused=True)` gives.
+        Task → one gradient a parameter, of the parameter's shape; None where the task does not reach it or it is
+        frozen.
 
     Raises:
         TypeError: a loss is not a tensor.
@@ -45,10 +45,18 @@ def task_gradients(
     last = len(losses) - 1
     if last or retain_graph:
         reached_leaves(list(losses.values()), together=True)
-    return {
-        task: tuple(torch.autograd.grad(loss, inputs, retain_graph=retain_graph or index < last, allow_unused=True))
-        for index, (task, loss) in enumerate(losses.items())
-    }
+    trained = [index for index, parameter in enumerate(inputs) if parameter.requires_grad]
+    gradients: dict[str, tuple[Tensor | None, ...]] = {}
+    for index, (task, loss) in enumerate(losses.items()):
+        row: list[Tensor | None] = [None] * len(inputs)
+        if trained:
+            keep = retain_graph or index < last
+            wanted = [inputs[place] for place in trained]
+            found = torch.autograd.grad(loss, wanted, retain_graph=keep, allow_unused=True)
+            for place, gradient in zip(trained, found, strict=True):
+                row[place] = gradient
+        gradients[task] = tuple(row)
+    return gradients
 
 
 def task_rows(

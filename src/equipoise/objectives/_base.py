@@ -34,11 +34,19 @@ class Weighting(TaskModule, ABC):
         """Returns the weights `[K']` for the losses `[K']`."""
 
 
+def _check_weighting(name: str, weighting: object) -> None:
+    if not isinstance(weighting, Weighting):
+        raise TypeError(f"{name} takes a Weighting instance such as equipoise.EMA(), found {weighting!r}.")
+
+
 class WeightedSum(Objective):
     """Weighted sum of the losses, `Σ_k w_k L_k`.
 
     Args:
         weighting: gives the weights `[K']`; they are constants for the gradient.
+
+    Raises:
+        TypeError: `weighting` is something else, an objective for example.
 
     Example:
         >>> import equipoise as eq
@@ -47,6 +55,7 @@ class WeightedSum(Objective):
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
+        _check_weighting(type(self).__name__, weighting)
         self.weighting = weighting
         self.requires_positive = weighting.requires_positive
 
@@ -67,6 +76,9 @@ class GeometricMean(Objective):
     Args:
         weighting: gives the weights `[K']`, constants for the gradient; they must not be negative.
 
+    Raises:
+        TypeError: `weighting` is something else, an objective for example.
+
     Source: Yun & Cho, "Achievement-based Training Progress Balancing for Multi-Task Learning", ICCV 2023;
     GLS: Chennupati et al., "MultiNet++", CVPR Workshops 2019.
 
@@ -79,6 +91,7 @@ class GeometricMean(Objective):
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
+        _check_weighting(type(self).__name__, weighting)
         self.weighting = weighting
 
     def forward(self, losses: Tensor) -> Tensor:

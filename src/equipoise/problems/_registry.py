@@ -48,7 +48,10 @@ def load_problem(name: str) -> Problem:
         hint = f"; it has {', '.join(f'{place}:{found}' for found in names)}" if names else ""
         raise ProblemError(f"{place} has nothing named {attribute!r}{hint}.")
     value = getattr(module, attribute)
-    problem = value() if callable(value) and not isinstance(value, Problem) else value
+    try:
+        problem = value() if callable(value) and not isinstance(value, Problem) else value
+    except Exception as error:
+        raise ProblemError(f"{name} cannot be made: {type(error).__name__}: {error}.") from error
     if not isinstance(problem, Problem):
         raise ProblemError(
             f"{name} is of type {type(problem).__name__}, expected an equipoise.problems.Problem "
