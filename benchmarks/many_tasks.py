@@ -1,0 +1,240 @@
+"""Forty tasks: what exact MAO reaches, and what reaches it in less time.
+
+    python benchmarks/many_tasks.py            # about 20 minutes on two CPU cores
+
+Each way is tuned over the same learning rates by the best mean F1 on validation, then run with more seeds at its own
+best rate. Writes many_tasks.json and many_tasks.md into benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import track
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.functional.classification import multilabel_f1_score
+
+import equipoise as eq
+from equipoise.problems.digit_attributes import DigitAttributes
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+EPOCHS = 8
+BATCH = 64
+Step = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run's outcome: mean F1 on validation at its best epoch, and seconds of processor time."""
+
+    way: str
+    lr: float
+    seed: int
+    quality: float
+    seconds: float
+
+
+def exact(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+    """MAO with moments for every task."""
+    return _grouped(model, tasks, lr, None)
+
+
+def _grouped(model: nn.Module, tasks: Sequence[str], lr: float, groups: Any) -> Step:
+    optimizer = eq.MAO(model.parameters(), tasks, lr=lr, groups=groups)
+
+    def step(losses: Tensor) -> None:
+        optimizer.backward(dict(zip(tasks, losses.unbind(), strict=True)))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def grouped(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+    """MAO with a fixed number of groups, the tasks dealt in turn."""
+    return lambda model, tasks, lr: _grouped(model, tasks, lr, count)
+
+
+def similar(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+    """MAO with groups of tasks whose gradients are similar after 50 steps with equal weights."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        first = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+        taken = 0
+        later: Step | None = None
+
+        def step(losses: Tensor) -> None:
+            nonlocal taken, later
+            taken += 1
+            if later is not None:
+                later(losses)
+            elif taken < 50:
+                losses.sum().backward()
+                first.step()
+                first.zero_grad()
+            else:
+                rows = _rows(model, losses)
+                cosines = functional.normalize(rows, dim=1) @ functional.normalize(rows, dim=1).T
+                distances = (1 - cosines)[tuple(torch.triu_indices(len(tasks), len(tasks), 1))]
+                labels = fcluster(linkage(distances.clamp(min=0).numpy(), "average"), count, "maxclust")
+                groups = {
+                    f"group{label}": [task for task, own in zip(tasks, labels, strict=True) if own == label]
+                    for label in sorted(set(labels))
+                }
+                later = _grouped(model, tasks, lr, groups)
+
+        return step
+
+    return make
+
+
+def rotating(size: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+    """MAO on a rotating subset of the tasks, each of whose contributions counts for K/size."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        optimizer = eq.MAO(model.parameters(), tasks, lr=lr * len(tasks) / size)
+        start = 0
+
+        def step(losses: Tensor) -> None:
+            nonlocal start
+            drawn = [(start + offset) % len(tasks) for offset in range(size)]
+            start = (start + size) % len(tasks)
+            optimizer.backward({tasks[index]: losses[index] for index in drawn})
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return make
+
+
+def held_scales(every: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+    """AdamW on losses divided by their gradients' norms, which exact passes renew every so many steps."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+        scales = torch.ones(len(tasks))
+        taken = 0
+
+        def step(losses: Tensor) -> None:
+            nonlocal taken, scales
+            if taken % every == 0:
+                norms = _rows(model, losses).norm(dim=1)
+                scales = norms if taken == 0 else torch.lerp(scales, norms, 0.3)
+            taken += 1
+            (losses / scales).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return make
+
+
+def method(name: str) -> Callable[[nn.Module, Sequence[str], float], Step]:
+    """A method of the registry."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        made = eq.make_method(name, model, tasks, lr=lr)
+
+        def step(losses: Tensor) -> None:
+            made.backward(dict(zip(tasks, losses.unbind(), strict=True)))
+            made.step()
+            made.zero_grad()
+
+        return step
+
+    return make
+
+
+WAYS: dict[str, Callable[[nn.Module, Sequence[str], float], Step]] = {
+    "exact MAO": exact,
+    "MAO, 8 groups": grouped(8),
+    "MAO, 4 groups": grouped(4),
+    "MAO, 2 groups": grouped(2),
+    "MAO, 4 groups of similar gradients": similar(4),
+    "MAO, 8 tasks in rotation": rotating(8),
+    "AdamW, scales held for 25 steps": held_scales(25),
+    "equal weights (AdamW)": method("ew"),
+    "EMA": method("ema"),
+}
+
+
+def _rows(model: nn.Module, losses: Tensor) -> Tensor:
+    parameters = list(model.parameters())
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    return torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
+
+
+def train(way: str, lr: float, seed: int) -> Run:
+    """Trains once on one thread."""
+    torch.set_num_threads(1)
+    problem = DigitAttributes()
+    data = problem.data()
+    tasks = [task.name for task in problem.tasks]
+    inputs, answers = data.train[range(len(data.train))].values()
+    validation, truth = data.validation[range(len(data.validation))].values()
+    torch.manual_seed(seed)
+    model = problem.model()
+    generator = torch.Generator().manual_seed(seed)
+    step = WAYS[way](model, tasks, lr)
+    best = seconds = 0.0
+    for _ in range(EPOCHS):
+        start = time.process_time()
+        for chosen in torch.randperm(len(inputs), generator=generator).split(BATCH):
+            losses = functional.binary_cross_entropy_with_logits(
+                model(inputs[chosen]), answers[chosen], reduction="none"
+            )
+            if not losses.isfinite().all():
+                return Run(way, lr, seed, best, seconds + time.process_time() - start)
+            step(losses.mean(0))
+        seconds += time.process_time() - start
+        with torch.no_grad():
+            score = multilabel_f1_score(model(validation), truth.long(), len(tasks), average="macro")
+        best = max(best, score.item())
+    return Run(way, lr, seed, best, seconds)
+
+
+def main() -> None:
+    """Tunes, repeats, prints and saves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        trials = [pool.submit(train, way, lr, 0) for way in WAYS for lr in RATES]
+        tuning = [trial.result() for trial in track(trials, "learning rates")]
+        best = {way: max((r for r in tuning if r.way == way), key=lambda run: run.quality) for way in WAYS}
+        trials = [pool.submit(train, way, best[way].lr, seed) for way in WAYS for seed in range(1, arguments.seeds)]
+        runs = [*best.values(), *(trial.result() for trial in track(trials, "seeds"))]
+    reference = statistics.mean(run.seconds for run in runs if run.way == "exact MAO")
+    lines = ["| | learning rate | mean F1 on validation, % | time, exact MAO = 1 |", "|---|---:|---:|---:|"]
+    for way in WAYS:
+        own = [run for run in runs if run.way == way]
+        quality = [100 * run.quality for run in own]
+        spread = f" ± {statistics.stdev(quality):.1f}" if len(quality) > 1 else ""
+        seconds = statistics.mean(run.seconds for run in own)
+        lines.append(f"| {way} | {own[0].lr:g} | {statistics.mean(quality):.1f}{spread} | {seconds / reference:.2f} |")
+    text = "\n".join(lines) + "\n"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "many_tasks.md").write_text(text)
+    (arguments.out / "many_tasks.json").write_text(json.dumps([asdict(run) for run in [*tuning, *runs]], indent=1))
+    Console().print(Markdown(text))
+
+
+if __name__ == "__main__":
+    main()

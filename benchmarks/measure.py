@@ -1,0 +1,97 @@
+"""Time and memory of alternatives, interleaved, as ratios."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A time relative to another of the same round.
+
+    Attributes:
+        milliseconds: median of the time itself.
+        median, low, high: of the ratio over rounds; low and high are its quartiles.
+    """
+
+    milliseconds: float
+    median: float
+    low: float
+    high: float
+
+
+def interleave(steps: Mapping[str, Step], device: torch.device, rounds: int, least: float) -> dict[str, list[float]]:
+    """Times all steps in turn, round after round, so that a machine that drifts slows all of them.
+
+    Args:
+        steps: name → what is timed.
+        device: waited for before a clock is read.
+        rounds: turns of each.
+        least: seconds that a turn lasts at least; a quick step is repeated.
+
+    Returns:
+        Name → seconds a step, one entry a round.
+    """
+    repeats = {}
+    for name, step in steps.items():
+        step()
+        repeats[name] = max(1, round(least / max(_time(step, 1, device), 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(_time(step, repeats[name], device))
+    return times
+
+
+def _time(step: Step, repeats: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def relative(times: list[float], reference: list[float]) -> Ratio:
+    """Divides each round's time by the reference's of the same round."""
+    ratios = [own / base for own, base in zip(times, reference, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Ratio(1000 * statistics.median(times), statistics.median(ratios), quartiles[0], quartiles[2])
+
+
+def peak_memory(step: Step, device: torch.device) -> int:
+    """Most bytes that a step holds beyond what was held before it."""
+    step()  # whatever a first step creates for good
+    gc.collect()
+    if device.type == "cuda":
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
