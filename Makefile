@@ -26,7 +26,9 @@ lint: $(VENV)-test/installed
 	$(TEST_BIN)/ruff format --check
 	$(TEST_BIN)/mypy
 
+# LibMTL without its requirements, which the tests' environment has.
 bench: $(VENV)-test/installed
+	$(TEST_BIN)/python -m pip install --quiet --no-deps LibMTL==1.1.5
 	$(TEST_BIN)/python benchmarks/run.py
 
 clean:

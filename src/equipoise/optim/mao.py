@@ -59,7 +59,6 @@ class MAO(Optimizer):
         groups: let tasks share moments: a mapping from group to tasks, or a number of groups that the tasks are dealt
             to in turn. A group's losses are summed, with one backward pass and one set of moments, so that a step costs
             what as many tasks as groups cost; within a group the losses' scales matter. None: every task by itself.
-            (`benchmarks/README.md` has what it gains and loses with 40 tasks.)
         max_norm: clip each task's gradient over all parameters held to this norm before the moments see it.
             (Clipping `.grad` does nothing here: MAO works with the task gradients.)
         streaming: take each task's gradient into its moments as soon as it is there, instead of keeping K of them for
