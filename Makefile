@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/equipoise compare digits --seeds 3 --workers 2 --out $(DEMO)
 
 test: lint
-	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)-test/installed
 	$(TEST_BIN)/ruff check

@@ -9,7 +9,7 @@ import pytest
 from launch import launch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed.py"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 
 def error(size, *arguments):

@@ -14,7 +14,7 @@ from scenarios import STEPS, Trainer, difference
 import equipoise as eq
 
 HERE = Path(__file__).parent
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]  # one launch for all
+pytestmark = pytest.mark.slow
 BOUND = 1e-12
 """Relative, in float64: what remains is the order of additions."""
 
