@@ -47,9 +47,9 @@ def houses(count: int) -> TensorDataset:
 
 
 def main(method_name: str, shard: bool, epochs: int, checkpoint: Path | None) -> float:
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(dist.get_node_local_rank())
+    device = torch.device("cuda", dist.get_node_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     model = Houses().to(device)
     if shard:
