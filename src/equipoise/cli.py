@@ -21,7 +21,7 @@ from equipoise.experiment.progress import ConsoleProgress
 from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
 from equipoise.experiment.tables import notes, to_frame, to_markdown, to_rich
 from equipoise.methods import METHODS
-from equipoise.problems import PROBLEMS, ProblemError, load_problem
+from equipoise.problems import PROBLEMS, ProblemError, load_problem, split_options
 
 DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
 
@@ -42,7 +42,10 @@ console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COL
     "`equipoise compare my_problem.py:problem --out runs/mine`"
 )
 def compare(
-    problem: Annotated[str, typer.Argument(help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`.")],
+    problem: Annotated[
+        str,
+        typer.Argument(help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`."),
+    ],
     methods: Annotated[
         str, typer.Option(help="Comma-separated, from `equipoise methods`; `all` for all of them.")
     ] = DEFAULT_METHODS,
@@ -182,4 +185,4 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _stem(problem: str) -> str:
-    return Path(problem.partition(":")[0]).stem
+    return Path(split_options(problem)[0].partition(":")[0]).stem

@@ -14,6 +14,8 @@ from equipoise.problems import (
     Regression,
     Tensors,
     load_problem,
+    split_options,
+    with_options,
 )
 from equipoise.problems.digits import Digits
 
@@ -125,3 +127,35 @@ def test_load_problem_from_a_file(tmp_path):
     assert load_problem(f"{path}:problem").seed == 3
     assert load_problem(f"{path}:Digits").seed == 0  # a class is called
     assert load_problem("digits").name == "digits"
+
+
+def test_options_stand_behind_the_name(tmp_path):
+    assert load_problem("digits?seed=3").seed == 3
+    path = tmp_path / "mine.py"
+    path.write_text("from equipoise.problems.digits import Digits\ndef make(seed): return Digits(seed)\n")
+    assert load_problem(f"{path}:make?seed=5").seed == 5
+
+
+@pytest.mark.parametrize(
+    "value", ["/data/a b&c=d?e#f%20+ü", "3", "true", "null", "", "[1", 3, 2.5, True, [1, "a&b"], {"a": None}]
+)
+def test_options_come_back_as_they_were(value):
+    name = with_options("celeba", data=value, left_out=None)
+    assert split_options(name) == ("celeba", {"data": value})
+    assert split_options(with_options(name.partition("?")[0])) == ("celeba", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits?size=3", "digits does not take these options: .*'size'; it has: seed"),
+        ("digits?seed", "written digits\\?name=value"),
+        ("digits?", "written digits\\?name=value"),
+        ("mine.py:problem?seed=4", "takes no options, found seed"),
+    ],
+)
+def test_wrong_options_are_told(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from equipoise.problems.digits import Digits\nproblem = Digits(seed=3)\n")
+    with pytest.raises(ProblemError, match=message):
+        load_problem(name)

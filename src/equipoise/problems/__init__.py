@@ -1,7 +1,7 @@
 """What is trained: problems by name, and what a person's own problem is made of."""
 
 from equipoise.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
-from equipoise.problems._registry import PROBLEMS, ProblemError, load_problem
+from equipoise.problems._registry import PROBLEMS, ProblemError, load_problem, split_options, with_options
 from equipoise.problems._tasks import Classification, Regression
 
 __all__ = [
@@ -17,4 +17,6 @@ __all__ = [
     "Tensors",
     "Training",
     "load_problem",
+    "split_options",
+    "with_options",
 ]
