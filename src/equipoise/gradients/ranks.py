@@ -116,7 +116,7 @@ class Ranks:
             return False
         generators = [m.generator for m in module.modules() if isinstance(m, TaskModule) and m.generator is not None]
         states = [generator.get_state() for generator in generators]
-        first = dist.get_process_group_ranks(self.process_group)[0]
+        first = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)[0]
         for tensor in (*states, *module.buffers(), *(p.detach() for p in module.parameters())):
             dist.broadcast(tensor, first, group=self._group_of(tensor))
         for generator, state in zip(generators, states, strict=True):
