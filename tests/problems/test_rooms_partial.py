@@ -25,7 +25,7 @@ def cache_folder(tmp_path_factory):
 def few(cache_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
     monkeypatch.setattr(rooms, "QUICK", FEW)
-    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.parametrize("count", [160, 600, 10_000])
@@ -144,7 +144,7 @@ def test_a_labelled_picture_without_boxes_teaches_that_there_are_none():
 @pytest.mark.parametrize("name", ["rooms-mtan", "rooms-partial", "rooms-efficientdet"])
 def test_without_torchvision_the_error_says_what_to_install(name, monkeypatch):
     problem = load_problem(name)
-    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ProblemError, match=rf"{name} needs timm and torchvision: pip install 'equipoise\[vision\]'"):
         problem.data(quick=True)
 

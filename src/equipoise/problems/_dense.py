@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,23 +22,27 @@ class SegmentationTask(Task):
     Args:
         classes: how many.
         name: the task's name.
+        label_smoothing: share of a label that goes evenly to all classes, in the loss.
     """
 
-    measures = (
+    measures: Sequence[Measure] = (
         Measure("mIoU", higher_is_better=True, unit="%", scale=100, digits=2),
         Measure("pAcc", higher_is_better=True, unit="%", scale=100, digits=2),
     )
 
-    def __init__(self, classes: int, name: str = "segmentation") -> None:
+    def __init__(self, classes: int, name: str = "segmentation", label_smoothing: float = 0.0) -> None:
         self.name = name
         self.classes = classes
+        self.label_smoothing = label_smoothing
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean cross-entropy over labelled pixels."""
         labels: Tensor | None = batch.get(self.name)
         if labels is None or not (labels != -1).any():
             return None
-        return functional.cross_entropy(predictions[self.name], labels, ignore_index=-1)
+        return functional.cross_entropy(
+            predictions[self.name], labels, ignore_index=-1, label_smoothing=self.label_smoothing
+        )
 
     def metrics(self) -> MetricCollection:
         """Returns mIoU and pixel accuracy."""
@@ -60,7 +64,7 @@ class DepthTask(Task):
         name: the task's name.
     """
 
-    measures = (
+    measures: Sequence[Measure] = (
         Measure("abs", higher_is_better=False, unit="m", digits=4),
         Measure("rel", higher_is_better=False, digits=4),
     )
@@ -103,7 +107,7 @@ class NormalsTask(Task):
         name: the task's name.
     """
 
-    measures = (
+    measures: Sequence[Measure] = (
         Measure("mean", higher_is_better=False, unit="°", digits=2),
         Measure("median", higher_is_better=False, unit="°", digits=2),
     )

@@ -22,6 +22,15 @@ PROBLEMS = {
     "rooms-mtan": "equipoise.problems.rooms:RoomsMTAN",
     "rooms-partial": "equipoise.problems.rooms_partial:RoomsPartial",
     "rooms-efficientdet": "equipoise.problems.rooms_partial:RoomsEfficientDet",
+    "celeba": "equipoise.problems.papers.celeba:CelebAAttributes",
+    "affwild2": "equipoise.problems.papers.affwild2:AffWild2Affect",
+    "affectnet": "equipoise.problems.papers.affectnet:AffectNetAffect",
+    "emotic": "equipoise.problems.papers.emotic:EmoticEmotions",
+    "emotic-26": "equipoise.problems.papers.emotic:Emotic26",
+    "nyudv2-mtan": "equipoise.problems.papers.nyuv2:NYUDv2MTAN",
+    "nyudv2-mtinet": "equipoise.problems.papers.nyuv2:NYUDv2MTINet",
+    "nyuv2-amtl": "equipoise.problems.papers.nyuv2:NYUv2AMTL",
+    "voc-nyu": "equipoise.problems.papers.voc_nyu:VOCWithNYUDepth",
 }
 """Name → where its class stands; imported only when asked for."""
 
@@ -132,6 +141,17 @@ def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         raise ProblemError(f"{name} cannot be made: {type(error).__name__}: {error}.") from error
+
+
+def need_vision(problem: str) -> None:
+    """Checks that what the extra `vision` installs is there.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
 
 
 def _import(place: str) -> ModuleType:

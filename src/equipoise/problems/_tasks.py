@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Classification(Task):
         classes: how many.
     """
 
-    measures = (
+    measures: Sequence[Measure] = (
         Measure("accuracy", higher_is_better=True, unit="%", scale=100, digits=1),
         Measure("F1", higher_is_better=True, unit="%", scale=100, digits=1),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from equipoise.problems._base import Batch, Predictions, Problem, Splits, Task, Tensors, Training
 from equipoise.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
-from equipoise.problems._registry import ProblemError
+from equipoise.problems._registry import need_vision
 from equipoise.problems._rendering import CLASSES, THINGS
 from equipoise.problems._rendering.cache import load_pictures
 
@@ -115,17 +114,6 @@ class RoomsMTAN(Rooms):
         from equipoise.models import MTAN
 
         return MTAN(HEADS, "resnet18")
-
-
-def need_vision(problem: str) -> None:
-    """Checks that what the extra `vision` installs is there.
-
-    Raises:
-        ProblemError: it is not.
-    """
-    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
 
 
 class RoomPictures(Tensors):

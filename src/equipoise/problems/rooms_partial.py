@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from equipoise.problems._base import Batch, Predictions, Splits
 from equipoise.problems._dense import DepthTask, SegmentationTask
 from equipoise.problems._detection import AnchorDetectionTask, CenterDetectionTask, DetectionTask
+from equipoise.problems._registry import need_vision
 from equipoise.problems._rendering import CLASSES, THINGS
-from equipoise.problems.rooms import RoomNetwork, RoomPictures, Rooms, draw, need_vision
+from equipoise.problems.rooms import RoomNetwork, RoomPictures, Rooms, draw
 
 SHARES = {"detection": 0.3857, "segmentation": 0.2656, "depth": 0.6443}
 """The shares of labelled images in VOC+NYU, as the paper prints them. It counts 15,215, 10,477 and 24,231 of 39,446

@@ -6,7 +6,7 @@ import logging
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +116,15 @@ class Reader(Dataset[Sample], ABC):
         Raises:
             DamagedDataError: a file it needs is damaged.
         """
+
+    def _group(self, index: int) -> Hashable:
+        """Hook: what annotated sample `index` comes from, if others come from it too. By default none does."""
+        return index
+
+    @property
+    def groups(self) -> list[Hashable]:
+        """What each sample comes from: a video, a scene. To divide the data, divide these, not the samples."""
+        return [self._group(index) for index in self._order.tolist()]
 
     def _complete(self, sample: Sample) -> Sample:
         """Hook: adds what can be computed and cannot be damaged. The default adds nothing."""

@@ -19,23 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
-from equipoise.problems.data import affectnet, affwild2, emotic, pascal_voc
+from equipoise.problems.data import affectnet, affwild2, celeba, emotic, pascal_voc
 from equipoise.problems.data._files import Sample
 from equipoise.problems.data._normals import KINECT_CENTRE, KINECT_FOCAL, KINECT_SIZE
 
 Truth = dict[str, list[Sample]]
 
-CELEBA_ATTRIBUTES = tuple(f"Attribute_{index}" for index in range(1, 41))
-
 
 def write_celeba(folder: Path, images: Sequence[int] = (8, 4, 4), seed: int = 0) -> Truth:
-    """Writes CelebA with made-up names of attributes: how many images for training, validation and test."""
+    """Writes CelebA: how many images for training, validation and test."""
     random = np.random.default_rng(seed)
     count = sum(images)
-    labels = random.integers(0, 2, (count, len(CELEBA_ATTRIBUTES)))
+    labels = random.integers(0, 2, (count, len(celeba.ATTRIBUTES)))
     partition = np.repeat([0, 1, 2], images)
     (folder / "img_align_celeba").mkdir(parents=True)
-    attributes = [str(count), " ".join(CELEBA_ATTRIBUTES)]
+    attributes = [str(count), " ".join(celeba.ATTRIBUTES)]
     partitions = []
     truth: Truth = {"train": [], "validation": [], "test": []}
     for index in range(count):
@@ -44,7 +42,7 @@ def write_celeba(folder: Path, images: Sequence[int] = (8, 4, 4), seed: int = 0)
         _save_jpeg(folder / "img_align_celeba" / name, picture)
         attributes.append(name + "".join(f" {2 * value - 1:2d}" for value in labels[index]))
         partitions.append(f"{name} {partition[index]}")
-        named = dict(zip(CELEBA_ATTRIBUTES, torch.from_numpy(labels[index]).unbind(), strict=True))
+        named = dict(zip(celeba.ATTRIBUTES, torch.from_numpy(labels[index]).unbind(), strict=True))
         truth[("train", "validation", "test")[partition[index]]].append({"input": _tensor(picture), **named})
     _save_lines(folder / "list_attr_celeba.txt", attributes)
     _save_lines(folder / "list_eval_partition.txt", partitions)

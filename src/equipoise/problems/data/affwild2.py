@@ -189,6 +189,9 @@ class AffWild2(Reader):
             return np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, WIDTH), np.float32)
         return np.concatenate(videos), np.concatenate(frames), np.concatenate(kept)
 
+    def _group(self, index: int) -> str:
+        return _source_video(self._videos[self._video[index]])
+
     def _read(self, index: int) -> Sample:
         row = torch.from_numpy(self._labels[index])
         units, expression, affect = row[: len(ACTION_UNITS)], row[len(ACTION_UNITS)], row[-2:]

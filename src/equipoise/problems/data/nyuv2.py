@@ -33,9 +33,18 @@ from equipoise.problems.data._files import (
 from equipoise.problems.data._normals import normals_from_depth
 
 SPLITS = {"train": ("trainNdxs", "train"), "test": ("testNdxs", "val")}
+RUNS = 80
+"""Into so many runs of neighbours a split is divided: pictures of one scene follow each other."""
 
 
-class NYUv2(Reader):
+class _Indoor(Reader):
+    """What the three forms share: pictures in the order of the scenes, whose names only one of them has."""
+
+    def _group(self, index: int) -> int:
+        return index * RUNS // (int(self._order[-1]) + 1)
+
+
+class NYUv2(_Indoor):
     """The authors' own file: 795 pictures for training, 654 for testing.
 
     A sample has "input", uint8 `[3, 480, 640]` before the transform; "segmentation", int64 `[H, W]` from 0, −1 where
@@ -142,7 +151,7 @@ class NYUv2(Reader):
         return sample | {"normals": NormalMap(normals_from_depth(sample["depth"].as_subclass(Tensor)))}
 
 
-class NYUv2Arrays(Reader):
+class NYUv2Arrays(_Indoor):
     """The pictures as the authors of MTAN prepared them: 288×384, 13 classes, normals included.
 
     A sample is as that of `NYUv2`, with "input" float32 in [0, 1] before the transform. Depth 0 and normals of
@@ -202,7 +211,7 @@ class NYUv2Arrays(Reader):
         }
 
 
-class NYUDMT(Reader):
+class NYUDMT(_Indoor):
     """The archive NYUD_MT: full resolution, 40 classes, normals included.
 
     A sample is as that of `NYUv2`. The background (0) is not labelled and not a class. Depth 0 and normals of

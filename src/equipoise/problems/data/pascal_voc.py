@@ -211,6 +211,9 @@ class NYUDepthPairs(Reader):
                 self._pairs.append((words[0], words[1]))
         self._finish(len(self._pairs))
 
+    def _group(self, index: int) -> str:
+        return str(Path(self._pairs[index][0]).parent)
+
     def _read(self, index: int) -> Sample:
         picture, depth = (self._folder / name for name in self._pairs[index])
         image, millimetres = read_image(picture), read_map(depth)
