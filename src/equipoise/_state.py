@@ -71,7 +71,7 @@ class TaskModule(nn.Module):
     A subclass declares in `__init__` what it keeps per task (`add_state`, `add_parameter`) and whether it draws
     random numbers (`add_generator`), and reads and writes `self.state` in its methods. The Balancer names the
     tasks (`bind`) and opens a step (`step`) for the tasks present; from there state is saved in `state_dict`,
-    follows `.to()`, and changes only when the whole step succeeded.
+    follows `.to()` to any device, and changes only when the whole step succeeded.
 
     Attributes:
         requires_positive: the method is undefined for losses ≤ 0.
@@ -87,7 +87,8 @@ class TaskModule(nn.Module):
         super().__init__()
         self.tasks: tuple[str, ...] | None = None
         self.generator: torch.Generator | None = None
-        self._declared: dict[str, Callable[[int], Tensor | nn.ParameterList]] = {}
+        self._states: dict[str, float | int] = {}
+        self._learned: dict[str, float] = {}
         self._view: StateView | None = None
 
     def add_state(self, name: str, default: float | int) -> None:
@@ -95,16 +96,15 @@ class TaskModule(nn.Module):
 
         float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
         """
-        dtype = torch.int64 if isinstance(default, int) else torch.float64
-        self._declared[name] = lambda count: torch.full((count,), default, dtype=dtype)
+        self._states[name] = default
 
     def add_parameter(self, name: str, default: float) -> None:
-        """Declares a parameter per task that starts at `default` and is learned with the model.
+        """Declares a parameter per task that starts at `default` and is learned with the model: float32, or wider.
 
         They are K 0-dim parameters, so that an optimizer with momentum leaves those of absent tasks alone; in a step
         `self.state` gives them as `[K']`.
         """
-        self._declared[name] = lambda count: nn.ParameterList(torch.tensor(float(default)) for _ in range(count))
+        self._learned[name] = float(default)
 
     def add_generator(self, seed: int | None) -> None:
         """Declares that random numbers are drawn from `self.generator`, whose state is saved and restored.
@@ -134,12 +134,12 @@ class TaskModule(nn.Module):
         try:
             for module in unbound:
                 module.tasks = names
-                for name, create in module._declared.items():
-                    value = create(len(names))
-                    if isinstance(value, nn.ParameterList):
-                        module.register_module(name, value)
-                    else:
-                        module.register_buffer(name, value)
+                for name, default in module._states.items():
+                    kind = torch.int64 if isinstance(default, int) else torch.float64
+                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind))
+                dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+                for name, default in module._learned.items():
+                    module.register_module(name, nn.ParameterList(torch.tensor(default, dtype=dtype) for _ in names))
                 module.on_bind()
         except Exception:
             for module in unbound:
@@ -210,14 +210,20 @@ class TaskModule(nn.Module):
             self.generator.set_state(state["generator"].cpu())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskModule:
+        """Moves the state as told, but keeps it from becoming narrower: `.bfloat16()` is meant for the model."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return tensor.to(new.device) if new.dtype.itemsize < tensor.dtype.itemsize else new
+
         apply: Callable[..., TaskModule] = super()._apply
         try:
-            return apply(fn, recurse)
+            return apply(moved, recurse)
         except TypeError:  # the device has no float64 (MPS): keep the state in float32 there
             for name, buffer in self._buffers.items():
                 if buffer is not None and buffer.dtype == torch.float64:
                     self._buffers[name] = buffer.float()
-            return apply(fn, recurse)
+            return apply(moved, recurse)
 
 
 class Step:

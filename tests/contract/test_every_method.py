@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -103,6 +104,29 @@ def test_resumes_bit_for_bit(name):
     train(twin, resumed, 6)
     assert_same(twin.state_dict(), model.state_dict())
     assert_same(resumed.state_dict(), method.state_dict())
+
+
+@every_method
+@pytest.mark.parametrize("how", ["copied", "pickled", "saved"])
+def test_goes_on_as_a_copy(name, how):
+    """Model and method together, after steps that lack tasks; what the copy does leaves the first alone."""
+    model, method = make(name)
+    train(model, method, 0, 6)
+    method.zero_grad()
+    if how == "copied":
+        twin, other = copy.deepcopy((model, method))
+    elif how == "pickled":
+        twin, other = pickle.loads(pickle.dumps((model, method)))
+    else:
+        file = io.BytesIO()
+        torch.save((model, method), file)
+        file.seek(0)
+        twin, other = torch.load(file, weights_only=False)
+    before = snapshot(model, method)
+    train(twin, other, 6)
+    assert_same(snapshot(model, method), before)
+    train(model, method, 6)
+    assert_same(snapshot(twin, other), snapshot(model, method))
 
 
 @every_method
@@ -236,6 +260,21 @@ def test_bfloat16_model(name):
     train(model, method, 0, 6)
     assert finite(model.state_dict())
     assert finite(method.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "mao"])
+def test_state_never_becomes_narrower(name, dtype):
+    """A balancer that is part of a model goes along with `.bfloat16()`; what it keeps does not."""
+    results = []
+    for moved in (True, False):
+        model, method = make(name)
+        for start in (0, 6):
+            if moved:
+                method.balancer.to(dtype)
+            train(model, method, start, start + 6)
+        results.append((model.state_dict(), method.state_dict()))
+    assert_same(*results)
 
 
 @every_method

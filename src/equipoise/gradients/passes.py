@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -46,8 +45,11 @@ class Passes:
         self._unreduced: dict[Tensor, None] = {}  # leaves to whose `.grad` this rank has added its own part only
         self.know(parameters)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
-        return Passes(copy.deepcopy(list(self._position), memo), self.ranks.process_group)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parameters": list(self._position), "ranks": self.ranks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(vars(Passes(state["parameters"], state["ranks"].process_group)))
 
     def know(self, parameters: Iterable[Tensor]) -> None:
         """Appends parameters to the common order; to be called on all ranks alike."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -44,6 +45,12 @@ class SharedParameters:
         self._found = WeakIdKeyDictionary()
         self.named = {} if model is None else parameter_names(model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_found": list(self._found)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _found=WeakIdKeyDictionary(dict.fromkeys(state["_found"])))
+
     def __contains__(self, leaf: Tensor) -> bool:
         return leaf in (self._found if self._given is None else self._given)
 
@@ -51,8 +58,9 @@ class SharedParameters:
         """Takes what each loss reaches; returns whether any of it is shared."""
         if self._given is None:
             reached = Counter(leaf for row in leaves for leaf in row)
-            self._found.update((leaf, None) for leaf, count in reached.items() if count > 1)
-        return any(leaf in self for row in leaves for leaf in row)
+            self._found.update((leaf, None) for leaf, count in reached.items() if count > 1 and leaf not in self._found)
+            return any(count > 1 for count in reached.values()) or any(leaf in self._found for leaf in reached)
+        return any(leaf in self._given for row in leaves for leaf in row)
 
     def among(self, leaves: Iterable[Tensor]) -> list[Tensor]:
         """Returns the shared ones of the leaves, each once."""
