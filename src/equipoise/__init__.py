@@ -16,6 +16,7 @@ from equipoise.gradients import task_gradients
 from equipoise.labels import count_labels, masked_mean
 from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method
+from equipoise.monitor import BalanceMonitor
 from equipoise.objectives import (
     DTP,
     DWA,
@@ -51,6 +52,7 @@ __all__ = [
     "UW",
     "Achievement",
     "Aggregator",
+    "BalanceMonitor",
     "Balancer",
     "CAGrad",
     "Equal",

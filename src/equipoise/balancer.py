@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from equipoise.gradients.passes import Passes
 from equipoise.gradients.ranks import Ranks
 from equipoise.gradients.sharded import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
+from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting
 
 
@@ -177,6 +178,7 @@ class Balancer(nn.Module):
                 self._finish_without_tasks(scaler)
             return {}
         by_task = self.aggregator is not None or self._micro_batches or (accumulate and counts is not None)
+        watcher = self._passes.watching
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
             valid = self._check_values(batch)
             coefficients, learned = self._coefficients(batch.values, valid)
@@ -186,7 +188,10 @@ class Balancer(nn.Module):
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
                 weights, whole = {}, len(batch.tasks) == len(self.tasks)
-                leaves = self._passes.together(batch, scaled, retain_graph, accumulate, whole, find=scale is not None)
+                with watcher.around(self._passes, batch, scaled, scale, accumulate) if watcher else nullcontext():
+                    leaves = self._passes.together(
+                        batch, scaled, retain_graph, accumulate, whole, find=scale is not None
+                    )
                 if scale is not None:
                     valid = self._all_finite(valid, (leaf.grad for leaf in leaves if leaf.grad is not None))
             step.commit(valid)
@@ -195,7 +200,10 @@ class Balancer(nn.Module):
             accumulate_gradients({p: g if scale is None else g * scale.to(g.dtype) for p, g in learned.items()})
         self._counted = (counts is not None) if accumulate else None
         own = zip(batch.tasks, coefficients.unbind(), strict=True)
-        return {task: coefficient * weights[task] if weights else coefficient for task, coefficient in own}
+        result = {task: coefficient * weights[task] if weights else coefficient for task, coefficient in own}
+        if watcher is not None:
+            watcher.see_result(result)
+        return result
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
@@ -241,6 +249,10 @@ class Balancer(nn.Module):
             with part.step() as step:
                 part.end_epoch()
                 step.commit()
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
+        self._passes.watch(watcher)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
@@ -331,8 +343,10 @@ class Balancer(nn.Module):
             self._find_shared(batch.tasks, leaves)
         whole = not accumulate and not self._micro_batches
         probing = bool(self._probe) and whole and not sharded
-        wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
-        rows = self._passes.rows(batch, wanted if probing else leaves, coefficients, retain_graph or probing, whole)
+        wanted = leaves
+        if probing and self._passes.watching is None:
+            wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
+        rows = self._passes.rows(batch, wanted, coefficients, retain_graph or probing, whole)
         if sharded:
             self._find_shared(batch.tasks, list(map(list, rows.values())))
         if scale is not None:
@@ -368,7 +382,13 @@ class Balancer(nn.Module):
             step = None
             if self.aggregator is not None:
                 step = stack.enter_context(self.aggregator.step(self._present(tuple(rows)), values.dtype))
+            watcher = self._passes.watching
+            if watcher is not None:
+                watcher.see_rows(rows)
             weights, gradients = self._reduce(rows, values, second_pass is not None)
+            if watcher is not None and weights is not None:
+                shared = self._shared.among(p for row in rows.values() for p in row)
+                watcher.see_weights(dict(zip(rows, weights.unbind(), strict=True)), shared)
             if scale is not None:
                 torch._foreach_mul_(locals_of(gradients.values()), scale)
             if second_pass is not None and weights is not None:
@@ -413,7 +433,8 @@ class Balancer(nn.Module):
                 )
                 combined = [] if probing else combine(matrix, weights)
             gradients = dict(zip(shared, combined, strict=not probing))
-            rows = {task: {p: g for p, g in row.items() if p not in self._shared} for task, row in rows.items()}
+            balanced = set(shared)
+            rows = {task: {p: g for p, g in row.items() if p not in balanced} for task, row in rows.items()}
         for row in rows.values():
             for leaf, gradient in row.items():
                 gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient

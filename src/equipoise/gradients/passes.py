@@ -18,6 +18,7 @@ from equipoise.gradients.graph import reached_leaves, untouched_leaves
 from equipoise.gradients.jacobian import Rows, joint_row, rows_by_hooks, task_rows
 from equipoise.gradients.ranks import Ranks, Reduction
 from equipoise.gradients.sharded import is_sharded
+from equipoise.gradients.watching import Watcher
 from equipoise.gradients.wrappers import Wrapped
 
 LEFT_OUT, LABELLED, UNLABELLED = range(3)
@@ -43,6 +44,7 @@ class Passes:
         self._known = 0
         self._wrapped: Wrapped | None = None
         self._unreduced: dict[Tensor, None] = {}  # leaves to whose `.grad` this rank has added its own part only
+        self._watcher: Watcher | None = None
         self.know(parameters)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,6 +63,21 @@ class Passes:
     def forget(self) -> None:
         """Takes note that gradients have been cleared."""
         self._unreduced = {}
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Has a watcher see the steps it asks for; None: no longer. A copy is not watched.
+
+        Raises:
+            ValueError: another one does already.
+        """
+        if watcher is not None and self._watcher is not None:
+            raise ValueError("This Balancer or MAO has a monitor already: detach() that one first.")
+        self._watcher = watcher
+
+    @property
+    def watching(self) -> Watcher | None:
+        """The watcher, in a step it asks for."""
+        return self._watcher if self._watcher is not None and self._watcher.due else None
 
     @property
     def sharded(self) -> bool:
@@ -158,9 +175,9 @@ class Passes:
             ValueError: ranks differ in what they reach, and the parameters have no common order.
         """
         reached = iter(reached_leaves(batch.graphs))
-        rows = [[] if loss is None else self._ordered(next(reached)) for loss in batch.losses]
         if not self.ranks.active:
-            return rows
+            return list(reached)
+        rows = [[] if loss is None else self._ordered(next(reached)) for loss in batch.losses]
         walk: dict[Tensor, int] = {}
         for row in rows:
             for leaf in row:

@@ -18,6 +18,7 @@ from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import locals_of, total_norm
+from equipoise.gradients.watching import Watcher
 from equipoise.optim.moments import Moments, apply, fold, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -264,6 +265,8 @@ class MAO(Optimizer):
             for task, folded in self._pending.folded.items():
                 taken = [p for p in reached if p in folded]
                 apply(taken, [self._moments(group, task, p) for p in taken], group)
+        if self._pending.rows and self._passes.watching is not None:
+            self._passes.watching.see_taken(self, self._pending.rows)
         self._pending.folded = {}
         return loss
 
@@ -301,6 +304,8 @@ class MAO(Optimizer):
                 if own:
                     fold(own.values(), [self._moments(group, task, p) for p in own], group)
             self._pending.folded[task] = dict.fromkeys(row)
+            if self._passes.watching is not None:
+                self._passes.watching.see_taken(self, {task: row})
         return others
 
     def _guard(self, batch: Batch, rows: Rows) -> None:
@@ -321,6 +326,10 @@ class MAO(Optimizer):
                 if parameter.grad is not None:
                     for task in self.groups:
                         self._moments(group, task, parameter)
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
+        self._passes.watch(watcher)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the task gradients, and clears `.grad`."""

@@ -1,0 +1,378 @@
+"""BalanceMonitor: looks at what balancing does, every n steps of any training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from equipoise.balancer import Balancer
+from equipoise.gradients.accumulate import unscale_rows
+from equipoise.gradients.batch import Batch
+from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.micro_batches import add_rows
+from equipoise.gradients.passes import Passes
+from equipoise.gradients.sharded import is_sharded
+from equipoise.gradients.shared import SharedParameters
+from equipoise.gradients.wrappers import parameter_names
+from equipoise.methods import Method
+from equipoise.monitor.rates import check_optimizer
+from equipoise.monitor.recording import Record, Recording
+from equipoise.monitor.sums import Sums, fetch
+from equipoise.monitor.writers import as_writers
+from equipoise.optim import MAO
+
+
+class BalanceMonitor:
+    """Records every n steps how much each task moves each layer, and how far the tasks agree.
+
+    It attaches to the method when it is made; the loop stays as it is. A sample holds, per task and layer,
+
+    - `gradient`: the norm of the task's gradient, times its weight, on the layer's parameters;
+    - `contribution`: how far the task moves an element of the layer in this step, the mean over the layer of
+      `|w_k g_k| · η / (√v̂ + ε)` with the optimizer's `v̂` after the step; with MAO `|g_k| · η / (√v̂_k + ε)` with the
+      task's own (see `equipoise.monitor.rates` for other optimizers);
+
+    and over all shared parameters
+
+    - `weights`: the weight of each task, as `backward` returns it;
+    - `cosines` `[K, K]`: between the tasks' gradients; negative where two tasks conflict.
+
+    None stands for what there is not: a task without a label in this step, a layer that the task does not reach. A
+    layer is a module that holds parameters of its own, called as `model.named_modules()` calls it. Its numbers are of
+    the parameters that the task reaches, so heads are their own task's; cosines are of parameters that two or more
+    tasks reach. Nothing about the training changes: not its numbers, its random state or `.grad`.
+
+    Where the method runs a backward pass a task (aggregators, MAO), a sample takes the task gradients from there.
+    Otherwise it runs one more for each task but one, whose gradient is what the others leave of the sum; for that one
+    it takes the task with the largest gradient at the sample before, so that next to nothing is lost to rounding. With
+    `accumulate=True` it runs all K. A sample keeps the K task gradients until the optimizer's step.
+
+    MAO: with `groups`, what is recorded is of groups in place of tasks, for a group has one gradient and one set of
+    moments. With `streaming=True` the gradients are never there together: cosines are None. With `max_norm`, gradients
+    are as clipped. On several ranks, make a monitor on each of them: the numbers are those of all ranks' samples
+    together, and the first rank writes them.
+
+    Args:
+        method: what `make_method` gives, a Balancer with its `optimizer=`, or MAO.
+        model: the model that is trained, wrapped or not.
+        every: steps of the optimizer from one sample to the next; the first step is sampled.
+        writers: where samples go as they are made: a path (one JSON line each, for `read_monitor`), a TensorBoard
+            SummaryWriter, a Lightning logger, or several of these.
+        optimizer: the optimizer that steps after `Balancer.backward`: Adam, AdamW, RMSprop, Adagrad or SGD.
+
+    Attributes:
+        recording: all samples so far, with their means over layers and steps; see `Recording`.
+
+    Raises:
+        TypeError: `method` or a writer is something else; an optimizer whose effective learning rates are not known.
+        ValueError: the optimizer is missing, or holds no parameter of the model; every < 1; the model is sharded by
+            `fully_shard`; the method has a monitor already; a path is of another recording's file.
+
+    Example:
+        >>> import torch, equipoise as eq
+        >>> model = torch.nn.Linear(4, 2)
+        >>> method = eq.make_method("ew", model, ["left", "right"])
+        >>> monitor = eq.BalanceMonitor(method, model, every=1)
+        >>> left, right = model(torch.randn(8, 4)).square().mean(0)
+        >>> weights = method.backward({"left": left, "right": right})
+        >>> method.step()
+        >>> monitor.records[0]["weights"]
+        {'left': 1.0, 'right': 1.0}
+    """
+
+    def __init__(
+        self,
+        method: Method | Balancer | MAO,
+        model: nn.Module,
+        every: int = 50,
+        writers: Any = (),
+        *,
+        optimizer: Any = None,
+    ) -> None:
+        self._balancing, self._optimizer = _parts(method, optimizer)
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of steps, at least 1; found {every!r}.")
+        layers = _layers(model, self._balancing, self._optimizer)
+        names = self._balancing.groups if isinstance(self._balancing, MAO) else self._balancing.tasks
+        self.recording = Recording(list(names), list(layers), every)
+        self._layer = {parameter: index for index, owned in enumerate(layers.values()) for parameter in owned}
+        ranks = self._balancing._passes.ranks
+        first = not ranks.active or torch.distributed.get_rank(ranks.process_group) == 0
+        self._balancing.watch(self)
+        try:
+            self._writers = as_writers(writers, self.recording) if first else []
+        except Exception:
+            self._balancing.watch(None)
+            raise
+        self._hook = self._optimizer.register_step_post_hook(self._after_step)
+        self._shared = SharedParameters(None, None)
+        self._norms: dict[str, float] = {}
+        self._sample = _Sample()
+        self._step = self._next = 0
+
+    @property
+    def records(self) -> list[Record]:
+        """The samples so far; see `Recording`."""
+        return self.recording.records
+
+    def detach(self) -> None:
+        """Ends the recording; what has been recorded stays."""
+        self._balancing.watch(None)
+        self._hook.remove()
+        self._sample = _Sample()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the number of steps so far: all that is needed to go on in the same file."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self._step = int(state["step"])
+        self._next = math.ceil(self._step / self.recording.every) * self.recording.every
+        self._sample = _Sample()
+
+    @property
+    def due(self) -> bool:
+        """Whether this step is sampled."""
+        return self._step >= self._next
+
+    @contextmanager
+    def around(
+        self, passes: Passes, batch: Batch, coefficients: Tensor, scale: Tensor | None, accumulate: bool
+    ) -> Iterator[None]:
+        """Runs the backward passes of single tasks, before the one of all of them; see `Watcher`."""
+        leaves = [[p for p in row if p in self._layer] for row in passes.leaves(batch)]
+        sample = self._begin()
+        left = None if accumulate or sample.rows else self._left_out(batch.tasks)
+        if left is not None and any(p.grad is not None for p in leaves[left]):
+            left = None
+        rows: Rows = {}
+        for index in range(len(batch.tasks)):
+            if index != left:
+                one = slice(index, index + 1)
+                rows |= passes.rows(batch.only(index), leaves[one], coefficients[one], retain_graph=True, reduce=True)
+        yield
+        if left is not None:
+            rows[batch.tasks[left]] = _remainder(leaves[left], list(rows.values()))
+        if scale is not None:
+            unscale_rows(rows, scale)
+        sample.rows = add_rows(sample.rows, rows)
+
+    def see_rows(self, rows: Rows) -> None:
+        """Copies the task gradients; see `Watcher`."""
+        sample = self._begin()
+        sample.rows = add_rows(sample.rows, {task: self._own(row, copy=True) for task, row in rows.items()})
+
+    def see_weights(self, weights: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
+        """Takes the aggregator's weights; see `Watcher`."""
+        sample = self._sample
+        sample.factors, sample.weighted = dict(weights), set(shared)
+        for task in sample.weights.keys() & weights.keys():  # of earlier micro-batches
+            sample.weights[task] = sample.weights[task] * weights[task]
+
+    def see_taken(self, optimizer: MAO, rows: Rows) -> None:
+        """Measures what MAO has taken into its moments, while it is there; see `Watcher`."""
+        own = {task: self._own(row) for task, row in rows.items()}
+        self._sample.weights |= dict.fromkeys(own, torch.ones(()))
+        self._measure(own)
+
+    def see_result(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the weights, and how `.grad` is left; see `Watcher`."""
+        self._sample.weights |= weights
+        self._sample.leave()
+
+    def _begin(self) -> _Sample:
+        """Returns the sample under way; a new one if gradients have been cleared since, in place of a step."""
+        if self._sample.stale:
+            self._sample = _Sample()
+        return self._sample
+
+    def _own(self, row: Mapping[Tensor, Tensor], copy: bool = False) -> dict[Tensor, Tensor]:
+        """Returns the gradients of the parameters that are recorded."""
+        return {p: gradient.clone() if copy else gradient for p, gradient in row.items() if p in self._layer}
+
+    def _left_out(self, tasks: Sequence[str]) -> int | None:
+        """Returns which task needs no backward pass of its own: the largest one as far as is known, or the only one."""
+        if len(tasks) == 1:
+            return 0
+        known = [index for index, task in enumerate(tasks) if task in self._norms]
+        return max(known, key=lambda index: self._norms[tasks[index]], default=None)
+
+    def _after_step(self, *_: object) -> None:
+        """After the optimizer's step: completes the sample."""
+        if self.due:
+            sample = self._sample
+            if sample.rows:
+                self._measure(sample.rows)
+            if sample.sums.norms:
+                self._record(sample)
+                self._next = (self._step // self.recording.every + 1) * self.recording.every
+            self._sample = _Sample()
+        self._step += 1
+
+    def _measure(self, rows: Rows) -> None:
+        """Measures the rows after the optimizer has taken them."""
+        self._sample.sums.add(rows, self._optimizer)
+        self._shared.find([list(row) for row in rows.values()])
+        self._sample.sums.multiply(rows, self._shared.among(p for row in rows.values() for p in row))
+
+    def _record(self, sample: _Sample) -> None:
+        sums = sample.sums
+        products = [] if sums.products is None else list(sums.products.flatten().unbind())
+        norms, moved, factors, weights, flat = fetch(
+            list(sums.norms.values()),
+            list(sums.moved.values()),
+            list(sample.factors.values()),
+            list(sample.weights.values()),
+            products,
+        )
+        factor = dict(zip(sample.factors, map(abs, factors), strict=True))
+        totals = {task: [_Total() for _ in self.recording.layers] for task in self.recording.tasks}
+        scales = {(task, p): factor.get(task, 1.0) if p in sample.weighted else 1.0 for task, p in sums.norms}
+        for (task, p), norm in zip(sums.norms, norms, strict=True):
+            totals[task][self._layer[p]].add_norm(norm * scales[task, p])
+        for (task, p), distance in zip(sums.moved, moved, strict=True):
+            totals[task][self._layer[p]].add_distance(distance * scales[task, p], p.numel())
+        for task in {task for task, _ in sums.norms}:
+            self._norms[task] = math.sqrt(sum(total.square for total in totals[task]))
+        weight = dict(zip(sample.weights, weights, strict=True))
+        self.recording.records.append(
+            {
+                "step": self._step,
+                "weights": {task: weight.get(task) for task in self.recording.tasks},
+                "gradient": {task: [total.norm for total in found] for task, found in totals.items()},
+                "contribution": {task: [total.mean_distance for total in found] for task, found in totals.items()},
+                "cosines": _cosines(self.recording.tasks, sums.tasks, flat),
+            }
+        )
+        for writer in self._writers:
+            writer.write(self.recording, self.recording.records[-1])
+
+
+@dataclass
+class _Sample:
+    """What is kept of a step until the optimizer has taken it.
+
+    Attributes:
+        rows: the task gradients; of MAO's, which are measured at once, nothing.
+        weights: what `backward` returned.
+        factors: the aggregator's weights, not yet in the rows.
+        weighted: the parameters that they are applied on.
+        sums: what has been measured.
+    """
+
+    rows: Rows = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    weighted: set[Tensor] = field(default_factory=set)
+    sums: Sums = field(default_factory=Sums)
+    _mark: tuple[Tensor, int] | None = None
+
+    def leave(self) -> None:
+        """Takes note of how `.grad` is left."""
+        marked = next((p for row in self.rows.values() for p in row if p.grad is not None), None)
+        self._mark = None if marked is None or marked.grad is None else (marked, marked.grad._version)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the gradients have been cleared, or changed, since."""
+        if self._mark is None:
+            return False
+        marked, version = self._mark
+        return marked.grad is None or marked.grad._version != version
+
+
+@dataclass
+class _Total:
+    """A task's numbers of a layer, over its parameters."""
+
+    square: float = 0.0
+    distance: float = 0.0
+    elements: int = 0
+    reached: bool = False
+
+    def add_norm(self, norm: float) -> None:
+        self.square += norm * norm
+        self.reached = True
+
+    def add_distance(self, distance: float, elements: int) -> None:
+        self.distance += distance
+        self.elements += elements
+
+    @property
+    def norm(self) -> float | None:
+        return math.sqrt(self.square) if self.reached else None
+
+    @property
+    def mean_distance(self) -> float | None:
+        return self.distance / self.elements if self.elements else None
+
+
+def _cosines(tasks: Sequence[str], present: Sequence[str], products: Sequence[float]) -> list[list[float | None]]:
+    """Returns the cosines `[K][K]` from the Gramian of the tasks present; None where a gradient is missing or 0."""
+    place = {task: index for index, task in enumerate(present)}
+    count = len(present)
+
+    def cosine(one: str, other: str) -> float | None:
+        if one not in place or other not in place:
+            return None
+        i, j = place[one], place[other]
+        lengths = math.sqrt(products[i * count + i]) * math.sqrt(products[j * count + j])
+        return products[i * count + j] / lengths if lengths else None
+
+    return [[cosine(one, other) for other in tasks] for one in tasks]
+
+
+def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
+    """Returns what the other tasks leave of `.grad`."""
+    gradients = {p: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone() for p in leaves if p.grad is not None}
+    for row in others:
+        common = [p for p in gradients if p in row]
+        if common:
+            torch._foreach_sub_([gradients[p] for p in common], [row[p] for p in common])
+    return gradients
+
+
+def _parts(method: Any, optimizer: Any) -> tuple[Balancer | MAO, Optimizer]:
+    """Returns what is watched, and the optimizer that steps."""
+    if isinstance(method, Method):
+        balancing: Any = method.balancer or method.optimizer
+        given = method.optimizer
+    else:
+        balancing = method if isinstance(method, Balancer) else getattr(method, "optimizer", method)
+        given = balancing if optimizer is None and isinstance(balancing, MAO) else optimizer
+        if not isinstance(balancing, Balancer | MAO):
+            raise TypeError(
+                f"BalanceMonitor watches what make_method() gives, a Balancer or MAO; found {type(method).__name__}."
+            )
+    if given is None:
+        raise ValueError(
+            "Beside a Balancer, BalanceMonitor needs the optimizer that steps: BalanceMonitor(balancer, model, "
+            "optimizer=optimizer)."
+        )
+    if optimizer is not None and not isinstance(method, Balancer):
+        raise ValueError(f"A {type(method).__name__} has its optimizer: leave optimizer out.")
+    return balancing, check_optimizer(given)
+
+
+def _layers(model: nn.Module, balancing: Balancer | MAO, optimizer: Optimizer) -> dict[str, list[Tensor]]:
+    """Returns the layers by name, with those of their own parameters that the optimizer holds."""
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if isinstance(balancing, Balancer):
+        held -= set(balancing.parameters())
+    layers: dict[str, list[Tensor]] = {}
+    for name, parameter in parameter_names(model).items():
+        if parameter in held:
+            layers.setdefault(name.rpartition(".")[0] or "(model)", []).append(parameter)
+    if not layers:
+        raise ValueError("The optimizer holds no parameter of the model: pass the model that it trains.")
+    if any(is_sharded(p) for owned in layers.values() for p in owned):
+        raise ValueError("BalanceMonitor does not work with parameters that fully_shard has sharded.")
+    return layers

@@ -1,0 +1,90 @@
+"""Effective learning rates: what an optimizer multiplies each element of the gradient with, after its step.
+
+Adam-like optimizers move an element by its averaged gradient times `η / (√v̂ + ε)`; that factor, element by element, is
+the effective learning rate. Momentum changes when a gradient takes effect, not the factor, so SGD's is η.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from torch.optim.optimizer import Optimizer
+
+from equipoise.gradients.gramian import wide_dtype
+from equipoise.optim import MAO
+
+SUPPORTED = (Adam, AdamW, RMSprop, Adagrad, SGD, MAO)
+
+
+def check_optimizer(optimizer: object) -> Optimizer:
+    """Returns the optimizer if its effective learning rates are known; of one that a library has wrapped, its own.
+
+    Raises:
+        TypeError: they are not, or it is no optimizer.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # Lightning's and Accelerate's wrappers
+    if not isinstance(inner, SUPPORTED):
+        known = ", ".join(kind.__name__ for kind in SUPPORTED)
+        raise TypeError(
+            f"The monitor knows the effective learning rates of {known}; found {type(inner).__name__}. "
+            "Train with one of these to see contributions."
+        )
+    return inner
+
+
+def effective_rate(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Tensor | None:
+    """Returns the effective learning rate of each element of a parameter, or one for all of them, 0-dim.
+
+    None for a parameter that the optimizer has not moved yet.
+
+    Args:
+        optimizer: any of `SUPPORTED` but MAO.
+        group: the parameter's group.
+        parameter: the parameter.
+    """
+    state = optimizer.state.get(parameter, {})
+    lr = group["lr"]
+    if isinstance(optimizer, SGD):
+        return torch.as_tensor(lr, dtype=parameter.dtype)
+    if isinstance(optimizer, RMSprop):
+        if "square_avg" not in state:
+            return None
+        square = state["square_avg"]
+        if group["centered"]:
+            square = square - state["grad_avg"].square()
+        return _inverse(square.sqrt(), lr, group["eps"])
+    if isinstance(optimizer, Adagrad):
+        if "sum" not in state:
+            return None
+        decayed = lr / (1 + (_wide(state["step"]) - 1) * group["lr_decay"])
+        return _inverse(state["sum"].sqrt(), decayed, group["eps"])
+    if "exp_avg_sq" not in state:
+        return None
+    square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    return _adam_rate(square, state["step"], group)
+
+
+def mao_rate(optimizer: MAO, group: dict[str, Any], task: str, parameter: Tensor) -> Tensor:
+    """Returns the effective learning rate of each element of a parameter for one of MAO's tasks, or groups of them."""
+    moments = optimizer._moments(group, task, parameter)
+    return _adam_rate(moments.square, moments.steps, group)
+
+
+def _adam_rate(square: Tensor, steps: Tensor, group: dict[str, Any]) -> Tensor:
+    """Returns `η / (√v̂ + ε)` for the second moment `v` after `steps` updates."""
+    correction = (1 - group["betas"][1] ** _wide(steps)).sqrt()
+    root = square.sqrt()
+    return _inverse(root.div_(correction.to(root.dtype)), group["lr"], group["eps"])
+
+
+def _inverse(root: Tensor, lr: float | Tensor, eps: float) -> Tensor:
+    """Returns `lr / (root + eps)`, in the memory of `root`."""
+    inverse = root.add_(eps).reciprocal_()
+    return inverse.mul_(lr.to(root.dtype) if isinstance(lr, Tensor) else lr)
+
+
+def _wide(steps: Tensor) -> Tensor:
+    return steps.to(wide_dtype(steps.device))
