@@ -32,7 +32,7 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     Returns:
         `[K, K]`, float64 where the device has it.
     """
-    columns = list(zip(*gradients, strict=True))
+    columns = [column for column in zip(*gradients, strict=True) if any(gradient is not None for gradient in column)]
     spread = [sharding_groups(next(g for g in column if g is not None)) for column in columns]
     parts = []
     for groups in dict.fromkeys(spread):
@@ -51,19 +51,17 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     widest = max(sum(width for _, _, width in columns) for columns in blocks) if blocks else 0
     buffer = some.new_empty((count, widest), dtype=dtype)
     result = some.new_zeros((count, count), dtype=dtype)
+    flat = [_flattened(column) for column in zip(*gradients, strict=True)]
     for columns in blocks:
         targets, sources, gaps = [], [], []
         offset = 0
         for parameter, start, width in columns:
-            column = [row[parameter] for row in gradients]
-            order = _memory_order(next(gradient for gradient in column if gradient is not None))
-            for gradient, out in zip(column, buffer, strict=True):
-                target = out[offset : offset + width]
+            for gradient, out in zip(flat[parameter], buffer[:, offset : offset + width], strict=True):
                 if gradient is None:
-                    gaps.append(target)
+                    gaps.append(out)
                 else:
-                    targets.append(target)
-                    sources.append(gradient.permute(order).reshape(-1)[start : start + width])
+                    targets.append(out)
+                    sources.append(gradient[start : start + width])
             offset += width
         torch._foreach_copy_(targets, sources)
         if gaps:
@@ -73,9 +71,13 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     return result
 
 
-def _memory_order(gradient: Tensor) -> list[int]:
-    """The dimensions as they lie in memory: so permuted, a channels-last tensor is flat without a copy, too."""
-    return sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
+def _flattened(column: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """One parameter's gradients as vectors, in the order of memory: so a channels-last tensor is not copied, either."""
+    some = next(gradient for gradient in column if gradient is not None)
+    if some.is_contiguous():
+        return [None if gradient is None else gradient.reshape(-1) for gradient in column]
+    order = sorted(range(some.dim()), key=some.stride, reverse=True)
+    return [None if gradient is None else gradient.permute(order).reshape(-1) for gradient in column]
 
 
 def _blocks(gradients: Sequence[Sequence[Tensor | None]]) -> list[list[tuple[int, int, int]]]:
@@ -103,24 +105,29 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
         gradients: K rows; every parameter has a gradient in at least one of them.
         weights: `[K]`.
     """
-    scales = {
-        dtype: weights.to(dtype).unbind()
-        for dtype in {_sum_dtype(gradient) for row in gradients for gradient in row if gradient is not None}
-    }
-    combined = []
-    for column in zip(*gradients, strict=True):
-        total: Tensor | None = None
-        for index, gradient in enumerate(column):
-            if gradient is not None:
-                whole = gradient
-                wide = local(gradient).to(_sum_dtype(gradient))
-                scale = scales[wide.dtype][index]
-                total = wide * scale if total is None else total.addcmul_(wide, scale)
-        if total is not None:
-            combined.append(like(total.to(whole.dtype), whole))
-    return combined
+    some = [next(gradient for gradient in column if gradient is not None) for column in zip(*gradients, strict=True)]
+    dtypes = [torch.promote_types(gradient.dtype, torch.float32) for gradient in some]
+    combined: dict[int, Tensor] = {}
+    for dtype in set(dtypes):
+        totals: dict[int, Tensor] = {}
+        for row, weight in zip(gradients, weights.to(dtype).unbind(), strict=True):
+            own = {
+                index: local(gradient).to(dtype)
+                for index, gradient in enumerate(row)
+                if gradient is not None and dtypes[index] == dtype
+            }
+            held = [index for index in own if index in totals]
+            new = [index for index in own if index not in totals]
+            if held:
+                _add_scaled([totals[index] for index in held], [own[index] for index in held], weight)
+            if new:
+                totals.update(zip(new, torch._foreach_mul([own[index] for index in new], weight), strict=True))
+        combined |= totals
+    return [like(combined[index].to(whole.dtype), whole) for index, whole in enumerate(some)]
 
 
-def _sum_dtype(gradient: Tensor) -> torch.dtype:
-    """The dtype in which gradients like this one are added up: their own, but no narrower than float32."""
-    return torch.promote_types(gradient.dtype, torch.float32)
+def _add_scaled(totals: list[Tensor], gradients: list[Tensor], weight: Tensor) -> None:
+    if weight.device.type == "cpu":
+        torch._foreach_add_(totals, gradients, alpha=weight.item())
+    else:
+        torch._foreach_add_(totals, torch._foreach_mul(gradients, weight))

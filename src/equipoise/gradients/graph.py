@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -99,6 +100,17 @@ class _Walk:
 
     def _children(self, node: Node, output: int) -> list[Point]:
         inputs = node.next_functions
+        if _made_in_python(node):
+            inputs = self._inputs(node, output)
+        return [
+            self._point(child, number) if _made_in_python(child) else (child, 0)
+            for child, number in inputs
+            if child is not None
+        ]
+
+    def _inputs(self, node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
+        """The node's inputs that the output depends on, where the graph alone does not tell."""
+        inputs = node.next_functions
         if getattr(node, "_forward_cls", None) is CheckpointFunction:
             raise RuntimeError(
                 "The model uses reentrant activation checkpointing, which hides what a loss reaches and allows no "
@@ -114,4 +126,9 @@ class _Walk:
             if not self.together:
                 reached = reached_inputs(graph, node, output)
                 inputs = tuple(edge for edge, here in zip(inputs, reached, strict=True) if here)
-        return [self._point(child, number) for child, number in inputs if child is not None]
+        return inputs
+
+
+def _made_in_python(node: Node) -> bool:
+    """Whether an `autograd.Function` made the node: no other can be compiled, a checkpoint or a wrapper's."""
+    return isinstance(node, BackwardCFunction)

@@ -36,12 +36,16 @@ class Passes:
     Args:
         parameters: what is trained, in an order that is the same on all ranks, as far as it is known.
         process_group: the ranks; None: the default group.
+
+    Attributes:
+        sharded: parameters are sharded, so that FSDP reduces the gradients.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = (), process_group: Any = None) -> None:
         self.ranks = Ranks(process_group)
         self._position: Any = WeakIdKeyDictionary()  # known parameter → its place in the common order
         self._known = 0
+        self.sharded = False
         self._wrapped: Wrapped | None = None
         self._unreduced: dict[Tensor, None] = {}  # leaves to whose `.grad` this rank has added its own part only
         self._watcher: Watcher | None = None
@@ -59,6 +63,7 @@ class Passes:
             if parameter not in self._position:
                 self._position[parameter] = self._known
                 self._known += 1
+                self.sharded = self.sharded or is_sharded(parameter)
 
     def forget(self) -> None:
         """Takes note that gradients have been cleared."""
@@ -78,11 +83,6 @@ class Passes:
     def watching(self) -> Watcher | None:
         """The watcher, in a step it asks for."""
         return self._watcher if self._watcher is not None and self._watcher.due else None
-
-    @property
-    def sharded(self) -> bool:
-        """Whether parameters are sharded, so that FSDP reduces the gradients."""
-        return any(is_sharded(parameter) for parameter in self._position)
 
     def read(
         self,

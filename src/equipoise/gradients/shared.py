@@ -19,17 +19,17 @@ def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
     """Returns the parameters as an ordered set; `name` is the argument's.
 
     Raises:
-        TypeError: `parameters` is a single tensor.
+        TypeError: `parameters` is a single tensor, or neither a module nor an iterable.
         ValueError: there is none, or something is not a tensor.
     """
     if isinstance(parameters, Tensor):
         raise TypeError(f"{name} must be a module or an iterable of parameters, found a tensor: put it in a list.")
-    found: dict[Tensor, None] = dict.fromkeys(
-        parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-    )
+    if not isinstance(parameters, nn.Module | Iterable):
+        raise TypeError(f"{name} must be a module or an iterable of parameters, found {parameters!r}.")
+    found = dict.fromkeys(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
     if not found or not all(isinstance(p, Tensor) for p in found):
         raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters.")
-    return found
+    return dict.fromkeys(found)
 
 
 class SharedParameters:
