@@ -11,7 +11,7 @@ from equipoise.problems._dense import DepthTask, NormalsTask, SegmentationTask, 
 from equipoise.problems._rendering import CLASSES, cache, render_many
 from equipoise.problems._rendering.casting import cast, list_surfaces
 from equipoise.problems._rendering.layout import random_camera, random_room
-from equipoise.problems.rooms import RoomPictures, Rooms, mirror
+from equipoise.problems.rooms import RoomPictures, Rooms, enlarge, mirror
 
 FEW = {"train": 12, "validation": 4, "test": 6}
 
@@ -73,7 +73,8 @@ def test_no_room_is_in_two_splits(few):
     assert len(set(pictures)) == sum(FEW.values())
 
 
-def test_half_of_the_training_pictures_are_mirrored_and_no_others(few):
+def test_half_of_the_training_pictures_are_mirrored_and_no_others(few, monkeypatch):
+    monkeypatch.setattr(rooms, "SCALES", (1.0,))
     data = Rooms().data(quick=True)
     everything = list(range(FEW["train"]))
     plain = RoomPictures(False, **data.train.tensors)[everything]
@@ -101,6 +102,51 @@ def test_mirrored_normals_follow_from_mirrored_depth():
     depth = mirror("depth", torch.from_numpy(hits.depth)).numpy()
     normals = mirror("normals", torch.from_numpy(np.einsum("ij,jhw->ihw", camera.rotation, hits.normal))).numpy()
     check_normals_follow_depth(depth, normals, hits.surface[:, ::-1], camera, least=0.4)
+
+
+@pytest.mark.parametrize(("scale", "top", "left"), [(1.2, 16, 0), (1.5, 7, 43)])
+def test_enlarged_pictures_show_a_window_and_are_nearer(few, scale, top, left):
+    transforms = pytest.importorskip("torchvision.transforms.v2.functional")
+    plain = RoomPictures(False, **Rooms().data(quick=True).test.tensors)[1]
+    before = {name: value.clone() for name, value in plain.items()}
+    large = enlarge(plain, scale, top, left)
+    window = (top, left, round(96 / scale), round(128 / scale))
+
+    def expected(value, mode):
+        interpolation = transforms.InterpolationMode(mode)
+        return transforms.resized_crop(value, *window, [96, 128], interpolation=interpolation, antialias=False)
+
+    torch.testing.assert_close(large["input"], expected(plain["input"], "bilinear"))
+    assert torch.equal(large["segmentation"], expected(plain["segmentation"][None], "nearest-exact")[0])
+    near, far = large["depth"], expected(plain["depth"], "nearest-exact")
+    assert torch.equal(near.isnan(), far.isnan())
+    torch.testing.assert_close(near.nan_to_num(), far.nan_to_num() / scale)
+    assert torch.equal(large["normals"].nan_to_num(-9), expected(plain["normals"].nan_to_num(-9), "nearest-exact"))
+    assert all(torch.equal(plain[name].nan_to_num(), value.nan_to_num()) for name, value in before.items())
+
+
+def test_boxes_are_enlarged_with_the_picture():
+    boxes = torch.tensor([[10.0, 5.0, 40.0, 50.0], [60.0, 30.0, 90.0, 90.0], [2.0, 2.0, 9.5, 60.0], [0.0] * 4])
+    sample = {"input": torch.zeros(3, 96, 128), "boxes": boxes, "objects": torch.tensor([3, 1, 2, -1])}
+    large = enlarge(sample, 2.0, 10, 9)  # the window is 48×64
+    assert large["boxes"][:3].tolist() == [[2, 0, 62, 80], [102, 40, 128, 96], [0, 0, 1, 96]]
+    assert large["objects"].tolist() == [3, 1, 2, -1]
+    sample["boxes"][2, 2] = 9.4
+    assert enlarge(sample, 2.0, 10, 9)["objects"].tolist() == [3, 1, -1, -1]
+
+
+def test_training_pictures_are_enlarged_by_the_protocols_scales(few):
+    dataset = Rooms().data(quick=True).train
+    plain = RoomPictures(False, **dataset.tensors)
+    torch.manual_seed(0)
+    found = set()
+    for draw in range(40):
+        row = draw % len(dataset)
+        seen = dataset[[row]] if draw % 2 else {name: value[None] for name, value in dataset[row].items()}
+        assert all(value.shape == plain[[row]][name].shape for name, value in seen.items())
+        nearest = plain[row]["depth"].nan_to_num(99).min() / seen["depth"].nan_to_num(99).min()
+        found |= {scale for scale in rooms.SCALES if abs(nearest - scale) < 1e-5}
+    assert found == {1.0, 1.2, 1.5}
 
 
 def test_boxes_are_mirrored_with_the_picture():

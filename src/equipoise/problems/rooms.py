@@ -34,6 +34,9 @@ MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 """What pretrained backbones expect taken out."""
 
+SCALES = (1.0, 1.2, 1.5)
+"""A training picture is enlarged by one of these, as in the papers' NYUDv2."""
+
 DEPTHS = (0.5, 6.0)
 """Metres that pictures of depth are coloured between."""
 
@@ -58,7 +61,7 @@ class Rooms(Problem):
         self.tasks: Sequence[Task] = (SegmentationTask(len(CLASSES)), DepthTask(), NormalsTask())
 
     def data(self, quick: bool = False) -> Splits:
-        """Returns 600, 150 and 250 pictures; 160, 40 and 60 if `quick`. Half of a training batch is mirrored."""
+        """Returns 600, 150 and 250 pictures; 160, 40 and 60 if `quick`. Those for training are scaled and mirrored."""
         return Splits(
             **{split: self._pictures(split, count) for split, count in (QUICK if quick else PICTURES).items()}
         )
@@ -86,7 +89,7 @@ class Rooms(Problem):
         indices = range(FIRST[split], FIRST[split] + count)
         pictures = load_pictures(indices, self.seed, HEIGHT, WIDTH)
         return RoomPictures(
-            mirrored=split == "train", **{name: torch.from_numpy(array) for name, array in pictures.items()}
+            augmented=split == "train", **{name: torch.from_numpy(array) for name, array in pictures.items()}
         )
 
 
@@ -120,23 +123,23 @@ class RoomPictures(Tensors):
     """Rendered pictures as batches: inputs and labels, missing where a depth camera would see nothing.
 
     Args:
-        mirrored: mirror half of what is asked for, drawn from PyTorch's default generator.
+        augmented: enlarge and mirror what is asked for at random, drawn from PyTorch's default generator.
         **tensors: what `load_pictures` returns.
     """
 
-    def __init__(self, mirrored: bool, **tensors: Tensor) -> None:
+    def __init__(self, augmented: bool, **tensors: Tensor) -> None:
         super().__init__(**tensors)
-        self.mirrored = mirrored
+        self.augmented = augmented
 
     def __getitem__(self, index: int | Sequence[int]) -> dict[str, Any]:
         """Returns float `input` `[…, 3, H, W]` and the labels of every task."""
         batch = self.label(super().__getitem__(index))
-        if self.mirrored:
-            flipped = torch.rand(batch["input"].shape[:-3]) < 0.5
-            for name, value in batch.items():
-                chosen = flipped.reshape(*flipped.shape, *[1] * (value.dim() - flipped.dim()))
-                batch[name] = torch.where(chosen, mirror(name, value), value)
-        return batch
+        if not self.augmented:
+            return batch
+        if isinstance(index, int):
+            return augment(batch)
+        rows = [augment({name: value[row] for name, value in batch.items()}) for row in range(len(index))]
+        return {name: torch.stack([row[name] for row in rows]) for name in batch}
 
     def label(self, pictures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns input and labels of pictures; depth and normals are NaN where missing."""
@@ -148,6 +151,49 @@ class RoomPictures(Tensors):
             "depth": pictures["depth"].unsqueeze(-3).masked_fill(hole, torch.nan),
             "normals": pictures["normal"].masked_fill(hole, torch.nan),
         }
+
+
+def augment(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a sample enlarged by one of `SCALES`, cut at random to its size and mirrored at random, as for NYUDv2."""
+    scale = SCALES[int(torch.randint(len(SCALES), ()))]
+    height, width = (round(side / scale) for side in (HEIGHT, WIDTH))
+    top, left = (int(torch.randint(side - part + 1, ())) for side, part in ((HEIGHT, height), (WIDTH, width)))
+    mirrored = bool(torch.rand(()) < 0.5)
+    if scale > 1:
+        sample = enlarge(sample, scale, top, left)
+    return {name: mirror(name, value) for name, value in sample.items()} if mirrored else sample
+
+
+def enlarge(sample: dict[str, Tensor], scale: float, top: int, left: int) -> dict[str, Tensor]:
+    """Returns what a window of a sample looks like at the size of the whole: nearer by the scale.
+
+    Labels are those of the nearest pixels. Boxes are cut to the window, and those thinner than a pixel left out.
+
+    Args:
+        sample: of one picture.
+        scale: how much larger.
+        top: the window's first row.
+        left: its first column.
+    """
+    height, width = (round(side / scale) for side in (HEIGHT, WIDTH))
+    rows, columns = (
+        start + ((torch.arange(side) + 0.5) * part / side).long()
+        for start, side, part in ((top, HEIGHT, height), (left, WIDTH, width))
+    )
+    window = sample["input"][:, top : top + height, left : left + width]
+    changed = {"input": _resize(window[None], (HEIGHT, WIDTH))[0]}
+    for name in sample.keys() & {"segmentation", "depth", "normals"}:
+        changed[name] = sample[name][..., rows[:, None], columns]
+    if "depth" in changed:
+        changed["depth"] = changed["depth"] / scale
+    if "boxes" in sample:
+        corner = torch.tensor([left, top, left, top])
+        factor = torch.tensor([WIDTH / width, HEIGHT / height] * 2)
+        limits = torch.tensor([WIDTH, HEIGHT] * 2, dtype=torch.float32)
+        boxes = ((sample["boxes"] - corner) * factor).clamp(min=torch.zeros(4), max=limits)
+        seen = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        changed["boxes"], changed["objects"] = boxes, sample["objects"].masked_fill(~seen, -1)
+    return sample | changed
 
 
 def mirror(name: str, value: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class RoomsPartial(Rooms):
             else dict.fromkeys(SHARES, torch.ones(count, dtype=torch.bool))
         )
         return PartialPictures(
-            pictures.mirrored, **pictures.tensors, **{f"has_{task}": has for task, has in labelled.items()}
+            pictures.augmented, **pictures.tensors, **{f"has_{task}": has for task, has in labelled.items()}
         )
 
 
