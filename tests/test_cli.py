@@ -1,9 +1,12 @@
 """The command line, run as a process."""
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -13,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+TUNED = ["compare", "digits", "--quick", "--epochs", "1", "--seeds", "2"]
 TINY = ["compare", "digits", "--quick", "--epochs", "1", "--seeds", "1", "--methods", "ew,mao"]
 
 
@@ -35,6 +39,17 @@ def run(*arguments, cwd, code=0, environment=None):
 
 def runs_in(folder):
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+def finished_in(folder):
+    """How many runs the folder's study has finished, asked without Optuna."""
+    if not (folder / "study.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(folder / "study.db", timeout=60)) as database:
+        try:
+            return database.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+        except sqlite3.OperationalError:  # its tables are being made
+            return 0
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +107,31 @@ def test_more_seeds_and_methods_extend(tiny, tmp_path):
     folder, _ = tiny
     copy = tmp_path / "out"
     copy.mkdir()
-    for name in ("settings.json", "runs.jsonl", "costs.json"):
+    for name in ("settings.json", "study.db", "runs.jsonl", "costs.json"):
         (copy / name).write_bytes((folder / name).read_bytes())
-    before = (copy / "runs.jsonl").read_text()
+    before = (copy / "runs.jsonl").read_text().splitlines()
     wanted = [*TINY[:-3], "2", "--methods", "ema", "--set", "ema.beta=0.2"]
     run(*wanted, "--out", "out", cwd=tmp_path)
-    after = (copy / "runs.jsonl").read_text()
-    assert after.startswith(before)
+    after = (copy / "runs.jsonl").read_text().splitlines()
+    assert set(before) < set(after)
     keys = [(record["method"], record["seed"]) for record in runs_in(copy)]
     assert len(keys) == len(set(keys))
     assert set(keys) == {
         (name, seed) for name in ("single:left", "single:right", "single:sum", "ew", "mao", "ema") for seed in (0, 1)
     }
     assert list(pd.read_csv(copy / "table.csv").method) == ["single-task", "ew", "mao", "ema"]
+
+
+def test_another_folder_with_the_same_study_is_held_to_its_settings(tiny, tmp_path):
+    folder, _ = tiny
+    storage = ["--storage", f"sqlite:///{folder / 'study.db'}", "--study", "out"]
+    done = run(*TINY, "--lr", "0.01", *storage, "--out", "other", cwd=tmp_path, code=2)
+    assert "lr is 0.001 there and 0.01 here" in done.stderr
+    assert not (tmp_path / "other").exists()
+    again = run(*TINY, *storage, "--out", "other", cwd=tmp_path).stdout
+    assert "5 of 5 runs are in the folder already." in again
+    assert (tmp_path / "other" / "runs.jsonl").read_bytes() == (folder / "runs.jsonl").read_bytes()
+    assert (tmp_path / "other" / "predictions" / "mao.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_settings_are_refused(tiny):
@@ -125,6 +152,32 @@ def test_workers_give_the_same_runs(tiny, tmp_path):
             assert together[method]["test"][task] == pytest.approx(values, rel=0.02, abs=0.02)
 
 
+def test_tuning(tmp_path):
+    """Each method and baseline gets the rate of its best run; that run is one of the seeds'."""
+    given = ["--tune", "--grid", "1e-3,1e-2", "--set", "mao.lr=3e-3"]
+    output = run(*TUNED, "--methods", "ew,mao", *given, "--out", "out", cwd=tmp_path).stdout
+    runs = runs_in(tmp_path / "out")
+    keys = [(record["method"], record["seed"], record["lr"]) for record in runs]
+    assert len(keys) == len(set(keys))
+    chosen = {}
+    for method in ("single:left", "single:right", "single:sum", "ew"):
+        tried = {r["lr"]: r["epochs"][0]["score"] for r in runs if r["method"] == method and r["seed"] == 0}
+        chosen[method] = max(tried, key=tried.get)
+        assert {1e-3, 1e-2} < set(tried)
+        assert min(tried) < chosen[method] < max(tried)
+        assert [r["lr"] for r in runs if r["method"] == method and r["seed"] == 1] == [chosen[method]]
+        assert f"{method} {chosen[method]:g}" in output.replace("\n", " ")
+    assert [record["lr"] for record in runs if record["method"] == "mao"] == [3e-3, 3e-3]
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
+    at_rate = {(r["method"], r["seed"]): r for r in runs if r["lr"] == chosen.get(r["method"])}
+    assert table.loc["single-task", "sum MSE mean"] == pytest.approx(
+        sum(at_rate["single:sum", seed]["test"]["sum"]["MSE"] for seed in (0, 1)) / 2
+    )
+    assert table.loc["ew", "left accuracy mean"] == pytest.approx(
+        sum(at_rate["ew", seed]["test"]["left"]["accuracy"] for seed in (0, 1)) / 2
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_interrupted_and_gone_on_with(tmp_path, workers):
@@ -142,7 +195,7 @@ def test_interrupted_and_gone_on_with(tmp_path, workers):
     )
     runs = tmp_path / "cut" / "runs.jsonl"
     deadline = time.monotonic() + 200
-    while not (runs.exists() and runs.read_bytes().count(b"\n") >= 7):
+    while finished_in(tmp_path / "cut") < 7:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -152,10 +205,11 @@ def test_interrupted_and_gone_on_with(tmp_path, workers):
     assert "Interrupted." in output
     assert "goes on from there" in output
     assert "Traceback" not in output
-    kept = runs.read_text()
-    assert 7 <= kept.count("\n") < 12
+    kept = runs.read_text().splitlines()
+    assert 7 <= len(kept) < 12
+    assert f"{len(kept)} finished runs" in output
     run(*arguments, "--out", "cut", cwd=tmp_path)
-    assert runs.read_text().startswith(kept)
+    assert set(kept) <= set(runs.read_text().splitlines())
     run(*arguments, "--out", "whole", cwd=tmp_path)
     cut, whole = (
         {(record["method"], record["seed"]): record["test"] for record in runs_in(tmp_path / name)}
@@ -215,6 +269,13 @@ def test_killed_workers_parent_leaves_no_orphans(tmp_path):
         (["compare", "digits", "--lr", "-1"], "--lr must be"),
         (["compare", "digits", "--device", "nonsense"], "--device nonsense"),
         (["compare", "digits", "--out", "file"], "file"),
+        (["compare", "digits", "--batch-size", "9000"], "--batch-size 9000 is more than the 8000 training samples"),
+        (["compare", "digits", "--tune", "--lr", "1e-3"], "leave --lr out"),
+        (["compare", "digits", "--grid", "1e-3"], "--grid is for --tune"),
+        (["compare", "digits", "--tune", "--grid", "1e-3,fast"], "--grid takes learning rates"),
+        (["compare", "digits", "--tune", "--grid", "1e-3,10"], "between 1e-07 and 1"),
+        (["compare", "digits", "--storage", "here"], "--storage 'here' is no database"),
+        (["compare", "digits", "--storage", "sqlite:////nowhere/at/all.db"], "cannot be used: unable to open"),
         (["compare", "digits", "--seeds", "0"], "--seeds"),
         (["compare", "broken.py:problem"], "broken.py"),
     ],
@@ -227,9 +288,11 @@ def test_errors_are_one_clear_line(tmp_path, arguments, message):
     assert "Traceback" not in done.stderr
     if "--seeds" not in arguments:
         assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.py", "file"]
 
 
 def test_lists_and_help(tmp_path):
+    assert run("--version", cwd=tmp_path).stdout.strip() == f"equipoise {importlib.metadata.version('equipoise')}"
     methods = run("methods", cwd=tmp_path).stdout
     assert all(name in methods for name in ("ew", "nash-mtl", "mao", "Kendall et al. 2018"))
     problems = run("problems", cwd=tmp_path).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from equipoise.experiment.comparison import BaselineError, Comparison, Result, methods_of
+from equipoise.experiment.execution import WorkerError
 from equipoise.experiment.folder import FolderError
 from equipoise.experiment.pictures import draw_all
 from equipoise.experiment.progress import ConsoleProgress
 from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
+from equipoise.experiment.store import StorageError
 from equipoise.experiment.tables import notes, to_frame, to_markdown, to_rich
+from equipoise.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.methods import METHODS
 from equipoise.problems import PROBLEMS, ProblemError, load_problem, split_options
 
@@ -32,13 +36,32 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Balanced multi-task training: find out which way of balancing serves your tasks.",
 )
+MAX_WORKERS = 8
+"""Worker processes that are started on a CPU unless more are asked for: each holds the data and a model."""
+
 console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"equipoise {importlib.metadata.version('equipoise')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and end.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Balanced multi-task training: find out which way of balancing serves your tasks."""
 
 
 @app.command(
     epilog="**Examples**\n\n"
     "`equipoise compare digits --quick`\n\n"
     "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
+    "`equipoise compare digits --tune --seeds 5`: every method at its own best learning rate\n\n"
     "`equipoise compare my_problem.py:problem --out runs/mine`"
 )
 def compare(
@@ -65,23 +88,46 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs that train at the same time, a process each.")] = 1,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose each method's learning rate on validation, baselines' too.")
+    ] = False,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Learning rates to try first, comma-separated.", show_default="1e-5,1e-4,1e-3"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Runs that train at the same time, a process each; 0: none here, `equipoise worker` takes them. "
+            "Default: one per core on a CPU, else 1.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Database for the runs, as `postgresql+psycopg://…`; default: a file in the run folder."),
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")] = None,
     device: Annotated[
         str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
     ] = "auto",
 ) -> None:
     """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
     with _clear_errors():
-        settings = _settings(problem, methods, seeds, lr, weight_decay, epochs, batch_size, quick, set_, config, device)
+        settings = _settings(
+            problem, methods, seeds, lr, weight_decay, epochs, batch_size, quick, set_, config, device, tune, grid
+        )
         folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
-        comparison = Comparison(settings, folder)
-        threads = max(1, torch.get_num_threads() // workers)  # OMP_NUM_THREADS decides, else the cores
+        comparison = Comparison(settings, folder, storage, study)
+        cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
+        if workers is None:
+            workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
         try:
             with ConsoleProgress(console, comparison.problem) as progress:
-                result = comparison.run(workers, threads, progress)
+                result = comparison.run(workers, max(1, cores // max(1, workers)), progress)
         except KeyboardInterrupt:
             console.print(
-                f"Interrupted. {len(comparison.folder.runs())} finished runs are kept in {folder}; "
+                f"Interrupted. {len(comparison.records())} finished runs are kept in {folder}; "
                 "the same command goes on from there.",
                 soft_wrap=True,
             )
@@ -127,6 +173,8 @@ def _settings(
     set_: list[str] | None,
     config: Path | None,
     device: str,
+    tune: bool,
+    grid: str | None,
 ) -> Settings:
     """The settings: the problem's own, where nothing else is asked for."""
     own = load_problem(problem).training(quick)
@@ -136,6 +184,10 @@ def _settings(
     for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
         if value is not None and not 0 <= value < float("inf"):
             raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
+    if tune and lr is not None:
+        raise SettingsError("--tune finds each method's learning rate: leave --lr out, or name rates with --grid.")
+    if grid is not None and not tune:
+        raise SettingsError("--grid is for --tune: add it, or give one learning rate with --lr.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -155,7 +207,22 @@ def _settings(
         schedule=own.schedule,
         hyperparameters=parse_hyperparameters(set_ or [], config),
         device=device,
+        tune=tune,
+        grid=() if not tune else GRID if grid is None else _parse_grid(grid),
     )
+
+
+def _parse_grid(text: str) -> tuple[float, ...]:
+    try:
+        grid = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        grid = ()
+    if not grid or not MIN_RATE <= grid[0] <= grid[-1] <= MAX_RATE:
+        raise SettingsError(
+            f"--grid takes learning rates between {MIN_RATE:g} and {MAX_RATE:g}, as in --grid 1e-4,1e-3; "
+            f"found {text!r}."
+        )
+    return grid
 
 
 def _write(comparison: Comparison, result: Result) -> None:
@@ -179,7 +246,7 @@ def _clear_errors() -> Iterator[None]:
     """Turns what can be put right by the person into one line and exit code 2."""
     try:
         yield
-    except (SettingsError, FolderError, ProblemError, BaselineError) as error:
+    except (SettingsError, FolderError, StorageError, ProblemError, BaselineError, WorkerError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

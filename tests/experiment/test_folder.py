@@ -13,33 +13,22 @@ def record(method="ew", seed=0, **more):
 
 def test_runs_round_trip_with_nan(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b")
-    folder.add_run(record(test={"kind": {"F1": math.nan, "accuracy": 0.5}}))
-    folder.add_run(record("mao", 1))
+    folder.create()
+    folder.write_runs([record(test={"kind": {"F1": math.nan, "accuracy": 0.5}}), record("mao", 1)])
     first, second = RunFolder(tmp_path / "a" / "b").runs()
     assert math.isnan(first["test"]["kind"]["F1"])
     assert first["test"]["kind"]["accuracy"] == 0.5
     assert second["method"] == "mao"
-    for line in folder.runs_path.read_text().splitlines():
+    for line in (folder.path / "runs.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
 
 
-def test_a_line_cut_off_by_a_crash_is_dropped_and_the_rest_kept(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.add_run(record("ew"))
-    folder.add_run(record("mao"))
-    whole = folder.runs_path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first + 1, len(whole)):
-        folder.runs_path.write_bytes(whole[:cut])
-        assert [run["method"] for run in RunFolder(tmp_path).runs()] == ["ew"]
-        assert folder.runs_path.read_bytes() == whole[:first]
-
-
-def test_the_last_record_of_a_run_counts(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.add_run({"method": "ew", "seed": 0, "status": "failed", "message": "no"})
-    folder.add_run(record("ew"))
-    assert [run["status"] for run in folder.runs()] == ["finished"]
+def test_nothing_is_made_before_it_is_asked_for(tmp_path):
+    folder = RunFolder(tmp_path / "a")
+    assert folder.runs() == []
+    assert not (tmp_path / "a").exists()
+    folder.create()
+    assert (tmp_path / "a").is_dir()
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -58,7 +47,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_damage_is_named(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.runs_path.write_text('{"method": "ew", "seed": 0}\nnonsense\n')
+    (tmp_path / "runs.jsonl").write_text('{"method": "ew", "seed": 0}\nnonsense\n')
     with pytest.raises(FolderError, match="line 2 is damaged"):
         folder.runs()
     (tmp_path / "settings.json").write_text("{")
@@ -69,5 +58,7 @@ def test_damage_is_named(tmp_path):
 
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match="cannot be used"):
+    with pytest.raises(FolderError, match="is a file, and a folder is needed"):
         RunFolder(tmp_path / "file")
+    with pytest.raises(FolderError, match="cannot be made"):
+        RunFolder(tmp_path / "file" / "below").create()

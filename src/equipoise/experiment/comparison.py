@@ -1,23 +1,33 @@
-"""A comparison: which runs there are, carried out in order, kept in a run folder, and summed up."""
+"""A comparison: which runs there are, carried out by workers, kept in a study, and summed up in a run folder."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from equipoise.experiment.costs import REFERENCE, Cost, as_json, measure_costs
-from equipoise.experiment.execution import Job, Record, Runner, open_problem
-from equipoise.experiment.folder import RunFolder
+from equipoise.experiment.execution import DONE, OPEN, POLL_SECONDS, STATE, LocalWorkers, Worker, open_problem
+from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.settings import OWN, Settings, SettingsError
 from equipoise.experiment.statistics import Summary, summarise
-from equipoise.experiment.training import MIN_POTENTIAL, Trial, build
-from equipoise.problems import Problem
+from equipoise.experiment.store import Definition, Store, sqlite_url
+from equipoise.experiment.training import MIN_POTENTIAL, Record, Trial, build
+from equipoise.experiment.tuning import Plan, Run, curves, plan
+from equipoise.problems import Problem, load_problem
+
+TIDY_SECONDS = 5.0
+"""How often the coordinator looks for workers that no longer answer."""
+
+DATABASE = "study.db"
+"""The study's file in the run folder, unless it is elsewhere."""
 
 
 class BaselineError(Exception):
@@ -28,10 +38,10 @@ class Progress(Protocol):
     """What is told how a comparison goes on."""
 
     def start(self, runs: int, done: int, epochs: int) -> None:
-        """`runs` in all, `done` of them found in the folder; each has `epochs`."""
+        """`runs` in all, `done` of them found in the study; each has `epochs`."""
 
-    def epoch(self) -> None:
-        """Some run has finished an epoch."""
+    def state(self, runs: int, epochs: int) -> None:
+        """`runs` in all are now expected; those under way have `epochs` behind them."""
 
     def run(self, record: Record) -> None:
         """A run has finished."""
@@ -42,7 +52,21 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a comparison: the runs' records, the numbers and the costs by method."""
+    """What came of a comparison: the runs' records, the numbers and the costs by method.
+
+    Attributes:
+        settings: what was asked, with the methods and seeds that were there before.
+        problem: what was trained.
+        records: one per method and seed, single-task baselines included, each at its method's learning rate.
+        summary: the numbers.
+        costs: method → cost.
+        memory_source: what memory was measured by.
+        rates: method → its learning rate, single-task baselines included.
+        tuning: method → learning rates and the validation scores (seed 0) by which they were chosen, ascending; −∞
+            where a run diverged. Methods that were not tuned are left out.
+        folder: the run folder.
+        versions: what ran and where.
+    """
 
     settings: Settings
     problem: Problem
@@ -50,6 +74,10 @@ class Result:
     summary: Summary
     costs: Mapping[str, Cost]
     memory_source: str
+    rates: Mapping[str, float] = field(default_factory=dict)
+    tuning: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    folder: Path | None = None
+    versions: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Comparison:
@@ -58,129 +86,178 @@ class Comparison:
     All runs of a seed start from the same weights and see the same batches. Each run keeps the epoch with the best
     mean relative gain over the seed's single-task runs on validation (the earliest, if several are best), and is
     reported on test. The accuracy-based methods get as potentials the validation accuracies of the single-task runs
-    of the same seed.
+    of the same seed. If it is tuned, each method and each baseline is first run with seed 0 at several learning rates
+    and keeps the one with the best validation score.
 
     Args:
-        settings: what to do; extended by the methods and seeds that the folder already has.
+        settings: what to do; extended by the methods and seeds that the study already has.
         path: the run folder.
+        storage: URL of the database that holds the study; None for a file in the folder.
+        study: the study's name; None for the folder's.
 
     Raises:
-        SettingsError: a method or hyperparameter is unknown or out of range, or the folder was made with others.
+        SettingsError: a method or hyperparameter is unknown or out of range, or the comparison was begun with others.
         FolderError: the folder cannot be used.
+        StorageError: the database cannot be used.
         ProblemError: the problem cannot be had.
     """
 
-    def __init__(self, settings: Settings, path: Path) -> None:
+    def __init__(self, settings: Settings, path: Path, storage: str | None = None, study: str | None = None) -> None:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
         self.folder = RunFolder(path)
+        database = path / DATABASE
         earlier = self.folder.read_json("settings.json")
         if earlier is not None:
             settings = settings.extend(Settings.from_json(earlier["settings"]), path)
+        self._check(settings)
+        if storage is None:
+            self.folder.create()
+        self.store = Store(storage or sqlite_url(database), study or path.absolute().name, create=True)
+        earlier = self.store.get("settings")
+        if earlier is not None:
+            settings = settings.extend(Settings.from_json(earlier), path)
+            self._check(settings)
         self.settings = settings
-        self._check_methods()
+        self.versions = versions(settings)
+        self._failures = max((trial.number for trial in self.store.view().trials), default=-1)
 
     def run(self, workers: int, threads: int, progress: Progress) -> Result:
-        """Does what is not yet done, and writes it to the folder.
+        """Does what is not yet done, and sums it up in the folder.
 
         Args:
-            workers: processes that train at the same time; 1 means this one.
+            workers: processes that train at the same time; 1 means this one, 0 that others take all runs from the
+                study.
             threads: PyTorch's threads in each, and while costs are measured.
             progress: is told how it goes.
 
         Raises:
             BaselineError: a single-task run failed.
-            KeyboardInterrupt: Ctrl-C; what was finished is in the folder.
+            WorkerError: a worker process cannot work.
+            KeyboardInterrupt: Ctrl-C; what was finished is in the study.
         """
-        settings = self.settings
-        self.folder.write_json("settings.json", {"settings": settings.to_json(), "versions": versions(settings)})
-        seeds = range(settings.seeds)
-        singles = [(f"single:{task.name}", seed) for seed in seeds for task in self.problem.tasks]
-        balanced = [(method, seed) for seed in seeds for method in settings.methods]
-        done = {key for key, record in self._runs().items() if _settled(record)}
-        wanted = [*singles, *balanced]
-        progress.start(len(wanted), sum(key in done for key in wanted), settings.epochs)
-        with Runner(settings.problem, settings.quick, workers, threads, progress.epoch) as runner:
-            for stage in (singles, balanced):  # the methods need what the baselines say
-                for record in runner.run([self._job(*key) for key in stage if key not in done]):
-                    self.folder.add_run(record)
-                    progress.run(record)
-                    if _is_single(record) and record["status"] != "finished":
-                        raise BaselineError(f"{record['method']}, seed {record['seed']}: {record['message']}")
-        return self._sum_up(threads, progress)
+        self.folder.create()
+        self.folder.write_json("settings.json", {"settings": self.settings.to_json(), "versions": self.versions})
+        self.store.set("settings", self.settings.to_json())
+        self.store.set(STATE, OPEN)
+        torch.set_num_threads(threads)
+        try:
+            records, found = self._train(workers, threads, progress)
+        finally:
+            self.folder.write_runs(self.records().values())
+        self.store.set(STATE, DONE)
+        return self._sum_up(records, found, threads, progress)
 
-    def _sum_up(self, threads: int, progress: Progress) -> Result:
-        runs = self._runs()
-        records = [
-            record
-            for (method, seed), record in runs.items()
-            if seed < self.settings.seeds and (method in self.settings.methods or method.startswith("single:"))
-        ]
-        summary = summarise(records, self.problem.tasks, self.settings.methods)
+    def records(self) -> dict[Run, Record]:
+        """Returns what has been run, by this comparison or before."""
+        return self.store.view().records(self._failures)
+
+    def _train(self, workers: int, threads: int, progress: Progress) -> tuple[dict[Run, Record], Plan]:
+        """Plans, enqueues and waits, until nothing is missing."""
+        told: set[Run] | None = None
+        tidied = 0.0
+        tasks = [task.name for task in self.problem.tasks]
+        state = {"expected": 0, "epochs": 0}
+
+        def epoch() -> None:
+            state["epochs"] += 1
+            progress.state(state["expected"], state["epochs"])
+
+        with ExitStack() as stack:
+            local = None
+            while True:
+                if time.monotonic() - tidied > TIDY_SECONDS:
+                    self.store.tidy()
+                    tidied = time.monotonic()
+                view = self.store.view()
+                records = view.records(self._failures)
+                found = plan(self.settings, tasks, records)
+                if told is None:
+                    told = set(records)
+                    progress.start(found.expected, len(told), self.settings.epochs)
+                for run in records.keys() - told:
+                    progress.run(records[run])
+                told = set(records)
+                state = {"expected": found.expected, "epochs": view.epochs}
+                progress.state(found.expected, view.epochs)
+                if found.failed is not None:
+                    record = records[found.failed]
+                    raise BaselineError(f"{record['method']}, seed {record['seed']}: {record['message']}")
+                if not found.missing:
+                    return records, found
+                self.store.enqueue(
+                    self._definition(run, records, found) for run in found.missing if run not in view.queued
+                )
+                if workers == 1:
+                    if Worker(self.store, on_epoch=epoch).work() is None:
+                        time.sleep(POLL_SECONDS)
+                elif workers > 1:
+                    local = local or stack.enter_context(LocalWorkers(self.store, workers, threads))
+                    local.check()
+                    time.sleep(POLL_SECONDS)
+                else:
+                    time.sleep(POLL_SECONDS)
+
+    def _sum_up(self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress) -> Result:
+        self._write_files(Run(method, 0, rate) for method, rate in found.rates.items())
         stored = self.folder.read_json("costs.json")
-        usable = [method for method in self.settings.methods if summary.cells[method]]
-        if stored is None or not set(usable) <= set(stored["tried"]):
-            progress.costs()
-            torch.set_num_threads(threads)
-            tried = list(dict.fromkeys([REFERENCE, *usable]))
-            measured = measure_costs(self.problem, self.data, [self._trial(method, 0) for method in tried])
-            stored = as_json(measured, tried, torch.device(self.settings.device), threads)
-            self.folder.write_json("costs.json", stored)
-        costs = {method: Cost(**cost) for method, cost in stored["methods"].items()}
-        return Result(self.settings, self.problem, records, summary, costs, stored["memory"])
+        result = _result(self.settings, self.problem, records, found, stored, self.folder.path, self.versions)
+        usable = [method for method in self.settings.methods if result.summary.cells[method]]
+        if stored is not None and set(usable) <= set(stored["tried"]):
+            return result
+        progress.costs()
+        tried = list(dict.fromkeys([REFERENCE, *usable]))
+        rates = {name: found.rates.get(name, self.settings.lr) for name in tried}
+        trials = [self._trial(Run(name, 0, rate), records, found) for name, rate in rates.items()]
+        measured = measure_costs(self.problem, self.data, trials)
+        stored = as_json(measured, tried, torch.device(self.settings.device), threads)
+        self.folder.write_json("costs.json", stored)
+        return replace(result, costs=_costs(stored), memory_source=stored["memory"])
 
-    def _runs(self) -> dict[tuple[str, int], Record]:
-        return {(record["method"], record["seed"]): record for record in self.folder.runs()}
+    def _write_files(self, runs: Iterable[Run]) -> None:
+        view = self.store.view()
+        for run in runs:
+            for name, content in view.files(run).items():
+                self.folder.write(name, content)
 
-    def _job(self, method: str, seed: int) -> Job:
-        name = method.replace(":", "-")
-        return self._trial(method, seed), self.folder.path / "predictions" / f"{name}.png" if seed == 0 else None
+    def _definition(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Definition:
+        settings = self.settings
+        first = run.seed == 0
+        return Definition(
+            problem=settings.problem,
+            quick=settings.quick,
+            trial=self._trial(run, records, found),
+            picture=first,
+            monitor_every=settings.monitor_every if first and not run.method.startswith("single:") else 0,
+        )
 
-    def _trial(self, method: str, seed: int) -> Trial:
-        """The trial of a method and seed, with what the single-task runs say about the seed."""
+    def _trial(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Trial:
+        """The trial of a run, with what the single-task runs say about the seed."""
         reference = potentials = None
-        if not method.startswith("single:"):
-            runs = self._runs()
-            selected = {
-                task.name: runs[f"single:{task.name}", seed]["epochs"][
-                    runs[f"single:{task.name}", seed]["selected"] - 1
-                ]
-                for task in self.problem.tasks
-            }
+        if not run.method.startswith("single:"):
+            selected = {}
+            for task in self.problem.tasks:
+                single = f"single:{task.name}"
+                record = records[Run(single, run.seed, found.rates[single])]
+                selected[task.name] = record["epochs"][record["selected"] - 1]
             reference = {
                 task.name: selected[task.name]["validation"][task.name][task.measures[0].name]
                 for task in self.problem.tasks
             }
             potentials = {name: max(MIN_POTENTIAL, epoch["accuracy"][name]) for name, epoch in selected.items()}
-        return self._plain_trial(method, seed, reference, potentials)
+        return _plain_trial(self.settings, run, reference, potentials)
 
-    def _plain_trial(
-        self, method: str, seed: int, reference: Mapping[str, float] | None, potentials: Mapping[str, float] | None
-    ) -> Trial:
-        settings = self.settings
-        given = settings.hyperparameters_of(method)
-        return Trial(
-            method=method,
-            seed=seed,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            evaluation_batch_size=settings.evaluation_batch_size,
-            lr=given.pop("lr", settings.lr),
-            weight_decay=given.pop("weight_decay", settings.weight_decay),
-            schedule=settings.schedule,
-            hyperparameters=given,
-            device=settings.device,
-            reference=reference,
-            potentials=potentials,
-        )
-
-    def _check_methods(self) -> None:
+    def _check(self, settings: Settings) -> None:
         """Builds every method once, so that a wrong name or value is found before anything is trained."""
-        settings = self.settings
         unused = [name for name in settings.hyperparameters if name not in (*settings.methods, "single")]
         if unused:
             raise SettingsError(
                 f"Hyperparameters are given for {', '.join(unused)}, which is not compared: "
                 f"add it to --methods, or write one of {', '.join((*settings.methods, 'single'))}."
+            )
+        if settings.batch_size > len(self.data.train):
+            raise SettingsError(
+                f"--batch-size {settings.batch_size} is more than the {len(self.data.train)} training samples: "
+                "give that many or fewer."
             )
         potentials = {task.name: 0.5 for task in self.problem.tasks}
         for method in (f"single:{self.problem.tasks[0].name}", *settings.methods):
@@ -191,18 +268,78 @@ class Comparison:
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
                     raise SettingsError(f"{method}.{name} must be a number that is not negative, found {value!r}.")
             try:
-                build(self.problem, self._plain_trial(method, 0, None, potentials))
+                build(self.problem, _plain_trial(settings, Run(method, 0, settings.lr), None, potentials))
             except (ValueError, TypeError) as error:
                 raise SettingsError(f"{method}: {error}") from error
 
 
-def _settled(record: Record) -> bool:
-    """Whether a run need not be tried again: it finished, or a method diverged, which it would do again."""
-    return record["status"] == "finished" or (record["status"] == "diverged" and not _is_single(record))
+def load_result(path: Path) -> Result:
+    """Returns what came of a comparison from its folder alone; nothing is trained.
+
+    Raises:
+        FolderError: there is no finished comparison in the folder.
+        SettingsError: it is of another version of equipoise.
+        ProblemError: its problem cannot be had.
+    """
+    folder = RunFolder(path)
+    stored = folder.read_json("settings.json")
+    if stored is None:
+        raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
+    settings = Settings.from_json(stored["settings"])
+    problem = load_problem(settings.problem)
+    records = {Run.of(record): record for record in folder.runs()}
+    found = plan(settings, [task.name for task in problem.tasks], records)
+    if found.missing or found.failed:
+        raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
+    return _result(settings, problem, records, found, folder.read_json("costs.json"), path, stored["versions"])
 
 
-def _is_single(record: Record) -> bool:
-    return str(record["method"]).startswith("single:")
+def _result(
+    settings: Settings,
+    problem: Problem,
+    records: Mapping[Run, Record],
+    found: Plan,
+    costs: Mapping[str, Any] | None,
+    path: Path,
+    made_with: Mapping[str, Any],
+) -> Result:
+    final = [records[Run(method, seed, rate)] for method, rate in found.rates.items() for seed in range(settings.seeds)]
+    return Result(
+        settings=settings,
+        problem=problem,
+        records=final,
+        summary=summarise(final, problem.tasks, settings.methods),
+        costs=_costs(costs) if costs is not None else {},
+        memory_source=costs["memory"] if costs is not None else "",
+        rates=found.rates,
+        tuning=curves(settings, list(found.rates), records),
+        folder=path,
+        versions=made_with,
+    )
+
+
+def _costs(stored: Mapping[str, Any]) -> dict[str, Cost]:
+    return {method: Cost(**cost) for method, cost in stored["methods"].items()}
+
+
+def _plain_trial(
+    settings: Settings, run: Run, reference: Mapping[str, float] | None, potentials: Mapping[str, float] | None
+) -> Trial:
+    given = settings.hyperparameters_of(run.method)
+    return Trial(
+        method=run.method,
+        seed=run.seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        evaluation_batch_size=settings.evaluation_batch_size,
+        lr=run.lr,
+        weight_decay=given.pop("weight_decay", settings.weight_decay),
+        schedule=settings.schedule,
+        hyperparameters={name: value for name, value in given.items() if name != "lr"},
+        device=settings.device,
+        reference=reference,
+        potentials=potentials,
+    )
 
 
 def versions(settings: Settings) -> dict[str, Any]:

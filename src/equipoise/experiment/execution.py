@@ -1,4 +1,4 @@
-"""Carries out trials, in this process or in several, and hands over each record as soon as it is there."""
+"""Workers: they take runs from a study and train them, in this process, in several, or on any machine."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import functools
 import multiprocessing
 import os
 import signal
+import socket
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.queues import SimpleQueue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
 
 import torch
+from optuna.exceptions import StorageInternalError
 
-from equipoise.experiment.training import Trial, train
+from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store
+from equipoise.experiment.training import Record, train
 from equipoise.problems import Problem, Splits, load_problem
 
-Record = dict[str, Any]
-Job = tuple[Trial, Path | None]
-"""A trial, and where a picture of its predictions goes."""
+POLL_SECONDS = 0.2
+"""How often a worker looks for a run, and the coordinator for what has changed."""
 
-_stop: Event | None = None
-_epochs: SimpleQueue[int] | None = None
+STATE = "state"
+"""The study's attribute by which workers know whether more may come: `OPEN` or `DONE`."""
+
+OPEN, DONE = "open", "done"
+
+
+class WorkerError(Exception):
+    """A worker process cannot work."""
 
 
 class StoppedError(Exception):
@@ -39,73 +47,147 @@ def open_problem(name: str, quick: bool) -> tuple[Problem, Splits]:
     return problem, problem.data(quick)
 
 
-class Runner:
-    """Carries out jobs, in this process or in several; a context, whose end ends the processes.
+class Worker:
+    """Takes runs from a study, one after the other.
 
-    A trial that raises gives a record with `status` "failed" and a `message`; the others go on. When the context ends
-    early (Ctrl-C), runs that are not finished are given up after their current step.
+    A run that raises leaves a record with `status` "failed" and a `message`. One that is interrupted goes back into
+    the queue.
 
     Args:
-        problem: as `load_problem` takes it.
-        quick: less data.
-        workers: processes; 1 means this one.
-        threads: PyTorch's threads in each.
-        on_epoch: called after every epoch of any trial.
+        store: the study.
+        stopped: asked before every step whether to stop; then the run goes back and `StoppedError` is raised.
+        on_epoch: called after every epoch.
     """
 
-    def __init__(self, problem: str, quick: bool, workers: int, threads: int, on_epoch: Callable[[], None]) -> None:
-        self._problem, self._quick, self._threads, self._on_epoch = problem, quick, threads, on_epoch
-        self._executor: ProcessPoolExecutor | None = None
-        if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            self._stop, self._epochs = context.Event(), context.SimpleQueue()
-            self._executor = ProcessPoolExecutor(workers, context, _start_worker, (threads, self._stop, self._epochs))
+    def __init__(
+        self,
+        store: Store,
+        stopped: Callable[[], bool] = lambda: False,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._stopped, self._on_epoch = store, stopped, on_epoch
+        self._name = worker_name(os.getpid())
 
-    def __enter__(self) -> Runner:
+    def work(self) -> Record | None:
+        """Takes a run and trains it; returns its record, None if there was no run to take.
+
+        Raises:
+            StoppedError: `stopped` said so.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        claim = self._store.claim(self._name)
+        if claim is None:
+            return None
+        try:
+            with _heartbeat(self._store, claim) as lost, tempfile.TemporaryDirectory() as place:
+                record = self._train(claim, Path(place), lost)
+                files = {
+                    path.relative_to(place).as_posix(): path.read_bytes()
+                    for path in Path(place).rglob("*")
+                    if path.is_file()
+                }
+            self._store.finish(claim, record, files)
+        except BaseException:
+            self._store.give_back(claim)  # does nothing if it is no longer this worker's
+            raise
+        return record
+
+    def _train(self, claim: Claim, place: Path, lost: threading.Event) -> Record:
+        definition = claim.definition
+        run = definition.run
+
+        def check() -> None:
+            if lost.is_set() or self._stopped():
+                raise StoppedError
+
+        def epoch(number: int, score: float) -> None:
+            self._store.epoch(claim, number, score)
+            self._on_epoch()
+
+        try:
+            problem, data = open_problem(definition.problem, definition.quick)
+            picture = place / "predictions" / f"{file_name(run.method)}.png" if definition.picture else None
+            return train(problem, data, definition.trial, epoch, check, picture)
+        except StoppedError:
+            if self._stopped():
+                raise
+            message = "taken away: this worker did not answer for too long"
+            return {**vars(run), "status": "lost", "message": message}
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            return {**vars(run), "status": "failed", "message": message, "traceback": traceback.format_exc()}
+
+
+@contextmanager
+def _heartbeat(store: Store, claim: Claim) -> Iterator[threading.Event]:
+    """Tells from a thread that the run is worked on; the event is set once it has been taken away."""
+    lost, ended = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            try:
+                if not store.alive(claim):
+                    lost.set()
+                    return
+            except StorageInternalError:
+                continue  # the database is away for a while: the next time, or the run is given to another worker
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        ended.set()
+        thread.join()
+
+
+class LocalWorkers:
+    """Worker processes on this machine; a context, whose end ends them, with their runs back in the queue.
+
+    Args:
+        store: the study.
+        count: how many.
+        threads: PyTorch's threads in each.
+    """
+
+    def __init__(self, store: Store, count: int, threads: int) -> None:
+        self._store, self._threads = store, threads
+        self._context = multiprocessing.get_context("spawn")
+        self._stop = self._context.Event()
+        self._processes = [self._start() for _ in range(count)]
+
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._executor is not None:
-            self._stop.set()
-            self._executor.shutdown(cancel_futures=True)
+        self._stop.set()
+        for process in self._processes:
+            process.join()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Record]:
-        """Yields the jobs' records in the order in which they finish."""
-        if self._executor is None:
-            torch.set_num_threads(self._threads)
-            for job in jobs:
-                yield _run(self._problem, self._quick, job, self._on_epoch, lambda: None)
-            return
-        waiting: set[Future[Record]] = {
-            self._executor.submit(_run_in_worker, self._problem, self._quick, job) for job in jobs
-        }
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-            while not self._epochs.empty():
-                self._epochs.get()
-                self._on_epoch()
-            for future in done:
-                yield future.result()
+    def check(self) -> None:
+        """Puts a new process in the place of one that was killed, and its run back.
 
+        Raises:
+            WorkerError: a process ended by itself; it has said why.
+        """
+        for index, process in enumerate(self._processes):
+            if process.exitcode is not None:
+                assert process.pid is not None
+                if process.exitcode >= 0:
+                    raise WorkerError(f"A worker process ended with exit code {process.exitcode}; see above.")
+                self._store.abandon(worker_name(process.pid))
+                self._processes[index] = self._start()
 
-def _run(problem: str, quick: bool, job: Job, on_epoch: Callable[[], None], on_step: Callable[[], None]) -> Record:
-    trial, picture = job
-    try:
-        opened, data = open_problem(problem, quick)
-        return train(opened, data, trial, lambda epoch: on_epoch(), on_step, picture)
-    except StoppedError:
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        details = {"status": "failed", "message": message, "traceback": traceback.format_exc()}
-        return {"method": trial.method, "seed": trial.seed, "lr": trial.lr, **details}
+    def _start(self) -> SpawnProcess:
+        arguments = (self._store.url, self._store.name, self._threads, self._stop)
+        process = self._context.Process(target=_work_here, args=arguments)
+        process.start()
+        return process
 
 
-def _start_worker(threads: int, stop: Event, epochs: SimpleQueue[int]) -> None:
-    """Prepares a worker: Ctrl-C is the parent's to answer, and the parent's end is the worker's too."""
-    global _stop, _epochs
+def _work_here(url: str, study: str, threads: int, stop: Event) -> None:
+    """A worker process: Ctrl-C is the parent's to answer, and the parent's end is the worker's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _stop, _epochs = stop, epochs
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -115,15 +197,20 @@ def _start_worker(threads: int, stop: Event, epochs: SimpleQueue[int]) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     torch.set_num_threads(threads)
+    worker = Worker(Store(url, study), stop.is_set)
+    try:
+        while not stop.is_set():
+            if worker.work() is None:
+                stop.wait(POLL_SECONDS)
+    except StoppedError:
+        return
 
 
-def _run_in_worker(problem: str, quick: bool, job: Job) -> Record:
-    stop, epochs = _stop, _epochs
-    assert stop is not None
-    assert epochs is not None
+def worker_name(process: int) -> str:
+    """Returns what a worker process of this machine calls itself."""
+    return f"{socket.gethostname()}:{process}"
 
-    def check() -> None:
-        if stop.is_set():
-            raise StoppedError
 
-    return _run(problem, quick, job, lambda: epochs.put(1), check)
+def file_name(method: str) -> str:
+    """Returns a method's name as it may stand in a file's."""
+    return method.replace(":", "-")

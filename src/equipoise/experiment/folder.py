@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,33 @@ class FolderError(Exception):
 
 
 class RunFolder:
-    """A folder with `settings.json`, `runs.jsonl` (a line per finished run), `costs.json`, tables and pictures.
+    """A folder with `study.db` (unless the study is elsewhere) and what comes of it.
 
-    Whole files are written beside their place and moved there, lines are appended in one write and forced to the
-    disk; a last line that was cut off by a crash is dropped when the folder is opened.
+    That is `settings.json`, `runs.jsonl` (a record a line), `costs.json`, tables and pictures.
+    Files are written beside their place and moved there.
 
     Args:
-        path: created if it is not there.
+        path: it need not be there yet: `create` makes it.
 
     Raises:
-        FolderError: the path is not a folder, or cannot be made or written.
+        FolderError: there is something else in its place.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.runs_path = path / "runs.jsonl"
+        if path.exists() and not path.is_dir():
+            raise FolderError(f"{path} is a file, and a folder is needed there: take another one with --out.")
+
+    def create(self) -> None:
+        """Makes the folder, if it is not there.
+
+        Raises:
+            FolderError: it cannot be made.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._drop_cut_line()
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FolderError(f"The folder {path} cannot be used: {error.strerror}.") from error
+            raise FolderError(f"The folder {self.path} cannot be made: {error.strerror}.") from error
 
     def write(self, name: str, content: bytes) -> Path:
         """Writes a file of the folder whole or not at all; returns its path."""
@@ -54,7 +61,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a JSON file."""
-        return self.write(name, (json.dumps(_storable(value), indent=2, ensure_ascii=False) + "\n").encode())
+        return self.write(name, (json.dumps(storable(value), indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         """Returns what a JSON file holds, None if it is not there.
@@ -72,55 +79,41 @@ class RunFolder:
                 f"{place} is damaged: {error}. Take another folder (--out), or remove this one."
             ) from error
 
-    def add_run(self, record: Mapping[str, Any]) -> None:
-        """Appends a run's record."""
-        line = json.dumps(_storable(record), ensure_ascii=False) + "\n"
-        handle = os.open(self.runs_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def write_runs(self, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes `runs.jsonl`, a record a line."""
+        lines = [json.dumps(storable(record), ensure_ascii=False) + "\n" for record in records]
+        return self.write("runs.jsonl", "".join(lines).encode())
 
     def runs(self) -> list[dict[str, Any]]:
-        """Returns the records; of several for the same method and seed, the last.
+        """Returns the records in `runs.jsonl`.
 
         Raises:
             FolderError: a line is not a record.
         """
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        if self.runs_path.exists():
-            for number, line in enumerate(self.runs_path.read_text(encoding="utf-8").splitlines(), 1):
-                try:
-                    record = _readable(json.loads(line))
-                    found[record["method"], record["seed"]] = record
-                except (ValueError, KeyError, TypeError) as error:
-                    raise FolderError(
-                        f"{self.runs_path}, line {number} is damaged: remove it to train that run again."
-                    ) from error
-        return list(found.values())
-
-    def _drop_cut_line(self) -> None:
-        if self.runs_path.exists():
-            content = self.runs_path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.runs_path, whole)
+        place = self.path / "runs.jsonl"
+        records = []
+        lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(readable(json.loads(line)))
+            except ValueError as error:
+                raise FolderError(f"{place}, line {number} is damaged: the same comparison writes it anew.") from error
+        return records
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, Mapping):
-        return {key: _storable(inner) for key, inner in value.items()}
+        return {key: storable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_storable(inner) for inner in value]
+        return [storable(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _readable(value: Any) -> Any:
+def readable(value: Any) -> Any:
     """And null becomes NaN."""
     if isinstance(value, dict):
-        return {key: _readable(inner) for key, inner in value.items()}
+        return {key: readable(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_readable(inner) for inner in value]
+        return [readable(inner) for inner in value]
     return math.nan if value is None else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from equipoise.experiment.execution import Record
+from equipoise.experiment.training import Record
 from equipoise.problems import Problem
 
 
@@ -31,7 +31,7 @@ class ConsoleProgress:
             disable=not console.is_terminal,
         )
         self._id: TaskID | None = None
-        self._runs = self._done = 0
+        self._runs = self._done = self._epochs = 0
 
     def __enter__(self) -> ConsoleProgress:
         self._bar.start()
@@ -42,25 +42,26 @@ class ConsoleProgress:
 
     def start(self, runs: int, done: int, epochs: int) -> None:
         """Shows how much there is to do."""
-        self._runs, self._done = runs, done
+        self._done, self._epochs = done, epochs
         if done:
             self._console.print(f"{done} of {runs} runs are in the folder already.")
-        total, completed = runs * epochs, done * epochs
-        self._id = self._bar.add_task("training", total=total, completed=completed, runs=f"{done}/{runs}")
+        self._id = self._bar.add_task("training", runs="")
+        self.state(runs, 0)
 
-    def epoch(self) -> None:
+    def state(self, runs: int, epochs: int) -> None:
         """Moves the bar on."""
+        self._runs = runs
         if self._id is not None:
-            self._bar.advance(self._id)
+            completed = min(self._done + epochs / self._epochs, runs)
+            self._bar.update(self._id, total=runs, completed=completed, runs=f"{self._done}/{runs}")
 
     def run(self, record: Record) -> None:
         """Counts a run and, outside a terminal or if it failed, says what came of it."""
         self._done += 1
-        if self._id is not None:
-            self._bar.update(self._id, runs=f"{self._done}/{self._runs}")
         if not self._console.is_terminal or record["status"] != "finished":
             self._console.print(
-                f"[{self._done}/{self._runs}] {record['method']}, seed {record['seed']}: {self._outcome(record)}",
+                f"[{self._done}/{self._runs}] {record['method']}, seed {record['seed']}, lr {record['lr']:g}: "
+                f"{self._outcome(record)}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

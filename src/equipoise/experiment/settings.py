@@ -34,6 +34,9 @@ class Settings:
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
             for all single-task baselines.
         device: where it runs, as PyTorch names it.
+        tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
+        grid: the rates that are tried at first.
+        monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
     """
 
     problem: str
@@ -48,6 +51,9 @@ class Settings:
     schedule: str
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     device: str = "cpu"
+    tune: bool = False
+    grid: tuple[float, ...] = ()
+    monitor_every: int = 0
 
     def hyperparameters_of(self, method: str) -> dict[str, Any]:
         """Returns what is given for a method, `lr` and `weight_decay` included."""
@@ -55,7 +61,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them."""
-        return asdict(self) | {"methods": list(self.methods)}
+        return asdict(self) | {"methods": list(self.methods), "grid": list(self.grid)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Settings:
@@ -65,10 +71,10 @@ class Settings:
             SettingsError: it is something else.
         """
         try:
-            return cls(**{**value, "methods": tuple(value["methods"])})
+            return cls(**{**value, "methods": tuple(value["methods"]), "grid": tuple(value["grid"])})
         except (TypeError, KeyError) as error:
             raise SettingsError(
-                "The folder's settings.json is of another version of equipoise: take another --out."
+                "The comparison there is of another version of equipoise: take another folder with --out."
             ) from error
 
     def extend(self, earlier: Settings, folder: Path) -> Settings:
@@ -81,7 +87,7 @@ class Settings:
         differences = [
             f"{name} is {there[name]!r} there and {here[name]!r} here"
             for name in here
-            if name not in ("methods", "seeds", "hyperparameters") and here[name] != there[name]
+            if name not in ("methods", "seeds", "hyperparameters", "monitor_every") and here[name] != there[name]
         ]
         for method in ("single", *earlier.methods):
             old, new = earlier.hyperparameters_of(method), self.hyperparameters_of(method)

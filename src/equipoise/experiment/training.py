@@ -21,6 +21,9 @@ from equipoise.problems._base import Batch, MapDataset
 Values = dict[str, dict[str, float]]
 """Task → measure (and whatever else its metrics compute) → value."""
 
+Record = dict[str, Any]
+"""What came of a run, as `train` returns it."""
+
 MIN_POTENTIAL = 0.01
 """The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
 
@@ -213,17 +216,17 @@ def train(
     problem: Problem,
     data: Splits,
     trial: Trial,
-    on_epoch: Callable[[int], None] = lambda epoch: None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, score: None,
     on_step: Callable[[], None] = lambda: None,
     picture: Path | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Runs a trial.
 
     Args:
         problem: what is trained.
         data: the problem's data.
         trial: how.
-        on_epoch: called with the number of every finished epoch, from 1.
+        on_epoch: called with the number of every finished epoch, from 1, and its score.
         on_step: called before every step; may raise to stop.
         picture: where a picture of predictions goes, if the problem draws one.
 
@@ -238,7 +241,7 @@ def train(
     factor, steps = SCHEDULES[trial.schedule], max(1, trial.epochs * len(batches))
     scheduler = LambdaLR(method.optimizer, lambda step: factor(min(step / steps, 1)))
     epochs: list[dict[str, Any]] = []
-    record: dict[str, Any] = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
+    record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
     for epoch in range(1, trial.epochs + 1):
@@ -255,7 +258,7 @@ def train(
             best = value
             chosen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             record["selected"] = epoch
-        on_epoch(epoch)
+        on_epoch(epoch, value)
     model.load_state_dict(chosen)
     record["test"] = evaluate(problem, model, data.test, trial)
     if picture is not None:

@@ -1,0 +1,358 @@
+"""The study that holds a comparison's runs: a queue for workers, and the records of what they did."""
+
+from __future__ import annotations
+
+import base64
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
+
+from equipoise.experiment.folder import readable, storable
+from equipoise.experiment.training import Record, Trial
+from equipoise.experiment.tuning import Run, value_of
+
+FORMAT = 1
+"""Version of what a run's definition and record look like in the study."""
+
+HEARTBEAT_SECONDS = 5
+GRACE_SECONDS = 60
+"""A worker tells every so often that it is alive; one that has not for longer than this has lost its run."""
+
+MAX_DEATHS = 3
+"""A run that so many workers died of is not tried again."""
+
+SQLITE_PATIENCE = 120
+"""Seconds for which a process waits for others to let go of the SQLite file."""
+
+
+class StorageError(Exception):
+    """The study cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """All that a worker has to know of a run.
+
+    Attributes:
+        problem: as `load_problem` takes it.
+        quick: less data.
+        trial: how it is trained.
+        picture: whether a picture of predictions is wanted.
+        monitor_every: steps between samples of the balance monitor; 0 for none.
+    """
+
+    problem: str
+    quick: bool
+    trial: Trial
+    picture: bool = False
+    monitor_every: int = 0
+
+    @property
+    def run(self) -> Run:
+        """Which run it is."""
+        return Run(self.trial.method, self.trial.seed, self.trial.lr)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as JSON holds it."""
+        trial = {name: value for name, value in asdict(self.trial).items() if value is not None}
+        return {"format": FORMAT, **asdict(self), "trial": storable(trial)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Definition:
+        """Returns what `to_json` gave as a definition again.
+
+        Raises:
+            StorageError: it is of another version.
+        """
+        fields = dict(value)
+        if fields.pop("format", None) != FORMAT:
+            raise StorageError(
+                "The study was made by another version of equipoise: install the same one everywhere, "
+                "or begin another study."
+            )
+        return cls(**{**fields, "trial": Trial(**readable(fields["trial"]))})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run that a worker has taken from the queue."""
+
+    trial_id: int
+    definition: Definition
+
+
+def sqlite_url(path: Path) -> str:
+    """Returns the URL of an SQLite file."""
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Returns the SQLite file that a URL names; None if it names something else."""
+    parsed = _parse(url)
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+class Store:
+    """A study in a database.
+
+    Every run is an Optuna trial, enqueued with its definition as a user attribute. A worker takes it by setting it to
+    RUNNING, which the database lets one of them do, tells that it is alive, and leaves the record as another user
+    attribute before it sets the trial to COMPLETE. A trial that was given to somebody else meanwhile can no longer be
+    completed, so nothing is counted twice; of several complete trials of one run the first counts.
+
+    Args:
+        url: the database, as SQLAlchemy writes it.
+        name: the study's.
+        create: make the study, if it is not there.
+
+    Raises:
+        StorageError: the database cannot be reached or used, or the study is not there.
+    """
+
+    def __init__(self, url: str, name: str, create: bool = False) -> None:
+        self.url, self.name = url, name
+        self._decoded: dict[int, Record] = {}
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sqlite = sqlite_path(url)
+        if sqlite is not None and not (create or sqlite.exists()):
+            raise StorageError(f"There is no study: {sqlite} does not exist.")
+        options = {"connect_args": {"timeout": SQLITE_PATIENCE}} if sqlite else {"pool_pre_ping": True}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._storage = RDBStorage(
+                    url, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                )
+            if sqlite is not None:
+                _lock_from_the_start(self._storage)
+            if create:
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
+                )
+            else:
+                self._study = optuna.load_study(study_name=name, storage=self._storage)
+            self._id = self._storage.get_study_id_from_name(name)
+        except KeyError as error:
+            raise StorageError(f"There is no study {name!r} in {hide_password(url)}.") from error
+        except ModuleNotFoundError as error:
+            raise StorageError(
+                f"{hide_password(url)} needs the package {error.name}: "
+                'for PostgreSQL, pip install "equipoise[postgres]" and write postgresql+psycopg://…'
+            ) from error
+        except (OperationalError, ProgrammingError, IntegrityError, StorageInternalError, RuntimeError) as error:
+            cause = error.__cause__ or error
+            reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
+            raise StorageError(f"{hide_password(url)} cannot be used: {reason}") from error
+
+    # What the comparison says about itself.
+
+    def get(self, name: str) -> Any:
+        """Returns what was `set`, None if nothing was."""
+        return self._storage.get_study_user_attrs(self._id).get(name)
+
+    def set(self, name: str, value: Any) -> None:
+        """Keeps a value that JSON can hold with the study."""
+        self._study.set_user_attr(name, value)
+
+    # The coordinator's part.
+
+    def enqueue(self, definitions: Iterable[Definition]) -> None:
+        """Puts runs into the queue."""
+        for definition in definitions:
+            run = definition.run
+            self._study.enqueue_trial(asdict(run), {"run": definition.to_json()})
+
+    def view(self) -> View:
+        """Returns what the study holds now."""
+        return View(self._study.get_trials(deepcopy=False), self._decoded)
+
+    def tidy(self) -> None:
+        """Takes runs from workers that no longer answer, and trials that are there twice out of the queue."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self._study)
+        view = self.view()
+        for trial in view.surplus:
+            self._settle(self._id_of(trial), TrialState.PRUNED)
+
+    def abandon(self, worker: str) -> None:
+        """Takes its run from a worker that is known to have died."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("worker") == worker:
+                self._settle(self._id_of(trial), TrialState.FAIL)
+
+    # The workers' part.
+
+    def claim(self, worker: str) -> Claim | None:
+        """Takes the first run of the queue, for nobody else to take; None if the queue is empty.
+
+        Raises:
+            StorageError: the run was written by another version.
+        """
+        for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.WAITING,)):
+            definition = Definition.from_json(trial.user_attrs["run"])
+            trial_id = self._id_of(trial)
+            self._storage.record_heartbeat(trial_id)  # first: one that has none, or an old one, would be taken away
+            try:
+                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                    self._storage.set_trial_user_attr(trial_id, "worker", worker)
+                    return Claim(trial_id, definition)
+            except UpdateFinishedTrialError:
+                continue
+        return None
+
+    def alive(self, claim: Claim) -> bool:
+        """Tells that a run is being worked on; returns whether it still is this worker's."""
+        self._storage.record_heartbeat(claim.trial_id)
+        return self._storage.get_trial(claim.trial_id).state is TrialState.RUNNING
+
+    def epoch(self, claim: Claim, epoch: int, score: float) -> None:
+        """Tells the score of a run's finished epoch."""
+        try:
+            self._storage.set_trial_intermediate_value(claim.trial_id, epoch, score)
+        except UpdateFinishedTrialError:
+            return  # no longer this worker's; the heartbeat finds out
+
+    def finish(self, claim: Claim, record: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
+        """Leaves a run's record and files; returns whether they count, which they do not if it was given away."""
+        try:
+            for name, content in files.items():
+                packed = base64.b64encode(zlib.compress(content)).decode()
+                self._storage.set_trial_user_attr(claim.trial_id, f"file:{name}", packed)
+            self._storage.set_trial_user_attr(claim.trial_id, "record", storable(record))
+        except UpdateFinishedTrialError:
+            return False
+        if record["status"] == "failed":
+            return self._settle(claim.trial_id, TrialState.FAIL)
+        return self._settle(claim.trial_id, TrialState.COMPLETE, [value_of(record)])
+
+    def give_back(self, claim: Claim) -> None:
+        """Puts a run that is not finished back into the queue."""
+        self._settle(claim.trial_id, TrialState.WAITING)
+
+    def _settle(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
+        try:
+            return self._storage.set_trial_state_values(trial_id, state, values)
+        except UpdateFinishedTrialError:
+            return False
+
+    def _id_of(self, trial: FrozenTrial) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+
+
+class View:
+    """What a study held at a moment.
+
+    Args:
+        trials: all of them.
+        decoded: records that were read before, by the trial's number.
+
+    Attributes:
+        trials: all of them, by number.
+        surplus: those in the queue whose run is done or stands before them.
+        epochs: epochs that runs which are not finished have behind them.
+        queued: runs that wait or are worked on.
+    """
+
+    def __init__(self, trials: Iterable[FrozenTrial], decoded: dict[int, Record]) -> None:
+        self._decoded = decoded
+        self.trials = sorted(trials, key=lambda trial: trial.number)
+        self.surplus: list[FrozenTrial] = []
+        self.queued: set[Run] = set()
+        self.epochs = 0
+        done = {run_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
+        for trial in self.trials:
+            run = run_of(trial)
+            if trial.state is TrialState.WAITING and run in done | self.queued:
+                self.surplus.append(trial)
+            elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
+                self.queued.add(run)
+                self.epochs += len(trial.intermediate_values)
+
+    def records(self, after: int = -1) -> dict[Run, Record]:
+        """Returns every run's record.
+
+        Args:
+            after: failures count only of trials with a greater number: earlier ones are to be tried again.
+        """
+        found: dict[Run, Record] = {}
+        deaths: dict[Run, int] = {}
+        for trial in self.trials:
+            run = run_of(trial)
+            if trial.state is TrialState.COMPLETE:
+                if run not in found or found[run]["status"] == "failed":
+                    found[run] = self._record(trial)
+            elif trial.state is TrialState.FAIL and trial.number > after:
+                if "record" in trial.user_attrs:
+                    found.setdefault(run, self._record(trial))
+                else:
+                    deaths[run] = deaths.get(run, 0) + 1
+        for run, count in deaths.items():
+            if count >= MAX_DEATHS:
+                message = f"{count} workers died while they trained it"
+                found.setdefault(run, asdict(run) | {"status": "failed", "message": message})
+        return found
+
+    def _record(self, trial: FrozenTrial) -> Record:
+        if trial.number not in self._decoded:
+            self._decoded[trial.number] = readable(trial.user_attrs["record"])
+        return self._decoded[trial.number]
+
+    def files(self, run: Run) -> dict[str, bytes]:
+        """Returns the files that a run left, by name."""
+        for trial in self.trials:
+            if trial.state is TrialState.COMPLETE and run_of(trial) == run:
+                return {
+                    name.removeprefix("file:"): zlib.decompress(base64.b64decode(packed))
+                    for name, packed in trial.user_attrs.items()
+                    if name.startswith("file:")
+                }
+        return {}
+
+
+def run_of(trial: FrozenTrial) -> Run:
+    """Returns the run that a trial is of."""
+    definition = trial.user_attrs["run"]["trial"]
+    return Run(definition["method"], definition["seed"], definition["lr"])
+
+
+def hide_password(url: str) -> str:
+    """Returns a database's URL as it may be shown."""
+    return _parse(url).render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise StorageError(
+            f"--storage {url!r} is no database: write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
+        ) from error
+
+
+def _lock_from_the_start(storage: RDBStorage) -> None:
+    """Has every transaction on SQLite take the file's lock when it begins.
+
+    SQLite has no SELECT … FOR UPDATE: two workers would otherwise both find a run waiting, and both take it.
+    """
+
+    @event.listens_for(storage.engine, "connect")
+    def leave_transactions_to_us(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(storage.engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    storage.engine.dispose()  # connections made before

@@ -1,0 +1,223 @@
+import math
+import multiprocessing
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from optuna.trial import TrialState
+
+from equipoise.experiment import store as module
+from equipoise.experiment.store import Definition, StorageError, Store, sqlite_url
+from equipoise.experiment.training import Trial
+from equipoise.experiment.tuning import Run
+
+TRIAL = Trial("ema", 1, 3, 8, 16, 1e-2, 0.0, hyperparameters={"beta": 0.2}, reference={"a": math.nan, "b": 0.5})
+DEFINITION = Definition("digits", True, TRIAL, picture=True, monitor_every=50)
+RECORD = {
+    "method": "ema",
+    "seed": 1,
+    "lr": 1e-2,
+    "status": "finished",
+    "selected": 1,
+    "epochs": [{"score": 0.25, "validation": {"a": {"MSE": math.nan}}}],
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(sqlite_url(tmp_path / "with space%20 and ?" / "study.db"), "name", create=True)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    (tmp_path / "with space%20 and ?").mkdir()
+
+
+def states(store):
+    return [trial.state for trial in store.view().trials]
+
+
+def definitions(count):
+    return [replace(DEFINITION, trial=replace(TRIAL, seed=seed)) for seed in range(count)]
+
+
+def test_definitions_survive_json_with_nan_and_none(store):
+    store.enqueue([DEFINITION])
+    claim = Store(store.url, "name").claim("me")
+    found = claim.definition
+    assert math.isnan(found.trial.reference["a"])
+    assert found.trial.potentials is None
+    plain = replace(TRIAL, reference=None)
+    assert replace(found, trial=replace(found.trial, reference=None)) == replace(DEFINITION, trial=plain)
+
+
+def test_a_run_goes_from_the_queue_to_its_record_and_files(store):
+    store.enqueue([DEFINITION])
+    assert store.view().queued == {DEFINITION.run}
+    claim = store.claim("me")
+    assert store.claim("you") is None
+    store.epoch(claim, 1, 0.1)
+    store.epoch(claim, 2, math.nan)
+    assert store.view().epochs == 2
+    assert store.finish(claim, RECORD, {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"})
+    view = Store(store.url, "name").view()
+    assert view.queued == set()
+    assert view.epochs == 0
+    (record,) = view.records().values()
+    assert math.isnan(record["epochs"][0]["validation"]["a"]["MSE"])
+    assert record["epochs"][0]["score"] == 0.25
+    assert view.files(DEFINITION.run) == {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"}
+    assert view.trials[0].value == 0.25
+
+
+def test_what_the_comparison_says_about_itself(store):
+    assert store.get("settings") is None
+    store.set("settings", {"methods": ["ew"]})
+    assert Store(store.url, "name").get("settings") == {"methods": ["ew"]}
+
+
+def take(url, queue, start):
+    store = Store(url, "name")
+    start.wait()
+    taken = []
+    while (claim := store.claim("me")) is not None:
+        taken.append(claim.definition.trial.seed)
+    queue.put(taken)
+
+
+def test_processes_never_take_the_same_run(store):
+    """SQLite has no row locks: without the lock from a transaction's beginning, this fails."""
+    store.enqueue(definitions(60))
+    context = multiprocessing.get_context("spawn")
+    queue, start = context.Queue(), context.Event()
+    processes = [context.Process(target=take, args=(store.url, queue, start)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    time.sleep(1)
+    start.set()
+    taken = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert Counter(seed for seeds in taken for seed in seeds) == Counter(range(60))
+
+
+def test_a_run_that_is_given_back_is_taken_again(store):
+    store.enqueue([DEFINITION])
+    first = store.claim("me")
+    store.give_back(first)
+    second = store.claim("you")
+    assert second == first
+    assert store.finish(second, RECORD, {})
+    store.give_back(first)  # what is done stays done
+    assert states(store) == [TrialState.COMPLETE]
+
+
+def test_a_worker_that_does_not_answer_loses_its_run_and_cannot_finish_it(store, monkeypatch):
+    monkeypatch.setattr(store._storage, "grace_period", 1)
+    store.enqueue(definitions(2))
+    silent, answering = store.claim("silent"), store.claim("answering")
+    deadline = time.monotonic() + 3.2
+    while time.monotonic() < deadline:
+        assert store.alive(answering)
+        time.sleep(0.2)
+    store.tidy()
+    assert states(store) == [TrialState.FAIL, TrialState.RUNNING]
+    assert not store.alive(silent)
+    assert store.alive(answering)
+    store.epoch(silent, 1, 0.5)
+    assert not store.finish(silent, RECORD, {"a": b"b"})
+    assert store.finish(answering, RECORD, {})
+    view = store.view()
+    assert view.queued == set()
+    assert set(view.records()) == {Run("ema", 1, 1e-2)}
+
+
+def test_a_run_that_waited_long_is_not_taken_away_at_once(store, monkeypatch):
+    """It has an old heartbeat, from the worker that gave it back."""
+    monkeypatch.setattr(store._storage, "grace_period", 1)
+    store.enqueue([DEFINITION])
+    store.give_back(store.claim("me"))
+    time.sleep(2.2)
+    store.claim("you")
+    store.tidy()
+    assert states(store) == [TrialState.RUNNING]
+
+
+def test_a_worker_that_is_known_to_be_dead_loses_its_run(store):
+    store.enqueue(definitions(2))
+    store.claim("dead")
+    store.claim("alive")
+    store.abandon("dead")
+    assert states(store) == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_what_is_there_twice_counts_once(store):
+    store.enqueue([DEFINITION, DEFINITION, DEFINITION])
+    first, second = store.claim("me"), store.claim("you")
+    store.finish(second, RECORD | {"seconds": 2}, {})
+    assert len(store.view().surplus) == 1
+    store.tidy()
+    assert states(store) == [TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED]
+    assert store.claim("them") is None
+    store.finish(first, RECORD | {"seconds": 1}, {})
+    assert [record["seconds"] for record in store.view().records().values()] == [1]
+
+
+def test_of_two_that_wait_the_first_stays(store):
+    store.enqueue([DEFINITION, DEFINITION])
+    store.tidy()
+    assert states(store) == [TrialState.WAITING, TrialState.PRUNED]
+
+
+def test_failures_count_until_they_are_tried_again(store):
+    failed = RECORD | {"status": "failed", "message": "no memory"}
+    store.enqueue([DEFINITION])
+    store.finish(store.claim("me"), failed, {})
+    assert store.view().records()[DEFINITION.run]["message"] == "no memory"
+    assert store.view().records(after=0) == {}
+    store.enqueue([DEFINITION])
+    store.finish(store.claim("me"), RECORD, {})
+    for after in (-1, 0, 1):
+        assert store.view().records(after)[DEFINITION.run]["status"] == "finished"
+
+
+def test_a_run_that_its_workers_die_of_is_given_up(store):
+    for death in range(module.MAX_DEATHS):
+        assert store.view().records() == {}
+        store.enqueue([DEFINITION])
+        store.claim(f"worker {death}")
+        store.abandon(f"worker {death}")
+    (record,) = store.view().records().values()
+    assert record["status"] == "failed"
+    assert "3 workers died" in record["message"]
+
+
+def test_diverged_runs_are_settled(store):
+    store.enqueue([DEFINITION])
+    store.finish(store.claim("me"), RECORD | {"status": "diverged", "message": "nan"}, {})
+    assert store.view().trials[0].value == -math.inf
+    assert store.view().records(after=5)[DEFINITION.run]["status"] == "diverged"
+
+
+def test_runs_of_another_version_are_refused_and_left(store, monkeypatch):
+    store.enqueue([DEFINITION])
+    monkeypatch.setattr(module, "FORMAT", 2)
+    with pytest.raises(StorageError, match="another version"):
+        store.claim("me")
+    assert states(store) == [TrialState.WAITING]
+
+
+def test_what_is_not_there(tmp_path, store):
+    with pytest.raises(StorageError, match=r"none\.db does not exist"):
+        Store(sqlite_url(tmp_path / "none.db"), "name")
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(StorageError, match="There is no study 'other'"):
+        Store(store.url, "other")
+
+
+def test_passwords_are_not_shown():
+    url = "postgresql+psycopg://me:secret@localhost:1/nothing"
+    with pytest.raises(StorageError, match="cannot be used") as caught:
+        Store(url, "name", create=True)
+    assert "secret" not in str(caught.value)
