@@ -72,12 +72,17 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
 
 
 def _flattened(column: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """One parameter's gradients as vectors, in the order of memory: so a channels-last tensor is not copied, either."""
+    """One parameter's gradients as vectors, in the order of memory, so that none is copied."""
     some = next(gradient for gradient in column if gradient is not None)
     if some.is_contiguous():
         return [None if gradient is None else gradient.reshape(-1) for gradient in column]
-    order = sorted(range(some.dim()), key=some.stride, reverse=True)
+    order = memory_order(some)
     return [None if gradient is None else gradient.permute(order).reshape(-1) for gradient in column]
+
+
+def memory_order(gradient: Tensor) -> list[int]:
+    """The dimensions as they lie in memory: so permuted, a channels-last tensor is flat without a copy, too."""
+    return sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
 
 
 def _blocks(gradients: Sequence[Sequence[Tensor | None]]) -> list[list[tuple[int, int, int]]]:
