@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -33,8 +34,10 @@ class Ratio:
 def interleave(steps: Mapping[str, Step], device: torch.device, rounds: int, least: float) -> dict[str, list[float]]:
     """Times all steps in turn, round after round, so that a machine that drifts slows all of them.
 
+    Each round has an order of its own: what memory one step leaves to the allocator can help or hurt the next.
+
     Args:
-        steps: name → what is timed.
+        steps: name → what is timed; each has run before.
         device: waited for before a clock is read.
         rounds: turns of each.
         least: seconds that a turn lasts at least; a quick step is repeated.
@@ -42,14 +45,13 @@ def interleave(steps: Mapping[str, Step], device: torch.device, rounds: int, lea
     Returns:
         Name → seconds a step, one entry a round.
     """
-    repeats = {}
-    for name, step in steps.items():
-        step()
-        repeats[name] = max(1, round(least / max(_time(step, 1, device), 1e-6)))
+    repeats = {name: max(1, round(least / max(_time(step, 1, device), 1e-6))) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
+    order, random = list(steps), Random(0)
     for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(_time(step, repeats[name], device))
+        random.shuffle(order)
+        for name in order:
+            times[name].append(_time(steps[name], repeats[name], device))
     return times
 
 
@@ -75,8 +77,7 @@ def relative(times: list[float], reference: list[float]) -> Ratio:
 
 
 def peak_memory(step: Step, device: torch.device) -> int:
-    """Most bytes that a step holds beyond what was held before it."""
-    step()  # whatever a first step creates for good
+    """Most bytes that a step, which has run before, holds beyond what was held before it."""
     gc.collect()
     if device.type == "cuda":
         _wait(device)

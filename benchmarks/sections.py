@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from measure import interleave, peak_memory, relative
 from peers import TORCHJD, AdaTask, MTAdam
-from workloads import make_workload
+from workloads import Workload, make_workload
 
 import equipoise as eq
 
@@ -42,6 +42,8 @@ def gramian_weights(rounds: int) -> list[dict[str, Any]]:
             steps[f"TorchJD {name}"] = (
                 partial(peer.gramian_weighting, gramian) if on_gramian else partial(peer, jacobian)
             )
+        for step in steps.values():
+            step()
         times = interleave(steps, cpu, rounds, least=0.01)
         rows += [
             {"name": name, "K": tasks, "milliseconds": 1000 * sorted(taken)[len(taken) // 2]}
@@ -69,6 +71,8 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
             "AdaTask's loop": partial(adatask.step, list(gradients.values())),
             "MTAdam's loop": partial(mtadam.step, list(gradients.values())),
         }
+        for step in steps.values():
+            step()
         times = interleave(steps, device, rounds, least=0.05)
         rows += [
             {
@@ -80,6 +84,36 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
             }
             for name, taken in times.items()
         ]
+    return rows
+
+
+def mao_memory(device: torch.device, tasks: int) -> list[dict[str, Any]]:
+    """Weighs a whole training step on ResNet-18: equal weights with AdamW, MAO, and MAO that streams.
+
+    In copies of the parameters, over what is held between steps: the model, moments, the batch.
+    """
+    rows = []
+    for name in ("equal weights, AdamW", "MAO", "MAO, streaming"):
+        workload = make_workload("resnet18", tasks, device)
+        parameters = list(workload.model.parameters())
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        if name == "equal weights, AdamW":
+            optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+        else:
+            optimizer = eq.MAO(parameters, workload.tasks, lr=1e-6, streaming="streaming" in name)
+
+        def step(workload: Workload = workload, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            losses = workload.losses(workload.representation())
+            if isinstance(optimizer, eq.MAO):
+                optimizer.backward(losses)
+            else:
+                sum(losses.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        moments = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
+        rows.append({"name": name, "K": tasks, "step": peak_memory(step, device) / size, "moments": moments / size})
     return rows
 
 

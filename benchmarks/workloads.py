@@ -75,15 +75,15 @@ def mlp(device: torch.device) -> tuple[nn.Module, int, Tensor]:
 
 
 def resnet(device: torch.device) -> tuple[nn.Module, int, Tensor]:
-    """ResNet-18, 64×64 images, 16 of them (64 on a GPU)."""
+    """ResNet-18, 64×64 images, 32 of them (64 on a GPU)."""
     trunk = resnet18(num_classes=1)
     trunk.fc = nn.Identity()
-    return trunk, 512, torch.randn(64 if device.type == "cuda" else 16, 3, 64, 64, device=device)
+    return trunk, 512, torch.randn(64 if device.type == "cuda" else 32, 3, 64, 64, device=device)
 
 
 def transformer(device: torch.device) -> tuple[nn.Module, int, Tensor]:
-    """A small transformer, 16 sequences of 64 tokens (64 sequences on a GPU)."""
-    return Transformer(), 128, torch.randint(1000, (64 if device.type == "cuda" else 16, 64), device=device)
+    """A small transformer, 8 sequences of 64 tokens (64 sequences on a GPU)."""
+    return Transformer(), 128, torch.randint(1000, (64 if device.type == "cuda" else 8, 64), device=device)
 
 
 TRUNKS: dict[str, Callable[[torch.device], tuple[nn.Module, int, Tensor]]] = {
