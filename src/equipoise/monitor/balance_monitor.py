@@ -219,9 +219,8 @@ class BalanceMonitor:
 
     def _measure(self, rows: Rows) -> None:
         """Measures the rows after the optimizer has taken them."""
-        self._sample.sums.add(rows, self._optimizer)
         self._shared.find([list(row) for row in rows.values()])
-        self._sample.sums.multiply(rows, self._shared.among(p for row in rows.values() for p in row))
+        self._sample.sums.add(rows, self._optimizer, self._shared.among(p for row in rows.values() for p in row))
 
     def _record(self, sample: _Sample) -> None:
         sums = sample.sums

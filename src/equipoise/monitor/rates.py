@@ -36,7 +36,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
 
 
 def effective_rate(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Tensor | None:
-    """Returns the effective learning rate of each element of a parameter, or one for all of them, 0-dim.
+    """Returns the effective learning rate of each element of a parameter, in its shape.
 
     None for a parameter that the optimizer has not moved yet.
 
@@ -45,22 +45,22 @@ def effective_rate(optimizer: Optimizer, group: dict[str, Any], parameter: Tenso
         group: the parameter's group.
         parameter: the parameter.
     """
-    state = optimizer.state.get(parameter, {})
+    state: dict[str, Tensor] = optimizer.state.get(parameter, {})
     lr = group["lr"]
     if isinstance(optimizer, SGD):
-        return torch.as_tensor(lr, dtype=parameter.dtype)
+        return torch.as_tensor(lr, dtype=parameter.dtype, device=parameter.device).expand_as(parameter)
     if isinstance(optimizer, RMSprop):
         if "square_avg" not in state:
             return None
         square = state["square_avg"]
         if group["centered"]:
             square = square - state["grad_avg"].square()
-        return _inverse(square.sqrt(), lr, group["eps"])
+        return square.sqrt().add_(group["eps"]).reciprocal_().mul_(lr)
     if isinstance(optimizer, Adagrad):
         if "sum" not in state:
             return None
-        decayed = lr / (1 + (_wide(state["step"]) - 1) * group["lr_decay"])
-        return _inverse(state["sum"].sqrt(), decayed, group["eps"])
+        decayed = lr / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
+        return state["sum"].sqrt().add_(group["eps"]).reciprocal_().mul_(decayed)
     if "exp_avg_sq" not in state:
         return None
     square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
@@ -75,16 +75,10 @@ def mao_rate(optimizer: MAO, group: dict[str, Any], task: str, parameter: Tensor
 
 def _adam_rate(square: Tensor, steps: Tensor, group: dict[str, Any]) -> Tensor:
     """Returns `η / (√v̂ + ε)` for the second moment `v` after `steps` updates."""
-    correction = (1 - group["betas"][1] ** _wide(steps)).sqrt()
-    root = square.sqrt()
-    return _inverse(root.div_(correction.to(root.dtype)), group["lr"], group["eps"])
+    correction = (1 - group["betas"][1] ** _number(steps)) ** 0.5
+    return square.sqrt().add_(group["eps"] * correction).reciprocal_().mul_(group["lr"] * correction)
 
 
-def _inverse(root: Tensor, lr: float | Tensor, eps: float) -> Tensor:
-    """Returns `lr / (root + eps)`, in the memory of `root`."""
-    inverse = root.add_(eps).reciprocal_()
-    return inverse.mul_(lr.to(root.dtype) if isinstance(lr, Tensor) else lr)
-
-
-def _wide(steps: Tensor) -> Tensor:
-    return steps.to(wide_dtype(steps.device))
+def _number(steps: Tensor) -> float | Tensor:
+    """Returns a step count as a number if it lies on the host, else in a wide dtype."""
+    return float(steps) if steps.device.type == "cpu" else steps.to(wide_dtype(steps.device))
