@@ -13,18 +13,27 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 TEST_BIN := $(VENV)-test/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint system bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/equipoise compare digits --seeds 3 --workers 2 --out $(DEMO)
 
-test: lint
+test: lint system
 	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)-test/installed
 	$(TEST_BIN)/ruff check
 	$(TEST_BIN)/ruff format --check
 	$(TEST_BIN)/mypy
+
+# What the tests of shared storage and of the report's page run against; without it they are skipped.
+system:
+	@if command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-dejavu-core postgresql >/dev/null; \
+	else echo 'Without PostgreSQL and Chromium some tests are skipped: apt install postgresql chromium' >&2; fi
 
 # LibMTL without its requirements, which the tests' environment has.
 bench: $(VENV)-test/installed
