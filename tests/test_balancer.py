@@ -253,11 +253,25 @@ def test_probe_takes_one_pass_a_task_down_to_the_probe_and_one_through_the_trunk
     assert passes["trunk"] == 1
 
 
+def test_a_probe_that_the_tasks_present_do_not_reach():
+    """The branch is of a and b alone: with c alone the statistics are taken on the trunk."""
+    model = Network().double()
+    aggregator = Recorder([2.0, 3.0, 5.0])
+    balancer = eq.Balancer(TASKS, aggregator=aggregator, probe=[*model.branch.parameters(), *model.unused.parameters()])
+    balancer.backward(model.losses(batch(0)))
+    model.zero_grad()
+    weights = balancer.backward(model.losses(batch(1), ["c"]))
+    rows = task_gradients_by_hand(model, batch(1), ["c"])
+    assert weights["c"].item() == 2.0
+    torch.testing.assert_close(aggregator.gramians[1], gramian_by_hand(rows, ["trunk.weight", "trunk.bias"]))
+    assert_gradients(model, {name: (2.0 if "trunk" in name else 1.0) * g for name, g in rows["c"].items()})
+
+
 @pytest.mark.parametrize("where", ["head", "elsewhere", "frozen"])
 def test_a_probe_that_no_two_losses_reach_is_an_error(where):
     model = Network()
     probe = {"head": model.heads["a"], "elsewhere": nn.Linear(2, 2), "frozen": model.frozen}[where]
-    balancer = eq.Balancer(TASKS, eq.EMA(), eq.IMTLG(), probe=probe)
+    balancer = eq.Balancer(TASKS, eq.EMA(), eq.IMTLG(), probe=probe, model=model)
     before = snapshot(model, balancer)
     with pytest.raises(ValueError, match="probe= holds no parameter that two losses reach"):
         balancer.backward(model.losses(batch(0)))
@@ -558,7 +572,18 @@ def test_after_step_checks_and_changes_nothing_then():
     for bad in ({"x": torch.tensor(1.0)}, {}, {"a": torch.tensor(torch.nan)}, {"a": torch.ones(2)}):
         with pytest.raises(ValueError):
             balancer.after_step(bad)
+    with pytest.raises(TypeError, match="losses must be a mapping from task to scalar tensor, found NoneType"):
+        balancer.after_step(None)
     assert_same(snapshot(balancer), before)
+
+
+def test_a_loss_at_its_bound_is_named_with_the_bound():
+    model = Network()
+    balancer = eq.Balancer(TASKS, eq.FAMO(lower_bounds={"a": -2.0, "b": 1000.0}))
+    with pytest.raises(
+        ValueError, match=r"The loss of task 'b' is [\d.]+, but this method needs it to be above 1000\."
+    ):
+        balancer.backward(model.losses(batch(0)))
 
 
 def test_after_step_is_free_to_call_for_others():
@@ -674,6 +699,9 @@ def test_loading_forgets_what_was_found_shared_later():
         ({"tasks": ["a"], "objective": eq.EMA}, TypeError, "a class needs to be called"),
         ({"tasks": ["a"], "objective": eq.PCGrad()}, TypeError, "Aggregators go into aggregator="),
         ({"tasks": ["a"], "aggregator": eq.EMA()}, TypeError, "Objectives and weightings go into objective="),
+        ({"tasks": None}, TypeError, "tasks must be a sequence of names, found None"),
+        ({"tasks": ["a"], "model": [1]}, TypeError, r"model must be a torch.nn.Module, found \[1\]"),
+        ({"tasks": ["a"], "shared": 3}, TypeError, "shared must be a module or an iterable of parameters, found 3"),
         ({"tasks": ["a"], "shared": []}, ValueError, "shared must be a module with parameters"),
         ({"tasks": ["a"], "shared": nn.ReLU()}, ValueError, "shared must be a module with parameters"),
         ({"tasks": ["a"], "shared": nn.Linear(1, 1).weight}, TypeError, "put it in a list"),
@@ -705,6 +733,22 @@ def test_counts_for_some_micro_batches_only_are_an_error_that_changes_nothing(ob
         balancer.backward(model.losses(batch(1)), counts=dict.fromkeys(TASKS, 6))
     assert_same(gradients(model), before)
     assert all(parameter.grad is None for parameter in balancer.parameters())
+
+
+@pytest.mark.parametrize("count", ["x", None, torch.ones(2), -1.0, math.inf])
+def test_what_is_no_count_is_refused(count):
+    model = Network()
+    balancer = eq.Balancer(TASKS, eq.UW(), eq.MGDA())
+    before = snapshot(model, balancer)
+    with pytest.raises(ValueError, match=r"counts\['b'\] must be a finite number ≥ 0, found"):
+        balancer.backward(model.losses(batch(0)), counts={"a": 1, "b": count, "c": 1})
+    assert_same(snapshot(model, balancer), before)
+
+
+def test_a_complex_loss_is_refused():
+    loss = torch.ones((), dtype=torch.complex64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"'a' must be a real number, found torch\.complex64"):
+        eq.Balancer(["a"]).backward({"a": loss})
 
 
 @pytest.mark.parametrize("outer", [eq.WeightedSum, eq.GeometricMean])

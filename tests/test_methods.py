@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from networks import TASKS, Network, assert_same, batch
+from networks import TASKS, Network, assert_same, batch, snapshot
 from torch import nn
 
 import equipoise as eq
@@ -195,6 +195,17 @@ def test_a_scheduler_moves_the_learning_rate():
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
+        (3, {}, TypeError, "name must be one of list_methods\\(\\), found 3"),
+        ("ema", {"model": [nn.Linear(1, 1)]}, TypeError, "model must be a torch.nn.Module, found \\[Linear"),
+        ("ema", {"lr": None}, ValueError, "lr must be a finite number ≥ 0, found None"),
+        ("rlw", {"seed": 1.5}, ValueError, "seed must be an integer of at most 64 bits, found 1.5"),
+        ("gradnorm", {"weights_lr": 0.0}, ValueError, "weights_lr must be a finite number > 0, found 0"),
+        ("famo", {"weights_decay": -1.0}, ValueError, "weights_decay must be .*≥ 0, found -1"),
+        ("static", {"weights": 1.0}, TypeError, "weights must be a mapping .* or a sequence of numbers, found 1.0"),
+        ("static", {"weights": {1.0, 2.0, 3.0}}, TypeError, "weights must be a mapping"),
+        ("uw", {"classification": 3}, TypeError, "classification must be an iterable of names, found 3"),
+        ("mao", {"betas": 0.9}, ValueError, "betas must be two numbers in .*, found 0.9"),
+        ("mao", {"groups": "x"}, TypeError, "groups must be a number of groups, or a mapping .*, found 'x'"),
         ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, single:<task>"),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
@@ -237,7 +248,7 @@ def test_a_scheduler_moves_the_learning_rate():
         ("mao", {"betas": (0.9, 1.0)}, ValueError, "beta2 must be"),
         ("mao", {"max_norm": -1.0}, ValueError, "max_norm must be"),
         ("mao", {"lr": -1.0}, ValueError, "lr must be"),
-        ("ew", {"lr": -1.0}, ValueError, "learning rate"),
+        ("ew", {"lr": -1.0}, ValueError, "lr must be a finite number ≥ 0, found -1.0"),
         ("ew", {"weight_decay": -1.0}, ValueError, "weight_decay"),
         ("ew", {"probe": nn.Linear(1, 1)}, ValueError, "probe needs an aggregator"),
         ("mao", {"probe": nn.Linear(1, 1)}, ValueError, "takes no gradient statistics: leave probe out"),
@@ -247,7 +258,62 @@ def test_a_scheduler_moves_the_learning_rate():
 )
 def test_errors(name, options, error, words):
     with pytest.raises(error, match=words):
-        make(name, **options)
+        eq.make_method(
+            name,
+            **{
+                "model": Network(),
+                "tasks": TASKS,
+                "potentials": POTENTIALS if "amtl" in str(name) else None,
+                **options,
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [(None, "lacks 'method', 'tasks'"), ({}, "lacks 'method'"), ({"balancer": 0}, "lacks 'balancer'")],
+)
+def test_what_is_no_state_of_a_method_changes_nothing(state, words):
+    model = Network()
+    method = make("ema", model)
+    method.backward(model.losses(batch(0)))
+    before = snapshot(method)
+    if state:
+        state = {key: value for key, value in method.state_dict().items() if key not in state}
+    with pytest.raises(ValueError, match=f"no state_dict of a method: it {words}"):
+        method.load_state_dict(state)
+    assert_same(snapshot(method), before)
+
+
+class Named(Network):
+    """A model that names its last shared layer."""
+
+    def last_shared_layer(self):
+        return self.branch
+
+
+@pytest.mark.parametrize("wrap", ["plain", "compiled", "frozen", "given", "another method"])
+def test_gradnorm_takes_its_statistics_on_the_last_shared_layer(wrap):
+    model = Named()
+    trained = torch.compile(model, backend="eager") if wrap == "compiled" else model
+    model.branch.requires_grad_(wrap != "frozen")
+    probe = [model.trunk.weight] if wrap == "given" else None
+    method = eq.make_method("imtl-g" if wrap == "another method" else "gradnorm", trained, TASKS, probe=probe)
+    expected = {"given": [model.trunk.weight], "frozen": [], "another method": []}
+    assert_same(list(method.balancer._probe), expected.get(wrap, list(model.branch.parameters())))
+
+
+def test_gradnorm_by_name_is_its_rule_at_the_last_shared_layer():
+    """The Gramian of a and b at the branch, of c nowhere: its norm there is 0."""
+    models = [Named().double() for _ in range(2)]
+    by_name = eq.make_method("gradnorm", models[0], TASKS)
+    by_hand = eq.Balancer(TASKS, aggregator=eq.GradNorm(1.5, 0.025), probe=models[1].branch)
+    everywhere = eq.Balancer(TASKS, aggregator=eq.GradNorm(1.5, 0.025))
+    for index in range(3):
+        weights = by_name.backward(models[0].losses(batch(index)))
+        assert weights == by_hand.backward(models[1].losses(batch(index)))
+        others = everywhere.backward(Network().double().losses(batch(index)))
+    assert weights != others
 
 
 def test_a_task_may_have_a_colon():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 
 def check_number(
     name: str,
-    value: float,
+    value: float | Tensor,
     *,
     above: float | None = None,
     at_least: float | None = None,
@@ -24,10 +25,13 @@ def check_number(
         ValueError: it is not.
     """
     bounds = {"> ": above, "≥ ": at_least, "< ": below, "≤ ": at_most}
-    expected = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
+    expected = "".join(
+        f"{' and' if index else ''} {sign}{bound:g}"
+        for index, (sign, bound) in enumerate((sign, bound) for sign, bound in bounds.items() if bound is not None)
+    )
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         number = math.nan
     if (
         not math.isfinite(number)
@@ -36,8 +40,19 @@ def check_number(
         or (below is not None and number >= below)
         or (at_most is not None and number > at_most)
     ):
-        raise ValueError(f"{name} must be a finite number {expected}, found {value!r}.")
+        raise ValueError(f"{name} must be a finite number{expected}, found {value!r}.")
     return number
+
+
+def check_seed(seed: int) -> int:
+    """Returns `seed` if a random generator takes it.
+
+    Raises:
+        ValueError: it is no integer, or too large.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed must be an integer of at most 64 bits, found {seed!r}.")
+    return seed
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -55,11 +70,13 @@ def check_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
     """Returns `tasks` as a tuple of distinct, non-empty names.
 
     Raises:
-        TypeError: `tasks` is a single string, or a name is not a string.
+        TypeError: `tasks` is a single string or nothing with names in it, or a name is not a string.
         ValueError: there is no task, an empty name, or a name that occurs twice.
     """
     if isinstance(tasks, str):
         raise TypeError(f"tasks must be a sequence of names, found the single string {tasks!r}.")
+    if not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks must be a sequence of names, found {tasks!r}.")
     names = tuple(tasks)
     for name in names:
         if not isinstance(name, str):
@@ -102,9 +119,26 @@ def check_metrics(metrics: Mapping[str, float | Tensor] | None, tasks: Collectio
         raise TypeError(f"metrics must be a mapping from task to accuracy, found {type(metrics).__name__}.")
     check_known("metrics", metrics, tasks)
     return {
-        task: check_number(f"The accuracy of task {task!r}", float(value), at_least=0, at_most=1)
+        task: check_number(f"The accuracy of task {task!r}", value, at_least=0, at_most=1)
         for task, value in metrics.items()
     }
+
+
+def check_counts(counts: Mapping[str, Any], losses: Collection[str], tasks: Collection[str]) -> None:
+    """Checks that every loss has a count; looks at no count.
+
+    Raises:
+        TypeError: `counts` is not a mapping.
+        ValueError: an unknown task, or a loss without a count.
+    """
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"counts must be a mapping from task to number, found {type(counts).__name__}.")
+    check_known("counts", counts, tasks)
+    missing = [task for task in losses if task not in counts]
+    if missing:
+        raise ValueError(
+            f"counts lacks task {', '.join(map(repr, missing))}: give the number of labelled samples of every loss."
+        )
 
 
 def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *, graph: bool = True) -> None:
@@ -135,6 +169,8 @@ def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *,
                 f"The loss of task {task!r} must be a scalar (0-dim) tensor, found shape {tuple(loss.shape)}: "
                 "reduce it, for example with .mean()."
             )
+        if loss.is_complex():
+            raise ValueError(f"The loss of task {task!r} must be a real number, found {loss.dtype}: take its .abs().")
         if graph and not loss.requires_grad:
             raise ValueError(
                 f"The loss of task {task!r} has no graph: no trainable parameter leads to it, or it was detached "

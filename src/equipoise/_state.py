@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise._checks import check_tasks
+from equipoise._checks import check_seed, check_tasks
 
 
 class StateView:
@@ -112,9 +112,12 @@ class TaskModule(nn.Module):
         Args:
             seed: the generator's seed; None draws one from PyTorch's default generator, so that
                 `torch.manual_seed` decides.
+
+        Raises:
+            ValueError: the seed is no integer of at most 64 bits.
         """
         self.generator = torch.Generator()
-        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else check_seed(seed))
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Names the tasks, in the order of every `[K]` tensor, and creates what was declared for them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Balancer(nn.Module):
         shared: a module or parameters to take as shared instead of those found from the graphs.
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
             layer); the weights found there are applied in one more backward pass, so that a step costs two passes
-            through the trunk instead of K.
+            through the trunk instead of K. In a step whose tasks do not reach it, they are taken on all that is shared.
         model: the model that is trained, wrapped or not. Needed for a checkpoint that resumes bit for bit where the
             first step after it lacks tasks: it gives the shared parameters names that `state_dict` can keep. And where
             ranks hold labels of different tasks.
@@ -217,8 +218,12 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        counts = self._counts if all(task in (self._counts or {}) for task in losses) else None
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, self.ranks.active, graph=False)
+        known = (
+            isinstance(losses, Mapping) and self._counts is not None and all(task in self._counts for task in losses)
+        )
+        batch = self._passes.read(
+            self.tasks, losses, self._counts if known else None, self.check_finite, self.ranks.active, graph=False
+        )
         if not batch.tasks:
             return
         with self.objective.step(self._present(batch.tasks), batch.values.dtype) as step:
@@ -238,7 +243,7 @@ class Balancer(nn.Module):
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
         accuracies = self._passes.mean_metrics(metrics, self.tasks)
-        device = self._device()
+        device = self._device(torch.device("cpu"))
         measured = tuple(task for task in self.tasks if task in accuracies)
         for part in self.objective.task_modules():
             if measured:
@@ -275,12 +280,13 @@ class Balancer(nn.Module):
         self._shared.restore(state["shared"])
         self._same_state = False
 
-    def _device(self) -> torch.device:
-        return next((t.device for t in (*self.buffers(), *self.parameters())), torch.device("cpu"))
+    def _device(self, otherwise: torch.device) -> torch.device:
+        """Where the state is; `otherwise` if there is none."""
+        return next((t.device for t in chain(self.buffers(), self.parameters())), otherwise)
 
     def _follow(self, device: torch.device) -> None:
         """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
-        if any(t.device != device for t in (*self.buffers(), *self.parameters())):
+        if self._device(device) != device:
             self.to(device)
         if not self._same_state:
             self._same_state = self.ranks.share_state(self)
@@ -342,7 +348,7 @@ class Balancer(nn.Module):
         if not sharded:
             self._find_shared(batch.tasks, leaves)
         whole = not accumulate and not self._micro_batches
-        probing = bool(self._probe) and whole and not sharded
+        probing = whole and not sharded and any(p in self._probe for row in leaves for p in row)
         wanted = leaves
         if probing and self._passes.watching is None:
             wanted = [[p for p in row if p in self._probe or p not in self._shared] for row in leaves]
@@ -423,14 +429,16 @@ class Balancer(nn.Module):
         gradients: dict[Tensor, Tensor] = {}
         weights = None
         if shared and self.aggregator is not None:
+            if not isinstance(self.aggregator, GramianAggregator):
+                shared = self._passes.ordered(shared)  # what is drawn goes by the order
             matrix = [[row.get(p) for p in shared] for row in rows.values()]
-            if not self._probe:
+            probe = [p for p in self._probe if any(p in row for row in rows.values())]
+            if not probe:
                 combined, weights = self.aggregator.aggregate(matrix, values)
             else:
                 assert isinstance(self.aggregator, GramianAggregator)  # checked when probe was given
-                weights = self.aggregator.finite_weights(
-                    gramian([[row.get(p) for p in self._probe] for row in rows.values()]), values
-                )
+                statistics = gramian([[row.get(p) for p in probe] for row in rows.values()])
+                weights = self.aggregator.finite_weights(statistics, values)
                 combined = [] if probing else combine(matrix, weights)
             gradients = dict(zip(shared, combined, strict=not probing))
             balanced = set(shared)
@@ -443,12 +451,14 @@ class Balancer(nn.Module):
     def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> None:
         """Takes note of what is shared; raises if it leaves nothing to balance or to take statistics on."""
         found = self._shared.find(leaves)
-        if self._probe and found and not any(p in self._probe and p in self._shared for row in leaves for p in row):
+        all_there = len(tasks) == len(self.tasks)
+        if self._probe and found and all_there and not any(p in self._probe for p in found):
             raise ValueError(
                 "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
                 "parameters of the shared trunk, such as its last layer, or leave probe out."
             )
-        if found or self.aggregator is None or len(tasks) < len(self.tasks) or len(tasks) == 1:
+        if found or self.aggregator is None or not all_there or len(tasks) == 1:
+            self._shared.keep(found)
             return
         raise ValueError(
             f"{type(self.aggregator).__name__} balances gradients on shared parameters, and found none: no parameter "

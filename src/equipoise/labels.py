@@ -26,6 +26,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         0-dim; float32 for values of half precision.
 
     Raises:
+        TypeError: one of them is no tensor.
         ValueError: the mask's shape is not that of the values' first dimensions.
 
     Example:
@@ -33,13 +34,16 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         >>> eq.masked_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
         tensor(3.5000)
     """
+    if not isinstance(values, Tensor) or not isinstance(mask, Tensor):
+        found = ", ".join(type(given).__name__ for given in (values, mask))
+        raise TypeError(f"masked_mean takes two tensors, values and mask, found {found}.")
     if mask.shape != values.shape[: mask.dim()]:
         raise ValueError(
             f"mask must have the shape of values {tuple(values.shape)}, or of its first dimensions, "
             f"found {tuple(mask.shape)}."
         )
     labelled = mask.to(values.device, torch.bool, non_blocking=True)
-    labelled = labelled.reshape(*mask.shape, *[1] * (values.dim() - mask.dim())).expand(values.shape)
+    labelled = labelled.reshape((*mask.shape, *[1] * (values.dim() - mask.dim()))).expand(values.shape)
     dtype = torch.promote_types(values.dtype, torch.float32)
     total = torch.where(labelled, values, 0).sum(dtype=dtype)
     return total / labelled.sum().clamp(min=1)
@@ -58,11 +62,16 @@ def count_labels(masks: Mapping[str, Tensor]) -> Mapping[str, int]:
     Returns:
         Task → number of labels.
 
+    Raises:
+        TypeError: `masks` is not a mapping of tensors.
+
     Example:
         >>> import torch, equipoise as eq
         >>> dict(eq.count_labels({"depth": torch.tensor([1, 0, 1]), "normals": torch.tensor([0, 0, 0])}))
         {'depth': 2, 'normals': 0}
     """
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise TypeError(f"masks must be a mapping from task to tensor, found {masks!r}.")
     return _Counts({task: torch.count_nonzero(mask) for task, mask in masks.items()})
 
 

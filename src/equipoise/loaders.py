@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from equipoise._checks import check_choice
+from equipoise._checks import check_choice, check_seed
 
 ORDERS = ("concatenated", "proportional", "round_robin")
 ENDS = ("longest", "shortest")
@@ -42,7 +42,9 @@ class MixedLoader:
         seed: of the order that is drawn.
 
     Raises:
-        ValueError: there is no loader, one without a batch, or an unknown `order` or `until`.
+        TypeError: `loaders` is no mapping, or a loader has no length.
+        ValueError: there is no loader, one without a batch, an unknown `order` or `until`, or a seed that is
+            no integer.
 
     Example:
         >>> import equipoise as eq
@@ -58,11 +60,21 @@ class MixedLoader:
         until: Literal["longest", "shortest"] = "longest",
         seed: int = 0,
     ) -> None:
+        if not isinstance(loaders, Mapping):
+            raise TypeError(f"loaders must be a mapping from name to loader, found {loaders!r}.")
         self.loaders = dict(loaders)
         self.order = check_choice("order", order, ORDERS)
         self.until = check_choice("until", until, ENDS)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.epoch = 0
+        for name, loader in self.loaders.items():
+            try:
+                len(loader)
+            except TypeError:
+                raise TypeError(
+                    f"loaders[{name!r}] must have a length, the number of its batches; found {loader!r}. A DataLoader "
+                    "of an IterableDataset has one if the dataset defines __len__."
+                ) from None
         lengths = {name: len(loader) for name, loader in self.loaders.items()}
         if not lengths or not all(lengths.values()):
             raise ValueError(f"loaders must be a mapping from name to loader with at least one batch, found {lengths}.")

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
-from equipoise._checks import check_known, check_losses, check_metrics, check_tasks
+from equipoise._checks import check_counts, check_known, check_losses, check_metrics, check_number, check_tasks
 from equipoise._parts import check_state
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
@@ -53,6 +54,7 @@ class MethodSpec:
         objective: makes the objective from the hyperparameters; None: equal weights.
         aggregator: makes the aggregator; None: there is none.
         needs_potentials: the method wants every task's single-task accuracy.
+        probes_last_layer: its paper takes gradient statistics on the last shared layer.
     """
 
     description: str
@@ -62,6 +64,7 @@ class MethodSpec:
     objective: Callable[..., nn.Module] | None = None
     aggregator: Callable[..., nn.Module] | None = None
     needs_potentials: bool = False
+    probes_last_layer: bool = False
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -96,12 +99,14 @@ def _famo(
     weights_lr: float = 0.025, weights_decay: float = 1e-3, lower_bounds: Mapping[str, float] | None = None
 ) -> FAMO:
     """FAMO by names that leave `lr` and `weight_decay` to the model."""
+    check_number("weights_lr", weights_lr, above=0)
+    check_number("weights_decay", weights_decay, at_least=0)
     return FAMO(weights_lr, weights_decay, lower_bounds)
 
 
 def _gradnorm(alpha: float = 1.5, weights_lr: float = 0.025) -> GradNorm:
     """GradNorm by names that leave `lr` to the model."""
-    return GradNorm(alpha, weights_lr)
+    return GradNorm(alpha, check_number("weights_lr", weights_lr, above=0))
 
 
 METHODS: dict[str, MethodSpec] = {
@@ -129,7 +134,12 @@ METHODS: dict[str, MethodSpec] = {
     ),
     "imtl-l": _objective(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
     "famo": _objective(_famo, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
-    "gradnorm": _aggregator(_gradnorm, "gradient norms drawn together, by training rate", "Chen et al. 2018"),
+    "gradnorm": _aggregator(
+        _gradnorm,
+        "gradient norms on the model's last shared layer, where it names one, drawn together, by training rate",
+        "Chen et al. 2018",
+        probes_last_layer=True,
+    ),
     "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
     "imtl": MethodSpec(
         "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
@@ -227,6 +237,10 @@ class Method:
         Raises:
             ValueError: the state is of another method or of other tasks; nothing has changed then.
         """
+        expected = ("method", "tasks", "optimizer", "balancer")
+        missing = [key for key in expected if not isinstance(state, Mapping) or key not in state]
+        if missing:
+            raise ValueError(f"This is no state_dict of a method: it lacks {', '.join(map(repr, missing))}.")
         for what, own in (("method", self.name), ("tasks", list(self.tasks))):
             if state.get(what) != own:
                 raise ValueError(
@@ -249,15 +263,21 @@ class SingleTask(Method):
         super().__init__(SINGLE + task, tasks, optimizer, balancer)
         self.task = task
 
-    def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    def backward(
+        self, losses: Mapping[str, Tensor], *, counts: Mapping[str, float | Tensor] | None = None, **options: Any
+    ) -> dict[str, Tensor]:
         """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
-        self.balancer.ranks.checked(self._check, losses)
+        self.balancer.ranks.checked(self._check, losses, counts)
         own = {self.task: losses[self.task]} if self.task in losses else {}
+        if counts is not None:
+            options["counts"] = {task: counts[task] for task in own}
         return super().backward(own, **options) if own or self.balancer.takes_empty else {}
 
-    def _check(self, losses: Mapping[str, Tensor]) -> None:
+    def _check(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> None:
         if losses or not self.balancer.takes_empty:
             check_losses(losses, self.tasks)
+        if counts is not None:
+            check_counts(counts, losses, self.tasks)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""
@@ -287,10 +307,12 @@ def make_method(
             a scalarizer of TorchJD's, such as `torchjd:UPGrad`.
         model: what is trained; on its device already, as for any optimizer.
         tasks: the tasks' names.
-        lr: learning rate.
-        weight_decay: decoupled weight decay.
+        lr: learning rate, at least 0.
+        weight_decay: decoupled weight decay, at least 0.
         potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
-        probe: as in `Balancer`, for methods with an aggregator.
+        probe: as in `Balancer`, for methods with an aggregator. None: for `gradnorm` what the model's
+            `last_shared_layer()` returns (as the networks of `equipoise.models` have it), unless that layer is frozen;
+            else all shared parameters.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
@@ -298,6 +320,7 @@ def make_method(
 
     Raises:
         ImportError: the method is TorchJD's, which is not installed.
+        TypeError: the name is no string, or the model no module.
         ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1].
 
     Example:
@@ -309,7 +332,13 @@ def make_method(
         >>> method.step()
         >>> method.zero_grad()
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be one of list_methods(), found {name!r}.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
     names = check_tasks(tasks)
+    check_number("lr", lr, at_least=0)
+    check_number("weight_decay", weight_decay, at_least=0)
     if probe is not None and (name.startswith(SINGLE) or name == "mao"):
         raise ValueError(f"Method {name!r} takes no gradient statistics: leave probe out.")
     parameters = list(model.parameters())  # frozen ones too: they may be unfrozen
@@ -340,7 +369,7 @@ def make_method(
         names,
         objective,
         aggregator,
-        probe=probe,
+        probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         model=model,
         check_finite=check_finite,
         process_group=process_group,
@@ -352,6 +381,15 @@ def make_method(
         balancer.to(device)
         groups.append({"params": learned, "weight_decay": 0.0})
     return Method(name, names, torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused), balancer)
+
+
+def _last_shared_layer(model: nn.Module) -> nn.Module | None:
+    """Returns the layer that the model names, wrapped or not; None if it names none, or that one is frozen."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    named = getattr(model, "last_shared_layer", None)
+    layer: nn.Module | None = named if named is None or isinstance(named, nn.Module) else named()
+    return layer if layer is not None and any(p.requires_grad for p in layer.parameters()) else None
 
 
 def _spec(name: str, count: int) -> MethodSpec:

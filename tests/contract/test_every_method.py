@@ -359,6 +359,8 @@ BAD_METRICS = [
     ({"a": 0.5, "b": 1.2}, ValueError, r"accuracy of task 'b' must be .*≤ 1, found 1.2"),
     ({"a": -0.5}, ValueError, r"accuracy of task 'a'.*found -0.5"),
     ({"c": float("nan")}, ValueError, r"accuracy of task 'c'.*found nan"),
+    ({"a": None}, ValueError, r"accuracy of task 'a' must be .*, found None"),
+    ({"a": torch.ones(2)}, ValueError, r"accuracy of task 'a' must be .*, found tensor"),
     ([0.5], TypeError, "metrics must be a mapping"),
 ]
 
@@ -427,6 +429,7 @@ def test_bad_counts(name):
         (act({}), ValueError, "counts lacks task"),
         (act(dict.fromkeys(TASKS, -1)), ValueError, r"counts\['[abc]'\] must be a finite number ≥ 0, found -1"),
         (act(dict.fromkeys(TASKS, 0)), ValueError, "all counts are 0"),
+        (act(dict.fromkeys([*TASKS, "d"], 3)), ValueError, "counts: unknown task 'd'; the tasks are 'a', 'b', 'c'"),
     )
 
 

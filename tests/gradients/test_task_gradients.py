@@ -60,6 +60,29 @@ def test_errors(losses, error, words):
         eq.task_gradients(losses, [torch.ones(3, requires_grad=True)])
 
 
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        (Network().trunk.weight, TypeError, "found a tensor: put it in a list"),
+        (None, TypeError, "params must be a module or an iterable of parameters, found None"),
+        ([3], ValueError, "params must be .* found 3 among them"),
+    ],
+)
+def test_what_are_no_parameters_is_refused(params, error, words):
+    with pytest.raises(error, match=words):
+        eq.task_gradients(Network().losses(batch(0)), params)
+
+
+def test_a_module_stands_for_its_parameters():
+    model = Network()
+    losses = model.losses(batch(0))
+    found = eq.task_gradients(losses, model.trunk, retain_graph=True)
+    expected = eq.task_gradients(losses, model.trunk.parameters())
+    for task in TASKS:
+        for one, other in zip(found[task], expected[task], strict=True):
+            assert torch.equal(one, other)
+
+
 def test_frozen_parameters_get_none():
     free, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
     found = eq.task_gradients({"a": (free * frozen).sum(), "b": free.square().sum()}, [frozen, free])

@@ -246,6 +246,8 @@ def test_stateless_ones_take_missing_tasks() -> None:
     [
         ("torchjd:UpGrad", {}, ValueError, "TorchJD has no 'UpGrad'; it has .*UPGrad"),
         ("torchjd:scalarization.UPGrad", {}, ValueError, "TorchJD has no"),
+        ("torchjd:Aggregator", {}, ValueError, "TorchJD has no 'Aggregator'; it has AlignedMTL"),
+        ("torchjd:Weighting", {}, ValueError, r"it has (?!.*\bWeighting\b)(?!.*\bScalarizer\b)(?!.*MoDoWeighting)"),
         ("torchjd:CAGrad", {}, ValueError, "CAGrad needs the hyperparameter c"),
         ("torchjd:CAGrad", {"d": 1}, ValueError, "has no hyperparameter d; it takes: c, norm_eps"),
     ],

@@ -55,6 +55,8 @@ def test_one_group_is_adamw_on_the_sum():
         ({"one": ["a", "b"]}, "every task once, found a, b"),
         ({"one": ["a", "b"], "two": ["b", "c"]}, "every task once, found a, b, b, c"),
         ({"one": ["a", "b", "d"]}, "unknown task 'd'"),
+        ({"one": [], "two": ["a", "b", "c"]}, "groups must not be empty, found no task in 'one'"),
+        ({}, "every task once, found none"),
     ],
 )
 def test_groups_that_do_not_fit_are_errors(groups, message):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from networks import gradients
@@ -35,6 +37,23 @@ def test_half_precision_is_summed_in_float32() -> None:
     mean = eq.masked_mean(values, torch.ones(70_000))
     assert mean.dtype == torch.float32
     assert mean.item() == 3.0
+
+
+def test_a_single_value() -> None:
+    assert eq.masked_mean(torch.tensor(3.0), torch.tensor(True)) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: eq.masked_mean(torch.ones(3), [1, 1, 1]), "two tensors, values and mask, found Tensor, list"),
+        (lambda: eq.count_labels([torch.ones(3)]), "masks must be a mapping from task to tensor"),
+        (lambda: eq.count_labels({"a": [1, 0]}), r"masks must be a mapping .* found \{'a': \[1, 0\]\}"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 2), (1,), (3, 4, 1), (1, 4)])

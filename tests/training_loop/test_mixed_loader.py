@@ -73,8 +73,21 @@ def test_distributed_samplers_are_told_of_every_pass(wrap: bool) -> None:
         ({"a": []}, {}, "at least one batch, found {'a': 0}"),
         ({"a": [1]}, {"order": "random"}, "order must be one of"),
         ({"a": [1]}, {"until": "end"}, "until must be one of"),
+        ({"a": [1]}, {"seed": None}, "seed must be an integer of at most 64 bits, found None"),
     ],
 )
 def test_errors(loaders: dict, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         eq.MixedLoader(loaders, **options)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "message"),
+    [
+        ([[1], [2]], r"must be a mapping from name to loader, found \[\[1\], \[2\]\]"),
+        ({"a": [1], "b": iter([1])}, r"loaders\['b'\] must have a length"),
+    ],
+)
+def test_what_is_no_loader_is_refused(loaders: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        eq.MixedLoader(loaders)  # type: ignore[arg-type]

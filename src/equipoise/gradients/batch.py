@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equipoise._checks import check_losses, check_number
+from equipoise._checks import check_counts, check_losses, check_number
 from equipoise.gradients.gramian import wide_dtype
 
 
@@ -115,13 +115,13 @@ def read_batch(
 
     Raises:
         TypeError: see `check_losses`.
-        ValueError: see `check_losses`; a loss that is NaN or infinite; a count that is missing or negative.
+        ValueError: see `check_losses` and `read_counts`; a loss that is NaN or infinite.
     """
     if losses or empty is None or not isinstance(losses, Mapping):
         check_losses(losses, tasks, graph=graph)
     unlabelled: frozenset[str] = frozenset()
     if counts is not None:
-        counts = read_counts(losses, counts)
+        counts = read_counts(tasks, losses, counts)
         unlabelled = frozenset(task for task in losses if not counts[task])
         if not keep_unlabelled:
             losses = {task: loss for task, loss in losses.items() if task not in unlabelled}
@@ -153,40 +153,39 @@ def on_host(count: float | Tensor) -> bool:
     return not isinstance(count, Tensor) or count.device.type == "cpu"
 
 
-def read_counts(losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor]) -> dict[str, float]:
+def read_counts(
+    tasks: Sequence[str], losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor]
+) -> dict[str, float]:
     """Returns the count of every loss as a number.
 
     Raises:
-        TypeError: `counts` is not a mapping.
-        ValueError: a loss has no count, or one that is negative or not finite.
+        TypeError: see `check_counts`.
+        ValueError: see `check_counts`; a count that is negative or not finite.
     """
-    if not isinstance(counts, Mapping):
-        raise TypeError(f"counts must be a mapping from task to number, found {type(counts).__name__}.")
-    missing = [task for task in losses if task not in counts]
-    if missing:
-        raise ValueError(
-            f"counts lacks task {', '.join(map(repr, missing))}: give the number of labelled samples of every loss."
-        )
+    check_counts(counts, losses, tasks)
     given = {task: counts[task] for task in losses}
     away = {task: c for task, c in given.items() if not on_host(c)}
     if away:
-        fetched = torch.stack(
-            [torch.as_tensor(c).float() for c in away.values()]
-        ).tolist()  # sync: decides who is present
+        wide = [torch.as_tensor(count).to(wide_dtype(torch.as_tensor(count).device)) for count in away.values()]
+        fetched = torch.stack(wide).tolist()  # sync: decides who is present
         given |= dict(zip(away, fetched, strict=True))
-    numbers = {task: float(count) if isinstance(count, Tensor) else count for task, count in given.items()}
-    return {task: check_number(f"counts[{task!r}]", number, at_least=0) for task, number in numbers.items()}
+    return {task: check_number(f"counts[{task!r}]", count, at_least=0) for task, count in given.items()}
 
 
-def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:
+def check_each(
+    tasks: Sequence[str], values: Tensor, passed: Tensor, message: str, bound: Tensor | float = -math.inf
+) -> None:
     """Raises for the first task whose entry in the bool tensor `passed` is false; synchronises with the host.
 
     Raises:
-        ValueError: `message` with the task's name before it and `{value}` filled in.
+        ValueError: `message` with the task's name before it, and `{value}` and `{bound}` filled in.
     """
-    for task, value, fine in zip(tasks, values.tolist(), passed.tolist(), strict=True):  # sync: asked for
+    bounds = torch.as_tensor(bound).expand(len(tasks)).tolist()
+    for task, value, least, fine in zip(
+        tasks, values.tolist(), bounds, passed.tolist(), strict=True
+    ):  # sync: asked for
         if not fine:
-            raise ValueError(f"The loss of task {task!r} {message.format(value=f'{value:g}')}.")
+            raise ValueError(f"The loss of task {task!r} {message.format(value=f'{value:g}', bound=f'{least:g}')}.")
 
 
 def check_bounds(batch: Batch, bounds: Iterable[Tensor | float], check_finite: bool | None) -> Tensor | None:
@@ -205,8 +204,8 @@ def check_bounds(batch: Batch, bounds: Iterable[Tensor | float], check_finite: b
             continue
         above = batch.values > bound
         if on_host:
-            least = f"{bound:g}" if isinstance(bound, float) else "its lower bound"
-            check_each(batch.tasks, batch.values, above, f"is {{value}}, but this method needs it to be above {least}")
+            message = "is {value}, but this method needs it to be above {bound}"
+            check_each(batch.tasks, batch.values, above, message, bound)
         valid = valid & above
     return None if on_host else valid.all()
 

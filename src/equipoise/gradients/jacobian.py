@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise._checks import check_losses
 from equipoise.gradients.batch import Batch
 from equipoise.gradients.graph import reached_leaves
+from equipoise.gradients.shared import parameter_list
 
 Rows = dict[str, dict[Tensor, Tensor]]
 """Task → leaf → gradient; a leaf that a task does not reach is left out."""
 
 
 def task_gradients(
-    losses: Mapping[str, Tensor], params: Iterable[Tensor], *, retain_graph: bool = False
+    losses: Mapping[str, Tensor], params: nn.Module | Iterable[Tensor], *, retain_graph: bool = False
 ) -> dict[str, tuple[Tensor | None, ...]]:
     """Computes the gradient of every loss with respect to `params`, one backward pass a task.
 
     Args:
         losses: task → scalar loss.
-        params: tensors in the losses' graphs; parameters as a rule.
+        params: tensors in the losses' graphs, parameters as a rule; or a module, which stands for its parameters.
         retain_graph: keep the graph for another backward pass.
 
     Returns:
@@ -30,8 +31,8 @@ def task_gradients(
         frozen.
 
     Raises:
-        TypeError: a loss is not a tensor.
-        ValueError: there is no loss, or one is not a scalar or has no graph.
+        TypeError: a loss is not a tensor; `params` is a single tensor, or neither a module nor an iterable.
+        ValueError: there is no loss, or one is not a scalar or has no graph; `params` holds something else.
         RuntimeError: the graph allows no several backward passes (see `reached_leaves`).
 
     Example:
@@ -41,7 +42,7 @@ def task_gradients(
         {'sum': (tensor([1., 1.]),), 'square': (tensor([2., 4.]),)}
     """
     check_losses(losses, tasks=None)
-    inputs = list(params)
+    inputs = parameter_list("params", params)
     last = len(losses) - 1
     if last or retain_graph:
         reached_leaves(list(losses.values()), together=True)

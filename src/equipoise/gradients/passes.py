@@ -177,7 +177,7 @@ class Passes:
         reached = iter(reached_leaves(batch.graphs))
         if not self.ranks.active:
             return list(reached)
-        rows = [[] if loss is None else self._ordered(next(reached)) for loss in batch.losses]
+        rows = [[] if loss is None else self.ordered(next(reached)) for loss in batch.losses]
         walk: dict[Tensor, int] = {}
         for row in rows:
             for leaf in row:
@@ -287,7 +287,7 @@ class Passes:
         """Returns this rank's part of the coefficients, which add up over the ranks to `coefficients`."""
         return coefficients if batch.shares is None else coefficients * batch.shares
 
-    def _ordered(self, leaves: list[Tensor]) -> list[Tensor]:
+    def ordered(self, leaves: Iterable[Tensor]) -> list[Tensor]:
         """Puts the known leaves in the common order, and the others behind."""
         return sorted(leaves, key=lambda leaf: self._position.get(leaf, self._known))
 

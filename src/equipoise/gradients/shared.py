@@ -15,21 +15,35 @@ Parameters = nn.Module | Iterable[nn.Parameter]
 """A module, which stands for its parameters, or parameters."""
 
 
-def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
-    """Returns the parameters as an ordered set; `name` is the argument's.
+def parameter_list(name: str, parameters: nn.Module | Iterable[Tensor]) -> list[Tensor]:
+    """Returns the parameters; `name` is the argument's.
 
     Raises:
         TypeError: `parameters` is a single tensor, or neither a module nor an iterable.
-        ValueError: there is none, or something is not a tensor.
+        ValueError: something is not a tensor.
     """
     if isinstance(parameters, Tensor):
         raise TypeError(f"{name} must be a module or an iterable of parameters, found a tensor: put it in a list.")
     if not isinstance(parameters, nn.Module | Iterable):
         raise TypeError(f"{name} must be a module or an iterable of parameters, found {parameters!r}.")
-    found = dict.fromkeys(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
-    if not found or not all(isinstance(p, Tensor) for p in found):
-        raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters.")
-    return dict.fromkeys(found)
+    found: list[Tensor] = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
+    for value in found:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a module or an iterable of parameters, found {value!r} among them.")
+    return found
+
+
+def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
+    """Returns the parameters as an ordered set; `name` is the argument's.
+
+    Raises:
+        TypeError: see `parameter_list`.
+        ValueError: see `parameter_list`; there is none.
+    """
+    found = dict.fromkeys(parameter_list(name, parameters))
+    if not found:
+        raise ValueError(f"{name} must be a module with parameters or a non-empty iterable of parameters, found none.")
+    return found
 
 
 class SharedParameters:
@@ -38,9 +52,15 @@ class SharedParameters:
     Args:
         given: takes the place of what is found.
         model: gives the parameters names, under which the found ones can be saved.
+
+    Raises:
+        TypeError: `model` is no module; or see `parameter_set`.
+        ValueError: see `parameter_set`.
     """
 
     def __init__(self, given: Parameters | None, model: nn.Module | None) -> None:
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
         self._given = None if given is None else parameter_set("shared", given)
         self._found = WeakIdKeyDictionary()
         self.named = {} if model is None else parameter_names(model)
@@ -54,13 +74,17 @@ class SharedParameters:
     def __contains__(self, leaf: Tensor) -> bool:
         return leaf in (self._found if self._given is None else self._given)
 
-    def find(self, leaves: Sequence[Sequence[Tensor]]) -> bool:
-        """Takes what each loss reaches; returns whether any of it is shared."""
+    def find(self, leaves: Sequence[Sequence[Tensor]]) -> dict[Tensor, None]:
+        """Returns what is shared of the leaves that each loss reaches; `keep` takes note of it."""
+        if self._given is not None:
+            return {leaf: None for row in leaves for leaf in row if leaf in self._given}
+        reached = Counter(leaf for row in leaves for leaf in row)
+        return {leaf: None for leaf, count in reached.items() if count > 1 or leaf in self._found}
+
+    def keep(self, found: Iterable[Tensor]) -> None:
+        """Takes note of what `find` gave: it stays shared."""
         if self._given is None:
-            reached = Counter(leaf for row in leaves for leaf in row)
-            self._found.update((leaf, None) for leaf, count in reached.items() if count > 1 and leaf not in self._found)
-            return any(count > 1 for count in reached.values()) or any(leaf in self._found for leaf in reached)
-        return any(leaf in self._given for row in leaves for leaf in row)
+            self._found.update((leaf, None) for leaf in found if leaf not in self._found)
 
     def among(self, leaves: Iterable[Tensor]) -> list[Tensor]:
         """Returns the shared ones of the leaves, each once."""

@@ -95,9 +95,11 @@ def find_class(name: str) -> type[nn.Module]:
     for place in [modules[module]] if module in modules else [] if module else modules.values():
         if short in place.__all__:
             found: type[nn.Module] = getattr(place, short)
-            return found
-    known = [n for place in modules.values() for n in place.__all__]
-    raise ValueError(f"TorchJD has no {name.removeprefix(PREFIX)!r}; it has {', '.join(sorted(set(known)))}.")
+            if not inspect.isabstract(found):
+                return found
+    known = {n for place in modules.values() for n in place.__all__ if not inspect.isabstract(getattr(place, n))}
+    known -= set(TWO_BATCHES)
+    raise ValueError(f"TorchJD has no {name.removeprefix(PREFIX)!r}; it has {', '.join(sorted(known))}.")
 
 
 def is_scalarizer(found: type[nn.Module]) -> bool:

@@ -21,6 +21,7 @@ class Static(Weighting):
         weights: a weight ≥ 0 for every task, by name or in the order of the Balancer's tasks; not all zero.
 
     Raises:
+        TypeError: `weights` is neither a mapping nor a sequence.
         ValueError: a weight is negative or not finite, all are zero, or (once the tasks are known) a task has
             none or a name is not a task.
 
@@ -31,9 +32,12 @@ class Static(Weighting):
 
     weight: Tensor
 
-    def __init__(self, weights: Mapping[str, float] | Sequence[float]) -> None:
+    def __init__(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> None:
         super().__init__()
         self.by_name = isinstance(weights, Mapping)
+        if not isinstance(weights, Mapping | Sequence) and not (isinstance(weights, Tensor) and weights.dim() == 1):
+            expected = "a mapping from task to number, or a sequence of numbers"
+            raise TypeError(f"weights must be {expected}, found {weights!r}.")
         given: Mapping[Any, float] = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
         self.weights = check_values("weights", given, at_least=0)
         if not any(self.weights.values()):

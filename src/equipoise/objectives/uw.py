@@ -24,7 +24,7 @@ class UW(Objective):
         classification: names of the tasks with factor 1.
 
     Raises:
-        TypeError: `classification` is a single string.
+        TypeError: `classification` is a single string, or nothing with names in it.
         ValueError: a name is not a task (once the tasks are known).
 
     Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
@@ -41,6 +41,8 @@ class UW(Objective):
         super().__init__()
         if isinstance(classification, str):
             raise TypeError(f"classification must be an iterable of names, found the single string {classification!r}.")
+        if not isinstance(classification, Iterable):
+            raise TypeError(f"classification must be an iterable of names, found {classification!r}.")
         self.classification = tuple(classification)
         self.add_parameter("log_variance", 0.0)
 

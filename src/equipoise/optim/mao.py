@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -76,7 +76,8 @@ class MAO(Optimizer):
     tasks reach which parameters, and asks for all moments there could be.
 
     Raises:
-        ValueError: a hyperparameter out of range; no task, or one named twice.
+        TypeError: `groups` is neither a number nor a mapping.
+        ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks.
 
     Parameters that the losses reach but this optimizer does not hold get `.grad`, as from `sum(losses).backward()`.
 
@@ -139,8 +140,8 @@ class MAO(Optimizer):
             ValueError: a hyperparameter is out of range.
         """
         group = {**self.defaults, **param_group}
-        check_number("lr", float(group["lr"]), at_least=0)
-        if len(group["betas"]) != 2:
+        check_number("lr", group["lr"], at_least=0)
+        if not isinstance(group["betas"], Sequence) or len(group["betas"]) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), found {group['betas']!r}.")
         for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
             check_number(name, beta, at_least=0, below=1)
@@ -379,6 +380,8 @@ def _drop_unused(optimizer: Optimizer) -> None:
 
 def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuses the state of another optimizer or of other tasks before anything is loaded."""
+    if "param_groups" not in state_dict:
+        raise ValueError("This is no state_dict of an optimizer: it has no 'param_groups'.")
     for group in state_dict["param_groups"]:
         if "tasks" not in group:
             raise ValueError("This state_dict is not of MAO: it names no tasks. Load it into the optimizer it is of.")
@@ -395,15 +398,21 @@ def _grouped(tasks: tuple[str, ...], groups: int | Mapping[str, Iterable[str]] |
     """Group → its tasks; every task by itself if there are no groups."""
     if groups is None:
         return {task: (task,) for task in tasks}
-    if isinstance(groups, int):
+    if isinstance(groups, int) and not isinstance(groups, bool):
         if not 1 <= groups <= len(tasks):
             raise ValueError(f"groups must lie between 1 and the number of tasks, {len(tasks)}; found {groups}.")
         return {f"group{index}": tasks[index::groups] for index in range(groups)}
-    members = {group: check_tasks(names) for group, names in groups.items()}
+    if not isinstance(groups, Mapping) or not all(
+        isinstance(members, Iterable) and not isinstance(members, str) for members in groups.values()
+    ):
+        raise TypeError(f"groups must be a number of groups, or a mapping from group to its tasks, found {groups!r}.")
+    members = {group: tuple(names) for group, names in groups.items()}
     named = [task for names in members.values() for task in names]
     check_known("groups", named, tasks)
     if sorted(named) != sorted(tasks):
-        raise ValueError(
-            f"groups must hold every task once, found {', '.join(named)}; the tasks are {', '.join(tasks)}."
-        )
+        found = ", ".join(named) or "none"
+        raise ValueError(f"groups must hold every task once, found {found}; the tasks are {', '.join(tasks)}.")
+    empty = [group for group, names in members.items() if not names]
+    if empty:
+        raise ValueError(f"groups must not be empty, found no task in {', '.join(map(repr, empty))}.")
     return members
