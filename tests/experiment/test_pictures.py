@@ -1,92 +1,165 @@
+import warnings
 from io import BytesIO
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from comparisons import METHODS, Errors, make_result, tuned
+from matplotlib.colors import to_rgb
 from PIL import Image
 
-from equipoise.experiment.comparison import Result
-from equipoise.experiment.costs import Cost
-from equipoise.experiment.pictures import draw_all, draw_training, draw_weights, style
-from equipoise.experiment.settings import Settings
-from equipoise.experiment.statistics import summarise
-from equipoise.experiment.tables import notes, to_markdown, to_rich
-from equipoise.problems.digits import Digits
+from equipoise.experiment.pictures import (
+    DARK,
+    LIGHT,
+    charts,
+    draw_all,
+    results_chart,
+    save,
+    short,
+    tradeoff_chart,
+    training_chart,
+    tuning_chart,
+    weights_chart,
+)
 
-METHODS = ("ew", "mao", "no|weights")
-SETTINGS = Settings("digits", METHODS, 3, True, 2, 64, 100, 1e-3, 0.0, "constant", {"mao": {"lr": 3e-4}})
+THEMES = {"light": LIGHT, "dark": DARK}
 
 
-def result(seeds=3):
-    problem = Digits()
-    names = [task.name for task in problem.tasks]
-    records = []
-    for seed in range(seeds):
-        for number, method in enumerate([f"single:{name}" for name in names] + list(METHODS)):
-            shown = names if number > 2 else [names[number]]
-            values = {
-                name: {measure.name: 0.5 + 0.1 * number + 0.01 * seed**2 for measure in task.measures}
-                for name, task in zip(names, problem.tasks, strict=True)
-                if name in shown
-            }
-            weights = {} if method == "no|weights" else dict.fromkeys(shown, 2.0)
-            epochs = [{"weights": weights, "validation": values}] * 2
-            records.append({"method": method, "seed": seed, "status": "finished", "epochs": epochs, "test": values})
-    summary = summarise(records, problem.tasks, METHODS)
-    costs = {"ew": Cost(2.0, 1.0, 3.0, 1.0), "mao": Cost(5.0, 2.5, 6.0, 2.0)}
-    return Result(SETTINGS, problem, records, summary, costs, "a counter")
+def drawn(chart, panel=0, theme=LIGHT):
+    """A panel's axes."""
+    with theme.applied():
+        [axes] = chart.alone(chart.panels[panel], theme).axes
+    return axes
 
 
 def test_pictures_are_images():
-    pictures = draw_all(result())
-    assert set(pictures) == {"results.png", "training.png", "weights.png"}
+    pictures = draw_all(tuned(make_result()))
+    assert set(pictures) == {"results.png", "tradeoff.png", "training.png", "tuning.png", "weights.png"}
     for content in pictures.values():
         assert min(Image.open(BytesIO(content)).size) > 200
 
 
-def test_every_method_and_task_has_its_lines():
-    axes = draw_training(result()).axes
-    assert [panel.get_title() for panel in axes] == ["left: accuracy % ↑", "right: accuracy % ↑", "sum: MSE ↓"]
-    assert all([line.get_label() for line in panel.lines] == ["single-task", *METHODS] for panel in axes)
-    assert axes[0].lines[1].get_ydata() == pytest.approx([100 * (0.8 + 0.05 / 3)] * 2)  # ew, mean over seeds, in %
+def test_every_method_has_its_line_in_training():
+    result = make_result()
+    chart = training_chart(result)
+    assert [panel.title for panel in chart.panels] == ["left MSE ↓", "right MSE ↓", "Δm on validation % ↑"]
+    assert [name for name, _ in chart.legend] == ["single-task", *METHODS]
+    axes = drawn(chart)
+    assert len(axes.lines) == 1 + len(METHODS)
+    curves = [
+        [epoch["validation"]["left"]["MSE"] for epoch in record["epochs"]]
+        for record in result.records
+        if record["method"] == "mao"
+    ]
+    assert axes.lines[-1].get_ydata() == pytest.approx(np.mean(curves, axis=0))
+    assert f"mao {np.mean(curves, axis=0)[-1]:.3g}" in chart.panels[0].text
+
+
+def test_results_show_every_seed():
+    chart = results_chart(make_result())
+    axes = drawn(chart, 2)  # Δm
+    delta = make_result().summary.columns[-1]
+    shown = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
+    cells = [make_result().summary.cells[method][delta] for method in METHODS]
+    assert [list(values) for values in shown] == [pytest.approx(cell.values) for cell in cells]
+
+
+def test_with_many_tasks_results_and_training_show_the_mean_gain():
+    result = make_result(Errors([f"task {number}" for number in range(12)]))
+    assert [panel.title for panel in results_chart(result).panels] == ["Δm % ↑"]
+    assert [panel.title for panel in training_chart(result).panels] == ["Δm on validation % ↑"]
+
+
+def test_tradeoff_marks_what_nothing_beats():
+    chart = tradeoff_chart(make_result(levels={"ew": 1.2, "ema": 0.7, "mao": 0.9}))
+    assert chart.panels[0].text.endswith("Beaten by none in both: ew, ema.")
+    axes = drawn(chart)
+    assert {text.get_text() for text in axes.texts} == set(METHODS)
+
+
+def test_tradeoff_labels_of_close_points_do_not_overlap():
+    names = [f"method {number}" for number in range(8)]
+    result = make_result(methods=names, levels=dict.fromkeys(names, 1.0))
+    for cost in result.costs.values():
+        object.__setattr__(cost, "relative_time", 1.0)
+    heights = sorted(text.xyann[1] for text in drawn(tradeoff_chart(result)).texts)
+    assert np.diff(heights).min() >= 0.05
 
 
 def test_weights_are_shares_and_methods_without_are_left_out():
-    axes = draw_weights(result()).axes
-    assert [panel.get_title() for panel in axes] == ["ew", "mao"]
-    assert axes[0].lines[0].get_ydata() == pytest.approx([1 / 3, 1 / 3])
+    chart = weights_chart(make_result(methods=(*METHODS, "no weights")))
+    assert [panel.title for panel in chart.panels] == list(METHODS)
+    assert drawn(chart).lines[0].get_ydata() == pytest.approx([0.25] * 3)
+    assert weights_chart(make_result(methods=("no weights",))) is None
 
 
-def test_lines_of_one_colour_differ_otherwise():
-    styles = [tuple(style(index).values()) for index in range(-1, 40)]
+def test_tuning_rings_the_chosen_rate_and_crosses_what_diverged():
+    assert tuning_chart(make_result()) is None
+    chart = tuning_chart(tuned(make_result()))
+    assert [panel.title for panel in chart.panels][:2] == ["Δm on validation % ↑", "single-task, left MSE ↓"]
+    axes = drawn(chart)
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"] == [1e-2] * len(METHODS)
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 11] == [1e-3] * len(METHODS)
+    assert axes.lines[0].get_ydata() == pytest.approx([-20, 10])
+    assert drawn(chart, 1).lines[0].get_ydata() == pytest.approx([0.2, -0.1])  # an error again, not its negative
+
+
+def test_nothing_finished_draws_nothing_and_breaks_nothing():
+    result = make_result(diverged=[(method, seed) for method in METHODS for seed in range(4)])
+    assert charts(result) == []
+    assert len(charts(make_result(diverged=[("mao", seed) for seed in range(4)]))) == 4
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_lines_of_one_colour_differ_otherwise(theme):
+    styles = [tuple(theme.style(index).values()) for index in range(-1, 40)]
     for first in range(41):
         for second in range(first):
             if styles[first][0] == styles[second][0] and first - second <= 18:
                 assert styles[first][1] != styles[second][1] or styles[first][2] != styles[second][2]
 
 
-def test_markdown_escapes_and_marks():
-    lines = to_markdown(result()).splitlines()
-    assert lines[2].startswith("| single-task | 51.7 ± 2.1 |")
-    assert lines[3].split(" | ")[1] == "81.7 ± 2.1\\*\\*"  # a constant difference from the best
-    assert lines[4].endswith("| 2.50 | 2.00 |")
-    assert lines[5].startswith("| no\\|weights | **101.7 ± 2.1** |")
-    assert all(line.count(" | ") == lines[0].count(" | ") for line in lines[2:6])
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_colours_have_contrast(theme):
+    """WCAG's contrast: 3 to 1 for lines and marks, 4.5 to 1 for text."""
+
+    def luminance(colour):
+        channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return float(np.dot(channels, (0.2126, 0.7152, 0.0722)))
+
+    def contrast(colour):
+        darker, lighter = sorted((luminance(colour), luminance(theme.paper)))
+        return (lighter + 0.05) / (darker + 0.05)
+
+    assert all(contrast(colour) >= 3 for colour in (*theme.colours, theme.muted))
+    assert contrast(theme.ink) >= 4.5
 
 
-def test_notes_say_what_has_to_be_known():
-    text = "\n".join(notes(result()))
-    for part in (
-        "QUICK",
-        "3 seeds, 2 epochs at batch size 64",
-        "0.001 (mao 0.0003)",
-        "2.0 ms",
-        "a counter",
-        "p < 0.05",
-    ):
-        assert part in text
-    assert "No stars: a paired t-test needs at least 3 seeds, this is 2." in "\n".join(notes(result(2)))
+NASTY = ("long" * 40, "$x$", "_x", "<script>alert(1)</script>", "$\\frac{", "", "タスク", "a\nb %")
 
 
-def test_terminal_table_has_main_measures_and_costs():
-    table = to_rich(result())
-    assert len(table.columns) == 1 + 3 + 1 + 2
-    assert table.row_count == 4
+def test_names_are_drawn_as_they_are():
+    result = tuned(make_result(Errors(NASTY, measure="$x$"), methods=("ew", "mao")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for chart in charts(result):
+            with LIGHT.applied():
+                whole = chart.whole(LIGHT, "$\\frac{ _")
+                ElementTree.fromstring(save(whole, "svg"))
+                if chart.name == "weights":
+                    [legend] = whole.legends
+                    assert [text.get_text() for text in legend.get_texts()] == list(map(short, NASTY))
+
+
+def test_long_names_are_cut():
+    assert short("a\n b") == "a b"
+    assert short("x" * 20) == "x" * 20
+    assert short("x" * 21) == "x" * 19 + "…"
+
+
+def test_pictures_are_the_same_every_time():
+    def once():
+        with LIGHT.applied():
+            return save(tradeoff_chart(make_result()).whole(LIGHT, "head"), "svg")
+
+    assert once() == once()

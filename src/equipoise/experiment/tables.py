@@ -1,21 +1,32 @@
-"""A comparison's table: for the terminal, as Markdown and as CSV."""
+"""A comparison's table and what is said below it: for the terminal, as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.experiment.comparison import Result
 from equipoise.experiment.costs import REFERENCE
 from equipoise.experiment.statistics import MIN_SEEDS, SINGLE, Cell, Column, stars
+from equipoise.experiment.verdict import judge
 
-TIME, MEMORY = "time ×", "memory ×"
+if TYPE_CHECKING:
+    from equipoise.experiment.comparison import Result
+
+RANK, TIME, MEMORY = "rank", "time ×", "memory ×"
+ENOUGH_SEEDS = 6
+"""With fewer, a bootstrap interval cannot reach 95 %."""
+
 WIDE = 8
 """With more tasks than this, the terminal shows Δm and costs; the files have everything."""
+
+
+def verdict(result: Result) -> tuple[str, ...]:
+    """Returns what follows from the comparison and what does not, a sentence each."""
+    return judge(result.summary, result.settings.methods, result.costs).sentences
 
 
 def notes(result: Result) -> list[str]:
@@ -28,19 +39,27 @@ def notes(result: Result) -> list[str]:
         )
     lines.append(
         f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
-        f"{settings.batch_size}, learning rate {settings.lr:g}{_rates(result)}. "
+        f"{settings.batch_size}, {_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
     lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
     if summary.seeds >= MIN_SEEDS:
         lines.append(
-            "Bold: best mean of a column. Stars: differs from the best, paired t-test, * p < 0.05, ** p < 0.01."
+            "Bold: best mean of a column. Stars: differs from the best, paired t-test, * p < 0.05, ** p < 0.01. The "
+            "p-value beside them is corrected by Holm's method for all pairs of methods in the column."
+        )
+        lines.append(
+            f"[low, high]: bootstrap interval of Δm over seeds; {count(summary.seeds, 'seed')} cover the true mean at "
+            f"most {1 - 0.5 ** (summary.seeds - 1):.0%} of the time."
+            if summary.seeds < ENOUGH_SEEDS
+            else "[low, high]: 95 % bootstrap interval of Δm over seeds."
         )
     else:
         lines.append(
             f"Bold: best mean of a column. No stars: a paired t-test needs at least {MIN_SEEDS} seeds, "
             f"this is {summary.seeds}."
         )
+    lines.append("Rank: mean over tasks' main measures and seeds, 1 is best.")
     base = result.costs.get(REFERENCE)
     if base is not None:
         lines.append(
@@ -58,15 +77,18 @@ def count(number: int, what: str) -> str:
 
 
 def _rates(result: Result) -> str:
-    """The learning rates that differ from the common one."""
+    """The learning rates: the common one and those that differ, or everyone's if they were tuned."""
     settings = result.settings
-    rates = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
-    own = [f"{method} {rate:g}" for method, rate in rates.items() if rate is not None]
-    return f" ({', '.join(own)})" if own else ""
+    if settings.tune:
+        rates = ", ".join(f"{method} {rate:g}" for method, rate in result.rates.items())
+        return f"learning rates chosen on validation with seed 0 ({rates})"
+    given = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
+    own = [f"{method} {rate:g}" for method, rate in given.items() if rate is not None]
+    return f"learning rate {settings.lr:g}" + (f" ({', '.join(own)})" if own else "")
 
 
 def to_frame(result: Result) -> pd.DataFrame:
-    """Returns everything, a row per method: mean, standard deviation and p-value of every column, and costs."""
+    """Returns everything, a row per method: mean, standard deviation and p-values of every column, and costs."""
     rows = []
     for method, cells in result.summary.cells.items():
         row: dict[str, object] = {
@@ -79,6 +101,10 @@ def to_frame(result: Result) -> pd.DataFrame:
             row[f"{name} mean"] = cell.mean if cell else math.nan
             row[f"{name} std"] = cell.deviation if cell else math.nan
             row[f"{name} p"] = cell.p_value if cell else math.nan
+            row[f"{name} p holm"] = cell.holm if cell else math.nan
+            if column.task is None:
+                row[f"{name} low"], row[f"{name} high"] = cell.interval if cell else (math.nan, math.nan)
+        row[RANK] = result.summary.ranks.get(method, math.nan)
         cost = result.costs.get(method)
         row["ms per step"] = cost.milliseconds if cost else math.nan
         row[TIME] = cost.relative_time if cost else math.nan
@@ -89,13 +115,36 @@ def to_frame(result: Result) -> pd.DataFrame:
 
 
 def to_markdown(result: Result) -> str:
-    """Returns the table as Markdown, notes below it."""
-    head = ["method", *(_head(column) for column in result.summary.columns), TIME, MEMORY]
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
+    """Returns the table as Markdown, the verdict and notes below it."""
+    head = ["method", *(head_of(column) for column in result.summary.columns), RANK, TIME, MEMORY]
+    lines = [f"| {' | '.join(map(_escape, head))} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
     for method in result.summary.cells:
         cells = [_escape(method), *(_markdown(cell, column) for cell, column in _row(result, method))]
-        lines.append(f"| {' | '.join([*cells, *_cost(result, method)])} |")
-    return "\n".join([*lines, "", *(f"- {_escape(note)}" for note in notes(result))]) + "\n"
+        lines.append(f"| {' | '.join([*cells, *numbers(result, method)])} |")
+    said = [*(_escape(sentence) for sentence in verdict(result)), "", *(f"- {_escape(n)}" for n in notes(result))]
+    return "\n".join([*lines, "", *said]) + "\n"
+
+
+def to_latex(result: Result) -> str:
+    """Returns the table for LaTeX with booktabs: main measures, Δm and costs; verdict and notes are the caption."""
+    columns = [column for column in result.summary.columns if column.main]
+    head = ["method", *(head_of(column) for column in columns), RANK, TIME, MEMORY]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        "\\toprule",
+        f"{' & '.join(map(_latex, head))} \\\\",
+        "\\midrule",
+    ]
+    for method in result.summary.cells:
+        cells = [_latex_cell(cell, column) for cell, column in _row(result, method) if column in columns]
+        lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
+        if method == SINGLE:
+            lines.append("\\midrule")
+    text = _latex(" ".join([*verdict(result), *notes(result)]))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{text}}}", "\\end{table}"]) + "\n"
 
 
 def to_rich(result: Result) -> Table:
@@ -104,19 +153,49 @@ def to_rich(result: Result) -> Table:
     if len(columns) > WIDE + 1:
         columns = [column for column in columns if column.task is None]
     title = f"{result.problem.name}{' (quick)' if result.settings.quick else ''}"
-    table = Table("method", title=title, title_justify="left", caption_justify="left")
+    table = Table(title=Text(title), title_justify="left", caption_justify="left")
+    table.add_column("method")
     for column in columns:
-        table.add_column(_head(column).replace(" ", "\n", 1) if column.task else _head(column), justify="right")
-    table.add_column(TIME, justify="right")
-    table.add_column(MEMORY, justify="right")
+        text = head_of(column)
+        table.add_column(Text(text.replace(" ", "\n", 1) if column.task else text, justify="right"), justify="right")
+    for name in (RANK, TIME, MEMORY):
+        table.add_column(name, justify="right")
     for method in result.summary.cells:
         row = [_text(cell, column) for cell, column in _row(result, method) if column in columns]
-        table.add_row(method, *row, *_cost(result, method), end_section=method == SINGLE)
+        table.add_row(Text(method), *row, *numbers(result, method), end_section=method == SINGLE)
     return table
 
 
-def _head(column: Column) -> str:
+def head_of(column: Column) -> str:
+    """Returns a column's head: the task, if it has one, the measure, its unit and an arrow in the better direction."""
     return f"{column.task} {column.measure.label}" if column.task else column.measure.label
+
+
+def numbers(result: Result, method: str) -> tuple[str, str, str]:
+    """Returns a method's rank, time and memory as they stand in tables; empty where there are none."""
+    rank, cost = result.summary.ranks.get(method), result.costs.get(method)
+    return (
+        "" if rank is None else f"{rank:.1f}",
+        "" if cost is None else f"{cost.relative_time:.2f}",
+        "" if cost is None else f"{cost.relative_memory:.2f}",
+    )
+
+
+def number(cell: Cell, column: Column) -> str:
+    """Returns mean ± standard deviation; the mean alone with one seed."""
+    mean = column.measure.format(cell.mean)
+    return mean if math.isnan(cell.deviation) else f"{mean} ± {column.measure.format(cell.deviation)}"
+
+
+def interval(cell: Cell, column: Column) -> str:
+    """Returns "[low, high]"; nothing where there is no interval."""
+    low, high = cell.interval
+    return "" if math.isnan(low) else f"[{column.measure.format(low)}, {column.measure.format(high)}]"
+
+
+def corrected(cell: Cell) -> str:
+    """Returns the p-value after Holm's correction; nothing if there is none."""
+    return "" if math.isnan(cell.holm) else "<0.001" if cell.holm < 0.001 else f"{cell.holm:.2g}"
 
 
 def _row(result: Result, method: str) -> list[tuple[Cell | None, Column]]:
@@ -124,30 +203,55 @@ def _row(result: Result, method: str) -> list[tuple[Cell | None, Column]]:
     return [(cells.get(column), column) for column in result.summary.columns]
 
 
-def _cost(result: Result, method: str) -> Sequence[str]:
-    cost = result.costs.get(method)
-    return ("", "") if cost is None else (f"{cost.relative_time:.2f}", f"{cost.relative_memory:.2f}")
-
-
-def _number(cell: Cell, column: Column) -> str:
-    mean = column.measure.format(cell.mean)
-    return mean if math.isnan(cell.deviation) else f"{mean} ± {column.measure.format(cell.deviation)}"
-
-
 def _markdown(cell: Cell | None, column: Column) -> str:
     if cell is None:
         return ""
-    number = _number(cell, column)
-    return f"**{number}**" if cell.best else number + stars(cell.p_value).replace("*", "\\*")
+    text = " ".join(filter(None, [number(cell, column), interval(cell, column)]))
+    p_value = f" ({corrected(cell)})" if corrected(cell) else ""
+    return f"**{text}**" if cell.best else text + stars(cell.p_value).replace("*", "\\*") + p_value
 
 
 def _text(cell: Cell | None, column: Column) -> Text:
+    """A cell of the terminal's table; the corrected p-value in the last column alone, where there is room."""
     if cell is None:
         return Text("")
-    return Text(_number(cell, column) + (stars(cell.p_value)), style="bold green" if cell.best else "")
+    p_value = f" ({corrected(cell)})" if column.task is None and corrected(cell) else ""
+    return Text(number(cell, column) + stars(cell.p_value) + p_value, style="bold green" if cell.best else "")
+
+
+def _latex_cell(cell: Cell | None, column: Column) -> str:
+    if cell is None:
+        return ""
+    text = _latex(number(cell, column))
+    marks = stars(cell.p_value)
+    return f"\\textbf{{{text}}}" if cell.best else f"{text}$^{{{marks}}}$" if marks else text
 
 
 def _escape(text: str) -> str:
-    for character in ("\\", "|", "*"):
+    for character in ("\\", "|", "*", "_", "`", "<", "["):
         text = text.replace(character, f"\\{character}")
-    return text
+    return " ".join(text.split())
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "≤": r"$\leq$",
+    "²": r"$^2$",
+    "…": r"\dots{}",
+} | {character: f"\\{character}" for character in "&%$#_{}"}
+"""What stands for itself in a text and not in LaTeX."""
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))

@@ -1,0 +1,40 @@
+"""What is needed to repeat a comparison."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from equipoise.experiment.settings import Settings
+
+
+def command(settings: Settings) -> str:
+    """Returns the command that makes the same comparison in an empty folder, as a shell takes it."""
+    words = ["equipoise", "compare", settings.problem, "--methods", ",".join(settings.methods)]
+    words += ["--seeds", str(settings.seeds), "--epochs", str(settings.epochs)]
+    words += ["--batch-size", str(settings.batch_size), "--weight-decay", f"{settings.weight_decay:g}"]
+    if settings.quick:
+        words.append("--quick")
+    if settings.tune:
+        words += ["--tune", "--grid", ",".join(f"{rate:g}" for rate in settings.grid)]
+    else:
+        words += ["--lr", f"{settings.lr:g}"]
+    for method, values in settings.hyperparameters.items():
+        for name, value in values.items():
+            words += ["--set", f"{method}.{name}={json.dumps(value, ensure_ascii=False)}"]
+    return shlex.join([*words, "--device", settings.device])
+
+
+def facts(settings: Settings, versions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what decided the outcome, and what it ran with, each with its name."""
+    found = [
+        ("seeds", ", ".join(map(str, range(settings.seeds)))),
+        ("epochs", str(settings.epochs)),
+        ("batch size", str(settings.batch_size)),
+        ("weight decay", f"{settings.weight_decay:g}"),
+        ("schedule of the learning rate", settings.schedule),
+        ("quick", "yes" if settings.quick else "no"),
+    ]
+    return found + [(str(name), str(value)) for name, value in versions.items()]

@@ -1,0 +1,210 @@
+"""The report's content; test_browser.py opens it in a browser."""
+
+import itertools
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+
+import pytest
+from comparisons import METHODS, Errors, make_result, tuned
+from PIL import Image
+
+from equipoise.experiment.report import to_html
+from equipoise.experiment.report.repeat import command
+from equipoise.experiment.settings import parse_hyperparameters
+from equipoise.experiment.tables import notes, verdict
+
+NASTY = "<script>alert('x')</script>\"&$x$_"
+VOID = {"meta", "link", "img", "source", "br"}
+
+
+class Page(HTMLParser):
+    """Elements, texts and whether tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append(data.strip())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page(result):
+    found = Page(to_html(result))
+    assert found.open == []
+    return found
+
+
+def monitored(folder, methods=METHODS, tasks=("left", "right")):
+    """Writes what a monitor would have recorded: `left` moves each layer four times as far as `right`."""
+    (folder / "monitor").mkdir(parents=True)
+    for method in methods:
+        lines = [{"format": 1, "tasks": list(tasks), "layers": ["conv", "dense", "head"], "every": 5}]
+        for step in (0, 5, 10):
+            one, two = ([size, 2 * size, None] for size in (4e-3, 1e-3))
+            lines.append(
+                {
+                    "step": step,
+                    "weights": dict.fromkeys(tasks, 1.0),
+                    "gradient": dict(zip(tasks, (one, two), strict=True)),
+                    "contribution": dict(zip(tasks, (one, two), strict=True)),
+                    "cosines": [[1.0, -0.25], [-0.25, 1.0]],
+                }
+            )
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (folder / "monitor" / f"{method}-0.jsonl").write_text(text)
+    return folder
+
+
+def test_everything_has_its_place(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    Image.new("RGB", (1500, 600)).save(tmp_path / "predictions" / "single-left.png")
+    Image.new("RGB", (300, 200)).save(tmp_path / "predictions" / "mao.png")
+    result = tuned(make_result(folder=monitored(tmp_path)))
+    found = page(result)
+    ids = {attributes["id"] for _, attributes in found.elements if "id" in attributes}
+    assert {
+        "table",
+        "results",
+        "tradeoff",
+        "training",
+        "tuning",
+        "why",
+        "layers",
+        "steps",
+        "weights",
+        "conflicts",
+    } < ids
+    assert {"predictions", "repeat"} < ids
+    targets = {attributes["href"] for attributes in found.all("a")}
+    assert {target[1:] for target in targets} <= ids
+    text = " ".join(found.texts)
+    for sentence in (
+        *verdict(result),
+        *notes(result),
+        command(result.settings),
+        "a machine",
+        "errors that nobody made",
+    ):
+        assert sentence in text
+    assert "left 80%, right 20%" in text
+    assert "4.0" in found.texts
+    sizes = {(a["width"], a["height"]) for a in found.all("img") if a["src"].startswith("data:image/webp")}
+    assert sizes == {("1000", "400"), ("300", "200")}
+
+
+def test_what_a_folder_lacks_is_left_out(tmp_path):
+    found = page(make_result(folder=tmp_path))
+    ids = {attributes["id"] for _, attributes in found.elements if "id" in attributes}
+    assert not ids & {"predictions", "layers", "steps", "conflicts", "tuning"}
+    assert {"why", "weights"} <= ids  # weights are in the records
+
+
+def test_a_monitor_file_that_is_damaged_is_named_and_left_out(tmp_path):
+    folder = monitored(tmp_path)
+    (folder / "monitor" / "ema-0.jsonl").write_text("nonsense\n")
+    (folder / "monitor" / "ew-0.jsonl").write_text('{"format": 1, "tasks": ["left"], "layers": [], "every": 1}\n')
+    text = to_html(make_result(folder=folder))
+    assert "Left out: " in text
+    assert "ema-0.jsonl" in text
+    assert text.count("<figcaption>mao</figcaption>") == 4
+    assert text.count("<figcaption>ema</figcaption>") == 1
+
+
+def test_it_asks_for_nothing_and_runs_nothing():
+    found = page(make_result())
+    assert found.all("script") == []
+    assert not any(name.startswith("on") or name == "style" for _, attributes in found.elements for name in attributes)
+    for _, attributes in found.elements:
+        for name in ("src", "srcset", "href"):
+            assert attributes.get(name, "#").startswith(("data:", "#"))
+    [policy] = [a["content"] for a in found.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    text = to_html(make_result())
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_pictures_are_there_for_light_and_dark_and_in_words():
+    found = page(make_result())
+    images, sources = found.all("img"), found.all("source")
+    assert len(images) == len(sources) > 5
+    assert {source["media"] for source in sources} == {"screen and (prefers-color-scheme: dark)"}
+    assert all(len(image["alt"]) > 10 and int(image["width"]) > 100 for image in images)
+    assert len({image["src"] for image in images} & {source["srcset"] for source in sources}) == 0
+
+
+def test_names_are_escaped(tmp_path):
+    problem = Errors((NASTY, "b"), measure=NASTY)
+    problem.name = problem.description = NASTY
+    result = make_result(
+        problem,
+        folder=monitored(tmp_path, tasks=(NASTY, "b")),
+        problem=f"{NASTY}.py:p",
+        hyperparameters={"mao": {NASTY: NASTY}},
+    )
+    result = tuned(result)
+    object.__setattr__(result, "versions", {NASTY: NASTY})
+    text = to_html(result)
+    assert "<script" not in text
+    assert "alert(&#39;x&#39;)" in text
+    found = page(result)
+    assert f"{NASTY}: balancing methods compared" in found.texts
+    assert f"{NASTY} = {NASTY}" in found.texts
+    assert any(NASTY in image["alt"] for image in found.all("img"))
+    assert any(NASTY in attributes.get("aria-label", "") for _, attributes in found.elements)
+
+
+def test_the_command_is_one_that_a_shell_takes_apart_as_it_was_meant():
+    settings = make_result(
+        quick=True,
+        weight_decay=5e-4,
+        hyperparameters={"mao": {"lr": 3e-4, "betas": [0.9, 0.99], "note": "a 'b' \"c\" $d"}, "ema": {"flag": True}},
+    ).settings
+    words = shlex.split(command(settings))
+    assert words[:3] == ["equipoise", "compare", "errors.py:problem"]
+    pairs = dict(itertools.pairwise(words))
+    assert pairs["--methods"] == "ew,ema,mao"
+    assert (pairs["--seeds"], pairs["--epochs"], pairs["--batch-size"]) == ("4", "3", "16")
+    assert (pairs["--lr"], pairs["--weight-decay"], pairs["--device"]) == ("0.001", "0.0005", "cpu")
+    assert "--quick" in words
+    assignments = [value for option, value in itertools.pairwise(words) if option == "--set"]
+    assert parse_hyperparameters(assignments, None) == settings.hyperparameters
+    words = shlex.split(command(tuned(make_result()).settings))
+    assert "--lr" not in words
+    assert words[words.index("--grid") - 1 :][:3] == ["--tune", "--grid", "0.0001,0.001,0.01"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_with_few_seeds_there_are_no_stars(seeds):
+    result = make_result(seeds=seeds)
+    text = to_html(result)
+    assert "too few for a paired t-test" in text
+    assert not re.search(r"\d\*", text.split("</style>")[1])
+
+
+def test_nothing_finished_is_a_page_too():
+    found = page(make_result(diverged=[(method, seed) for method in METHODS for seed in range(4)]))
+    assert "No method finished every seed: there is nothing to judge." in found.texts
+
+
+def test_forty_tasks_stay_readable():
+    text = to_html(make_result(Errors([f"task {number}" for number in range(40)])))
+    assert "<details open" not in text
+    assert text.count("<details") == 40
+    assert len(text) < 5e6
