@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from equipoise.experiment.comparison import BaselineError, Comparison, Result, methods_of
+from equipoise.experiment.comparison import BaselineError, Comparison, Result, load_result, methods_of
 from equipoise.experiment.execution import WorkerError
-from equipoise.experiment.folder import FolderError
+from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.pictures import draw_all
 from equipoise.experiment.progress import ConsoleProgress
+from equipoise.experiment.report import to_html
 from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
 from equipoise.experiment.store import StorageError
-from equipoise.experiment.tables import notes, to_frame, to_markdown, to_rich
+from equipoise.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
 from equipoise.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.methods import METHODS
 from equipoise.problems import PROBLEMS, ProblemError, load_problem, split_options
@@ -38,6 +40,25 @@ app = typer.Typer(
 )
 MAX_WORKERS = 8
 """Worker processes that are started on a CPU unless more are asked for: each holds the data and a model."""
+
+REPORT = "report.html"
+
+
+class Format(str, Enum):
+    """What `report` writes."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    LATEX = "latex"
+    CSV = "csv"
+
+
+WRITERS: dict[Format, Callable[[Result], str]] = {
+    Format.HTML: to_html,
+    Format.MARKDOWN: to_markdown,
+    Format.LATEX: to_latex,
+    Format.CSV: lambda result: str(to_frame(result).to_csv(index=False)),
+}
 
 console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
 
@@ -161,6 +182,33 @@ def problems() -> None:
     console.print("Your own: `equipoise compare my_problem.py:problem`; see examples/tabular.py.", markup=False)
 
 
+@app.command(
+    epilog="**Examples**\n\n"
+    "`equipoise report runs/digits`: the page, in the folder\n\n"
+    "`equipoise report runs/digits --format latex --out table.tex`"
+)
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a comparison that is finished.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="html: a page with everything; the others: the table.")
+    ] = Format.HTML,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; default: report.html in the folder, for the other formats the terminal."),
+    ] = None,
+) -> None:
+    """Writes the report or the table of a comparison again, from its folder; nothing is trained."""
+    with _clear_errors():
+        result = load_result(run)
+        text = WRITERS[format_](result)
+        if out is None and format_ is not Format.HTML:
+            typer.echo(text, nl=False)
+            return
+        place = out or run / REPORT
+        RunFolder(place.parent).write(place.name, text.encode())
+        typer.echo(place)
+
+
 def _settings(
     problem: str,
     methods: str,
@@ -228,6 +276,7 @@ def _parse_grid(text: str) -> tuple[float, ...]:
 def _write(comparison: Comparison, result: Result) -> None:
     comparison.folder.write("table.csv", to_frame(result).to_csv(index=False).encode())
     comparison.folder.write("table.md", to_markdown(result).encode())
+    comparison.folder.write(REPORT, to_html(result).encode())
     for name, content in draw_all(result).items():
         comparison.folder.write(name, content)
 
@@ -239,6 +288,10 @@ def _show(result: Result, folder: Path) -> None:
     console.print(
         f"Everything is in {folder}: table.md, table.csv, runs.jsonl, results.png, training.png, …", markup=False
     )
+    console.print()
+    for sentence in verdict(result):
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"\nReport: {folder / REPORT}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
