@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import add_rows
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.sharded import is_sharded
-from equipoise.gradients.shared import SharedParameters
 from equipoise.gradients.wrappers import parameter_names
 from equipoise.methods import Method
 from equipoise.monitor.rates import check_optimizer
@@ -112,7 +112,7 @@ class BalanceMonitor:
             self._balancing.watch(None)
             raise
         self._hook = self._optimizer.register_step_post_hook(self._after_step)
-        self._shared = SharedParameters(None, None)
+        self._shared: set[Tensor] = set()
         self._norms: dict[str, float] = {}
         self._sample = _Sample()
         self._step = self._next = 0
@@ -208,30 +208,34 @@ class BalanceMonitor:
     def _after_step(self, *_: object) -> None:
         """After the optimizer's step: completes the sample."""
         if self.due:
-            sample = self._sample
-            if sample.rows:
-                self._measure(sample.rows)
-            if sample.sums.norms:
-                self._record(sample)
+            if self._sample.rows:
+                self._measure(self._sample.rows)
+            if self._sample.sums.norms and self._record():
                 self._next = (self._step // self.recording.every + 1) * self.recording.every
             self._sample = _Sample()
         self._step += 1
 
     def _measure(self, rows: Rows) -> None:
         """Measures the rows after the optimizer has taken them."""
-        self._shared.find([list(row) for row in rows.values()])
-        self._sample.sums.add(rows, self._optimizer, self._shared.among(p for row in rows.values() for p in row))
+        reached = Counter(p for row in rows.values() for p in row)
+        self._shared |= {p for p, count in reached.items() if count > 1}
+        self._sample.sums.add(rows, self._optimizer, [p for p in reached if p in self._shared])
 
-    def _record(self, sample: _Sample) -> None:
-        sums = sample.sums
+    def _record(self) -> bool:
+        """Appends the sample to the records; not if a gradient scaler had the optimizer's kernel leave the step out."""
+        sample, sums = self._sample, self._sample.sums
+        overflow = getattr(self._optimizer, "found_inf", None)
         products = [] if sums.products is None else list(sums.products.flatten().unbind())
-        norms, moved, factors, weights, flat = fetch(
+        norms, moved, factors, weights, flat, left_out = fetch(
             list(sums.norms.values()),
             list(sums.moved.values()),
             list(sample.factors.values()),
             list(sample.weights.values()),
             products,
+            [] if overflow is None else [overflow.reshape(())],
         )
+        if any(left_out):
+            return False
         factor = dict(zip(sample.factors, map(abs, factors), strict=True))
         totals = {task: [_Total() for _ in self.recording.layers] for task in self.recording.tasks}
         scales = {(task, p): factor.get(task, 1.0) if p in sample.weighted else 1.0 for task, p in sums.norms}
@@ -253,6 +257,7 @@ class BalanceMonitor:
         )
         for writer in self._writers:
             writer.write(self.recording, self.recording.records[-1])
+        return True
 
 
 @dataclass
