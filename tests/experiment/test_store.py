@@ -209,7 +209,7 @@ def test_runs_of_another_version_are_refused_and_left(store, monkeypatch):
 
 
 def test_what_is_not_there(tmp_path, store):
-    with pytest.raises(StorageError, match=r"none\.db does not exist"):
+    with pytest.raises(StorageError, match=r"There is no study 'name' in sqlite:.*none\.db"):
         Store(sqlite_url(tmp_path / "none.db"), "name")
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(StorageError, match="There is no study 'other'"):

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from equipoise.problems import Problem, Splits, load_problem
 
 POLL_SECONDS = 0.2
 """How often a worker looks for a run, and the coordinator for what has changed."""
+
+IDLE_SECONDS = 1.0
+"""How often a worker of its own looks for a run."""
 
 STATE = "state"
 """The study's attribute by which workers know whether more may come: `OPEN` or `DONE`."""
@@ -74,6 +78,8 @@ class Worker:
         Raises:
             StoppedError: `stopped` said so.
             KeyboardInterrupt: Ctrl-C.
+            ProblemError: the problem cannot be had on this machine.
+            WorkerError: nor can the device.
         """
         claim = self._store.claim(self._name)
         if claim is None:
@@ -104,8 +110,9 @@ class Worker:
             self._store.epoch(claim, number, score)
             self._on_epoch()
 
+        problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
+        _check_device(definition.trial.device)  # not the run's
         try:
-            problem, data = open_problem(definition.problem, definition.quick)
             picture = place / "predictions" / f"{file_name(run.method)}.png" if definition.picture else None
             return train(problem, data, definition.trial, epoch, check, picture)
         except StoppedError:
@@ -116,6 +123,13 @@ class Worker:
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             return {**vars(run), "status": "failed", "message": message, "traceback": traceback.format_exc()}
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise WorkerError(f"Device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -204,6 +218,28 @@ def _work_here(url: str, study: str, threads: int, stop: Event) -> None:
                 stop.wait(POLL_SECONDS)
     except StoppedError:
         return
+
+
+def serve(store: Store, wait: bool, on_run: Callable[[Record], None]) -> None:
+    """Works on a study's runs until there will be no more.
+
+    Args:
+        store: the study.
+        wait: wait while the queue is empty, until the comparison says that all is done; else end then.
+        on_run: is told every record.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the run is back in the queue.
+    """
+    worker = Worker(store)
+    while True:
+        record = worker.work()
+        if record is not None:
+            on_run(record)
+        elif not wait or store.get(STATE) == DONE:
+            return
+        else:
+            time.sleep(IDLE_SECONDS)
 
 
 def worker_name(process: int) -> str:

@@ -60,8 +60,7 @@ class ConsoleProgress:
         self._done += 1
         if not self._console.is_terminal or record["status"] != "finished":
             self._console.print(
-                f"[{self._done}/{self._runs}] {record['method']}, seed {record['seed']}, lr {record['lr']:g}: "
-                f"{self._outcome(record)}",
+                f"[{self._done}/{self._runs}] {describe(record)}{self._measures(record)}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -74,13 +73,19 @@ class ConsoleProgress:
         if not self._console.is_terminal:
             self._console.print("Measuring time per step and memory.")
 
-    def _outcome(self, record: Record) -> str:
-        if record["status"] != "finished":
-            return f"{record['status']}: {record['message']}"
+    def _measures(self, record: Record) -> str:
         parts = []
         for task in self._tasks:
-            if task.name in record["test"]:
+            if task.name in record.get("test", {}):
                 main = task.measures[0]
                 number = main.format(record["test"][task.name][main.name])
                 parts.append(f"{task.name} {main.name} {number}{f' {main.unit}' if main.unit else ''}")
-        return f"{', '.join(parts)} ({record['seconds']:.1f} s)"
+        return f": {', '.join(parts)}" if parts else ""
+
+
+def describe(record: Record) -> str:
+    """Returns which run it was and how it ended."""
+    outcome = (
+        f"{record['seconds']:.1f} s" if record["status"] == "finished" else f"{record['status']}: {record['message']}"
+    )
+    return f"{record['method']}, seed {record['seed']}, lr {record['lr']:g} ({outcome})"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
+from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from equipoise.experiment.folder import readable, storable
 from equipoise.experiment.training import Record, Trial
@@ -25,7 +26,7 @@ from equipoise.experiment.tuning import Run, value_of
 FORMAT = 1
 """Version of what a run's definition and record look like in the study."""
 
-HEARTBEAT_SECONDS = 5
+HEARTBEAT_SECONDS = 2
 GRACE_SECONDS = 60
 """A worker tells every so often that it is alive; one that has not for longer than this has lost its run."""
 
@@ -125,10 +126,10 @@ class Store:
         self._decoded: dict[int, Record] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sqlite = sqlite_path(url)
-        if sqlite is not None and not (create or sqlite.exists()):
-            raise StorageError(f"There is no study: {sqlite} does not exist.")
         options = {"connect_args": {"timeout": SQLITE_PATIENCE}} if sqlite else {"pool_pre_ping": True}
-        try:
+        with _clear_errors(url):
+            if not create and name not in study_names(url):
+                raise StorageError(f"There is no study {name!r} in {hide_password(url)}.")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._storage = RDBStorage(
@@ -136,24 +137,10 @@ class Store:
                 )
             if sqlite is not None:
                 _lock_from_the_start(self._storage)
-            if create:
-                self._study = optuna.create_study(
-                    storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
-                )
-            else:
-                self._study = optuna.load_study(study_name=name, storage=self._storage)
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
+            )
             self._id = self._storage.get_study_id_from_name(name)
-        except KeyError as error:
-            raise StorageError(f"There is no study {name!r} in {hide_password(url)}.") from error
-        except ModuleNotFoundError as error:
-            raise StorageError(
-                f"{hide_password(url)} needs the package {error.name}: "
-                'for PostgreSQL, pip install "equipoise[postgres]" and write postgresql+psycopg://…'
-            ) from error
-        except (OperationalError, ProgrammingError, IntegrityError, StorageInternalError, RuntimeError) as error:
-            cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
-            raise StorageError(f"{hide_password(url)} cannot be used: {reason}") from error
 
     # What the comparison says about itself.
 
@@ -339,6 +326,45 @@ def _parse(url: str) -> URL:
         raise StorageError(
             f"--storage {url!r} is no database: write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
         ) from error
+
+
+def study_names(url: str) -> list[str]:
+    """Returns the names of a database's studies.
+
+    It is asked without Optuna, which would make its tables, perhaps while the coordinator makes them.
+
+    Raises:
+        StorageError: the database cannot be reached.
+    """
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        return []
+    with _clear_errors(url):
+        engine = create_engine(url)
+        try:
+            with engine.connect() as connection:
+                if not inspect(connection).has_table("studies"):
+                    return []
+                rows = connection.execute(text("SELECT study_name FROM studies ORDER BY study_id"))
+                return [name for (name,) in rows]
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _clear_errors(url: str) -> Iterator[None]:
+    """Says in one line what a database has against being used."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"{hide_password(url)} needs the package {error.name}: "
+            'for PostgreSQL, pip install "equipoise[postgres]" and write postgresql+psycopg://…'
+        ) from error
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
+        raise StorageError(f"{hide_password(url)} cannot be used: {reason}") from error
 
 
 def _lock_from_the_start(storage: RDBStorage) -> None:
