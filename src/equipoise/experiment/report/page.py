@@ -104,8 +104,8 @@ def to_html(result: Result) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         problem=result.problem,
         quick=result.settings.quick,
-        verdict=sentences[0],
-        others=sentences[1:],
+        verdict=_unbroken(sentences[0]),
+        others=[_unbroken(sentence) for sentence in sentences[1:]],
         heads=[head_of(column) for column in shown],
         rows=[(method, _entries(result, method, shown), numbers(result, method)) for method in summary.cells],
         last=(RANK, TIME, MEMORY),
@@ -155,6 +155,11 @@ CONFLICTS = (
     "Cosines between the tasks' gradients on shared parameters, mean over training (first seed): +1 pull the same "
     "way, 0 have nothing to do with each other, below 0 work against each other."
 )
+
+
+def _unbroken(sentence: str) -> str:
+    """With spaces that a line does not end at around comparison signs."""
+    return sentence.replace(" < ", "\u00a0<\u00a0").replace(" = ", "\u00a0=\u00a0").replace(" ×", "\u00a0×")
 
 
 def _part(name: str) -> str:

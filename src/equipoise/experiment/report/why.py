@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,7 @@ def balance(recorded: Mapping[str, Recording]) -> list[tuple[str, list[tuple[str
     return [
         (method, [(task, f"{share:.0%}") for task, share in recording.shares().items()], f"{recording.imbalance():.1f}")
         for method, recording in recorded.items()
+        if recording.shared_layers and math.isfinite(recording.imbalance())
     ]
 
 
@@ -109,7 +111,7 @@ def _shares(recording: Recording) -> str:
 
 def _conflicts(method: str, tasks: Sequence[str], cosines: NDArray[np.float64]) -> Panel:
     def draw(axes: Axes, theme: Theme) -> None:
-        axes.imshow(cosines, cmap="PuOr", vmin=-1, vmax=1)
+        axes.imshow(cosines, cmap="PuOr_r", vmin=-1, vmax=1)
         if len(tasks) <= MANY:
             names = list(map(short, tasks))
             axes.set_xticks(range(len(tasks)), names, rotation=90)
