@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,10 +19,11 @@ from equipoise.gradients.accumulate import accumulate_gradients, all_finite, uns
 from equipoise.gradients.batch import Batch, check_bounds, checks_values, stack
 from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.gramian import combine, gramian, wide_dtype
-from equipoise.gradients.jacobian import Rows, owned
+from equipoise.gradients.jacobian import Rows, completed, owned
 from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.ranks import Ranks
+from equipoise.gradients.representation import Cut, Representation, take_representation
 from equipoise.gradients.sharded import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.gradients.watching import Watcher
@@ -145,6 +147,7 @@ class Balancer(nn.Module):
         counts: Mapping[str, float | Tensor] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         retain_graph: bool = False,
+        representation: Representation | None = None,
     ) -> dict[str, Tensor]:
         """Adds the balanced gradient into `.grad`, as `Tensor.backward()` adds a loss's gradient.
 
@@ -158,18 +161,31 @@ class Balancer(nn.Module):
             scaler: the `torch.amp.GradScaler` that will step the optimizer. `.grad` is then scaled, as the scaler
                 expects; what the aggregator sees is not. A step that overflows changes no balancing state.
             retain_graph: keep the graph for another backward pass.
+            representation: where the trunk ends and the tasks begin: the tensor, or tensors, that the trunk returned
+                and all losses were computed from. The aggregator then takes its statistics on the task gradients
+                there, in place of `probe` (with `MGDA` that is MGDA-UB). A step costs K backward passes down to it, and
+                one through the trunk: that of the weighted sum. All that leads to it counts as shared. Above it, as
+                ever, shared parameters get the weighted sum of their tasks' gradients and others their own task's.
 
         Returns:
             Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights.
 
         Raises:
-            TypeError: losses is not a mapping of tensors.
+            TypeError: losses is not a mapping of tensors, or representation no tensor or sequence of tensors.
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, is NaN or infinite, or ≤ 0
-                where the method needs it positive; no shared parameter where there is an aggregator. Nothing has
-                changed then. What is wrong on one rank is an error on all.
+                where the method needs it positive; no shared parameter where there is an aggregator; a representation
+                that no loss depends on, whose tensors depend on one another, or that does not go with the rest (an
+                aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has changed then.
+                What is wrong on one rank is an error on all.
         """
-        empty = self.takes_empty
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
+        at: list[Tensor] = []
+        also = None
+        if representation is not None:
+            self._check_goes_with_representation(accumulate)
+            also = partial(take_representation, representation, bool(losses), at)
+        batch = self._passes.read(
+            self.tasks, losses, counts, self.check_finite, self.takes_empty, accumulate=accumulate, also=also
+        )
         if self._counted not in (None, counts is not None):
             raise ValueError("Give counts for every micro-batch that is accumulated, or for none.")
         self._counts = counts
@@ -185,7 +201,9 @@ class Balancer(nn.Module):
             coefficients, learned = self._coefficients(batch.values, valid)
             scale = None if scaler is None else scaler.scale(torch.ones_like(coefficients[0]))
             scaled = coefficients if scale is None else coefficients * scale
-            if by_task:
+            if representation is not None:
+                weights, valid = self._backward_at(at, batch, scaled, scale, retain_graph, valid)
+            elif by_task:
                 weights, valid = self._backward_by_task(batch, scaled, scale, accumulate, retain_graph, valid)
             else:
                 weights, whole = {}, len(batch.tasks) == len(self.tasks)
@@ -372,6 +390,70 @@ class Balancer(nn.Module):
             together = replace(together, rows=self._passes.reduced(together.rows))
         return self._balance(together, scale, valid, second_pass if probing else None), valid
 
+    def _backward_at(
+        self,
+        representation: Sequence[Tensor],
+        batch: Batch,
+        coefficients: Tensor,
+        scale: Tensor | None,
+        retain_graph: bool,
+        valid: Tensor | None,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """As `_backward_by_task`, with the gradients of a representation: one backward pass through the trunk."""
+        assert isinstance(self.aggregator, GramianAggregator)  # checked before
+        leaves = self._passes.leaves(batch)
+        cut = self.ranks.checked(Cut, batch, representation)
+        self._find_shared(batch.tasks, leaves, probe=False)
+        watcher = self._passes.watching
+        if watcher is not None:
+            whole = self._passes.rows(batch, leaves, coefficients, True, True)
+            if scale is not None:
+                unscale_rows(whole, scale)
+            watcher.see_rows(whole)
+        own = self._passes.own(batch, coefficients)
+        rows = cut.rows(own, retain_graph)
+        statistics = cut.gramian(rows)
+        if self.ranks.active:
+            self.ranks.sum_(statistics)  # every rank has its own samples' part of the representation
+        if scale is not None:
+            statistics = statistics / scale.to(statistics.dtype).square()
+        with self.aggregator.step(self._present(batch.tasks), batch.values.dtype) as step:
+            weights = self.aggregator.finite_weights(statistics, batch.values)
+            found = dict(zip(batch.tasks, weights.unbind(), strict=True))
+            if watcher is not None:
+                watcher.see_weights(found, self._shared.among(p for row in leaves for p in row))
+            gradients = cut.combined(rows, own, weights, self._shared, retain_graph)
+            if self.ranks.active:
+                every = dict.fromkeys(leaf for row in leaves for leaf in row)
+                gradients = self._passes.reduced({"": completed(gradients, every)})[""]
+            if scale is not None:
+                valid = self._all_finite(valid, gradients.values())
+            accumulate_gradients(gradients)
+            step.commit(_both(valid, weights.isfinite().all()))
+        return found, valid
+
+    def _check_goes_with_representation(self, accumulate: bool) -> None:
+        """Checks what is the same on all ranks."""
+        if not isinstance(self.aggregator, GramianAggregator):
+            found = "none" if self.aggregator is None else type(self.aggregator).__name__
+            raise ValueError(
+                f"representation needs an aggregator that finds weights from the Gramian; found {found}. Leave it out."
+            )
+        if self._shared.given:
+            raise ValueError(
+                "representation says what is shared, all that leads to it: make the Balancer without shared."
+            )
+        if accumulate or self._micro_batches:
+            raise ValueError(
+                "representation balances one batch, whose graph the trunk's backward pass needs: leave it out where "
+                "gradients are accumulated over micro-batches."
+            )
+        if self._passes.sharded:
+            raise ValueError(
+                "representation does not go with fully_shard, which has gradients computed from the losses only: leave "
+                "it out; probe= takes statistics on a layer."
+            )
+
     def _balance(
         self,
         micro_batches: MicroBatches,
@@ -448,11 +530,11 @@ class Balancer(nn.Module):
                 gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient
         return weights, gradients
 
-    def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> None:
-        """Takes note of what is shared; raises if it leaves nothing to balance or to take statistics on."""
+    def _find_shared(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]], probe: bool = True) -> None:
+        """Takes note of what is shared; raises if it leaves nothing to balance or, with a probe, to measure."""
         found = self._shared.find(leaves)
         all_there = len(tasks) == len(self.tasks)
-        if self._probe and found and all_there and not any(p in self._probe for p in found):
+        if probe and self._probe and found and all_there and not any(p in self._probe for p in found):
             raise ValueError(
                 "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
                 "parameters of the shared trunk, such as its last layer, or leave probe out."

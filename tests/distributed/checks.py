@@ -180,6 +180,73 @@ def statistics_on_a_probe(rank, size, checkpoints):
         assert difference(gradients(model), gradients(twin)) < BOUND
 
 
+def losses_at(model, step, rows, trunk=None):
+    """The losses of each task's rows of samples, and the trunk's output for all samples that they start from."""
+    x, targets = samples(step)
+    first = min(range(scenarios.SAMPLES)[part].start for part in rows.values())
+    after = max(range(scenarios.SAMPLES)[part].stop for part in rows.values())
+    z = (trunk or model.trunk)(x[first:after])
+    ab = model.branch(z).tanh()
+    losses = {}
+    for task, part in rows.items():
+        output = model.heads[task](z if task == "c" else ab).squeeze(1)
+        errors = output[part.start - first : part.stop - first] - targets[task][part]
+        losses[task] = errors.square().mean()
+    return losses, z
+
+
+@check()
+def a_representation_of_each_ranks_own_samples(rank, size, checkpoints):
+    """The Gramians at the representation add up: as one process has it on all samples, whoever has the labels."""
+    own, width = mine(rank, size), scenarios.SAMPLES // size
+    everything = slice(0, scenarios.SAMPLES)
+    for kind in ("plain", "ddp"):
+        model, twin = network(), network()
+        trunk = wrapped(model.trunk, kind)
+        balancer = eq.Balancer(TASKS, eq.EMA(), eq.GradNorm(), model=model)
+        one = eq.Balancer(TASKS, eq.EMA(), eq.GradNorm(), process_group=alone())
+        for step, (held, all_of_it) in enumerate(
+            [
+                (dict.fromkeys(TASKS, own), dict.fromkeys(TASKS, everything)),
+                (  # the first rank has no label of b
+                    {task: own for task in TASKS if rank or task != "b"},
+                    {"a": everything, "b": slice(width, scenarios.SAMPLES), "c": everything},
+                ),
+                (  # the last rank has no batch
+                    dict.fromkeys(TASKS if rank < size - 1 else (), own),
+                    dict.fromkeys(TASKS, slice(0, scenarios.SAMPLES - width)),
+                ),
+            ]
+        ):
+            losses, z = losses_at(model, step, held, trunk) if held else ({}, [])
+            weights = balancer.backward(losses, counts=dict.fromkeys(held, width), representation=z)
+            losses, z = losses_at(twin, step, all_of_it)
+            expected = one.backward(losses, representation=z)
+            assert difference([*weights.values()], [*expected.values()]) < BOUND, (kind, step)
+            assert difference(gradients(model), gradients(twin)) < BOUND, (kind, step)
+        assert alike_on_all_ranks(gradients(model))
+
+
+@check()
+def errors_of_a_representation_are_errors_on_all_ranks(rank, size, checkpoints):
+    model = network()
+    balancer = eq.Balancer(TASKS, None, eq.MGDA(), model=model)
+    losses, z = losses_at(model, 0, dict.fromkeys(TASKS, mine(rank, size)))
+    for wrong, words in (
+        (z.detach(), "with its graph"),
+        (z * 1, "No loss depends on representation"),
+        ([], "is empty"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            balancer.backward(losses, representation=wrong if rank == 1 else z, retain_graph=True)
+    with pytest.raises(ValueError, match="called differently"):
+        balancer.backward(losses, representation=None if rank == 1 else z)
+    assert not gradients(model)
+    sharded = wrapped(network(), "fsdp")
+    with pytest.raises(ValueError, match="does not go with fully_shard"):
+        eq.Balancer(TASKS, None, eq.MGDA(), model=sharded).backward(losses, representation=z)
+
+
 @check(2)
 def aggregators_of_torchjd(rank, size, checkpoints):
     """One of each kind: by the Gramian, by the Jacobian, neither, and random."""

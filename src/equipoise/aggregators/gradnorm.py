@@ -27,9 +27,10 @@ class GradNorm(GramianAggregator):
 
     Three things the paper leaves open or does otherwise. It names the rate 0.025 and no optimizer for the weights:
     here Adam with its usual settings (0.9, 0.999, 1e-8), whose moments are part of the state, and weights stay at
-    or above 0.001 before scaling. It takes the norms on the last shared layer: pass `probe=` to the Balancer. And
-    its weights multiply the losses, heads included: here, as in every aggregator, they act on the shared
-    parameters, and a head gets its own task's gradient.
+    or above 0.001 before scaling. It takes the norms on the last shared layer: pass `probe=` to the Balancer, as
+    `make_method` does where the model names that layer; without, they are those of all shared parameters. And its
+    weights multiply the losses, heads included: here, as in every aggregator, they act on the shared parameters, and
+    a head gets its own task's gradient.
 
     Args:
         alpha: strength of the pull towards equal training rates, at least 0; higher where tasks differ more.

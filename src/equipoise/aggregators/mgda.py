@@ -28,8 +28,10 @@ class MGDA(GramianAggregator):
     Raises:
         ValueError: `normalization` is none of these.
 
-    Source: Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018. MGDA-UB, which takes
-    the gradients at the shared representation, is not this class.
+    MGDA-UB takes the gradients at the shared representation, which bounds the norm and needs one backward pass through
+    the trunk instead of one a task: `balancer.backward(losses, representation=z)`.
+
+    Source: Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018.
 
     Example:
         >>> import torch

@@ -38,6 +38,25 @@ def reached_leaves(losses: Sequence[Tensor], *, together: bool = False, repeatab
     return _Walk(together, repeatable).leaves_of(losses)
 
 
+def leaves_until(outputs: Sequence[Tensor], stops: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[int]]:
+    """Finds the leaves that a backward pass of each output would reach if it ended at the tensors `stops`.
+
+    Args:
+        outputs: tensors that require a gradient.
+        stops: tensors in their graphs. Where an output is one itself, the pass goes on.
+
+    Returns:
+        For each output its leaves, and the positions of the stops that were met.
+
+    Raises:
+        RuntimeError: as in `reached_leaves`.
+    """
+    edges = [(stop.grad_fn, stop.output_nr) for stop in stops]
+    walk = _Walk(together=False, repeatable=False, stops=edges)
+    rows = walk.leaves_of(outputs)
+    return rows, [index for index, edge in enumerate(edges) if edge in walk.met]
+
+
 def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
     """Finds the leaves that get a gradient of zeros from one backward pass of all losses, though none depends on them.
 
@@ -55,10 +74,12 @@ def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
 class _Walk:
     """A depth-first walk; for every point, bit i of its mask says whether it reaches leaf i."""
 
-    def __init__(self, together: bool, repeatable: bool) -> None:
+    def __init__(self, together: bool, repeatable: bool, stops: Sequence[tuple[Node | None, int]] = ()) -> None:
         self.together = together
         self.repeatable = repeatable
         self.compiled = False
+        self.stops = frozenset(stops)
+        self.met: set[tuple[Node | None, int]] = set()
         self.leaves: list[Tensor] = []
         self.masks: dict[Point, int] = {}  # holding the nodes keeps their identities distinct
 
@@ -102,6 +123,9 @@ class _Walk:
         inputs = node.next_functions
         if _made_in_python(node):
             inputs = self._inputs(node, output)
+        if self.stops:
+            self.met.update(edge for edge in inputs if edge in self.stops)
+            inputs = tuple(edge for edge in inputs if edge not in self.stops)
         return [
             self._point(child, number) if _made_in_python(child) else (child, 0)
             for child, number in inputs

@@ -89,7 +89,7 @@ def task_rows(
                 gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True)
                 row = owned(wanted, gradients, [weight])
         if batch.shares is not None:
-            row = _completed(row, wanted)
+            row = completed(row, wanted)
         rows[task] = row if finish is None else finish(row)
     return rows
 
@@ -101,7 +101,7 @@ def joint_row(batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, reta
         weights = batch.weights(coefficients)
         gradients = torch.autograd.grad(batch.graphs, leaves, weights, retain_graph=retain_graph, allow_unused=True)
         row = owned(leaves, gradients, weights)
-    return row if batch.shares is None else _completed(row, leaves)
+    return row if batch.shares is None else completed(row, leaves)
 
 
 def rows_by_hooks(batch: Batch, leaves: Iterable[Tensor], coefficients: Tensor, retain_graph: bool) -> Rows:
@@ -126,7 +126,7 @@ def rows_by_hooks(batch: Batch, leaves: Iterable[Tensor], coefficients: Tensor, 
     return rows
 
 
-def _completed(row: dict[Tensor, Tensor], leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+def completed(row: dict[Tensor, Tensor], leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """Adds zeros for the leaves that only other ranks' losses reach."""
     return {leaf: row[leaf] if leaf in row else torch.zeros_like(leaf, requires_grad=False) for leaf in leaves}
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,10 +93,11 @@ class Passes:
         *,
         graph: bool = True,
         accumulate: bool = False,
+        also: Callable[[], object] | None = None,
     ) -> Batch:
         """Checks what was given, as `read_batch` does, and takes the losses of all ranks together.
 
-        `empty` allows a rank without any task, and so a batch without any.
+        `empty` allows a rank without any task, and so a batch without any; `also` checks more of what was given.
 
         Raises:
             TypeError: as `read_batch`, for what this rank was given.
@@ -106,7 +106,13 @@ class Passes:
         """
         self._find_wrapped()
         device = next((p.device for p in self._position), torch.device("cpu")) if empty else None
-        read = partial(read_batch, tasks, losses, counts, check_finite, graph=graph, empty=device)
+
+        def read(**options: Any) -> Batch:
+            batch = read_batch(tasks, losses, counts, check_finite, graph=graph, empty=device, **options)
+            if also is not None:
+                also()
+            return batch
+
         if not self.ranks.active:
             return read()
         error, mine = None, None
@@ -117,15 +123,16 @@ class Passes:
                 held[tasks.index(task)] = UNLABELLED if task in mine.unlabelled else LABELLED
         except (TypeError, ValueError) as found:
             error = found
-        called = [int(graph), int(accumulate), int(counts is not None)]
+        called = [int(graph), int(accumulate), int(counts is not None), int(also is not None)]
         everyone = self.ranks.agree(error, [*called, *held])
         assert mine is not None
-        if any(others[:3] != called for others in everyone):
+        if any(others[: len(called)] != called for others in everyone):
             raise ValueError(
-                "The ranks were called differently: backward or after_step, accumulate, and whether counts are given "
-                "have to be the same on all ranks. Pass counts on every rank, and {} as losses on one without labels."
+                "The ranks were called differently: backward or after_step, accumulate, and whether counts and "
+                "representation are given have to be the same on all ranks. Pass counts on every rank, and {} as "
+                "losses (with [] as representation) on one without labels."
             )
-        return self._merged(tasks, mine, [others[3:] for others in everyone])
+        return self._merged(tasks, mine, [others[len(called) :] for others in everyone])
 
     def _merged(self, tasks: Sequence[str], mine: Batch, held: list[list[int]]) -> Batch:
         present = [index for index in range(len(tasks)) if any(rank[index] == LABELLED for rank in held)]
@@ -216,9 +223,9 @@ class Passes:
         if self.sharded:
             return self._sharded_rows(batch, coefficients, retain_graph)
         if batch.shares is None or not reduce:
-            return task_rows(batch, leaves, self._own(batch, coefficients), retain_graph)
+            return task_rows(batch, leaves, self.own(batch, coefficients), retain_graph)
         reduction = Reduction(self.ranks)
-        rows = task_rows(batch, leaves, self._own(batch, coefficients), retain_graph, reduction.start)
+        rows = task_rows(batch, leaves, self.own(batch, coefficients), retain_graph, reduction.start)
         reduction.wait()
         return rows
 
@@ -226,7 +233,7 @@ class Passes:
         self, batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, retain_graph: bool
     ) -> dict[Tensor, Tensor]:
         """Computes one row of all tasks, as `joint_row`, added up over the ranks."""
-        row = joint_row(batch, leaves, self._own(batch, coefficients), retain_graph)
+        row = joint_row(batch, leaves, self.own(batch, coefficients), retain_graph)
         return row if batch.shares is None else self.reduced({"": row})[""]
 
     def reduced(self, rows: Rows) -> Rows:
@@ -263,7 +270,7 @@ class Passes:
         if batch.shares is None:
             return _local_together(batch, coefficients, retain_graph, whole, find)
         assert self._wrapped is not None
-        weights = self._own(batch, coefficients) * self.ranks.size
+        weights = self.own(batch, coefficients) * self.ranks.size
         if self._wrapped.averaged and batch.everywhere and not accumulate:
             leaves = self._walked(batch, retain_graph)
             if self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced):
@@ -283,7 +290,7 @@ class Passes:
             self._average(leaf for leaf in self._unreduced if leaf.grad is not None)
         self._unreduced = {}
 
-    def _own(self, batch: Batch, coefficients: Tensor) -> Tensor:
+    def own(self, batch: Batch, coefficients: Tensor) -> Tensor:
         """Returns this rank's part of the coefficients, which add up over the ranks to `coefficients`."""
         return coefficients if batch.shares is None else coefficients * batch.shares
 
@@ -299,7 +306,7 @@ class Passes:
     def _sharded_rows(self, batch: Batch, coefficients: Tensor, retain_graph: bool) -> Rows:
         size = self.ranks.size  # FSDP gives the mean over the ranks, where a sum is wanted
         leaves = dict.fromkeys([*self._position, *self._walked(batch, retain_graph=True)])
-        rows = rows_by_hooks(batch, leaves, self._own(batch, coefficients) * size, retain_graph)
+        rows = rows_by_hooks(batch, leaves, self.own(batch, coefficients) * size, retain_graph)
         if self.ranks.active:
             reduction = Reduction(self.ranks, 1 / size)
             plain = {task: {p: g for p, g in row.items() if not is_sharded(p)} for task, row in rows.items()}
@@ -312,7 +319,7 @@ class Passes:
         self, batch: Batch, coefficients: Tensor, retain_graph: bool, accumulate: bool
     ) -> list[Tensor]:
         leaves = dict.fromkeys([*self._position, *self._walked(batch, retain_graph)])
-        weights = self._own(batch, coefficients) * self.ranks.size
+        weights = self.own(batch, coefficients) * self.ranks.size
         torch.autograd.backward(batch.graphs, batch.weights(weights), retain_graph=retain_graph)
         found = [leaf for leaf in leaves if leaf.grad is not None]
         self._unreduced |= dict.fromkeys(leaf for leaf in found if not is_sharded(leaf))

@@ -91,6 +91,11 @@ class SharedParameters:
         return [leaf for leaf in dict.fromkeys(leaves) if leaf in self]
 
     @property
+    def given(self) -> bool:
+        """Whether they were given."""
+        return self._given is not None
+
+    @property
     def names(self) -> list[str]:
         """The names of the found parameters that the model has."""
         return [name for name, leaf in self.named.items() if leaf in self._found]

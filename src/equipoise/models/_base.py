@@ -20,11 +20,12 @@ class MultiTaskNetwork(nn.Module, ABC):
     """A network whose `forward` takes images `[B, 3, H, W]` and returns a mapping from task to prediction.
 
     It is `predict(representation(images), size)`: the trunk, and what follows it. For probes, `last_shared_layer()` is
-    what GradNorm and IMTL take their gradients on; for methods in the manner of MGDA-UB, cut the graph at the
-    representation:
+    what GradNorm and IMTL take their gradients on; for MGDA-UB, hand the representation to `Balancer.backward`
+    (aliases of it, since some networks compute one of its tensors from another):
 
-        representation = tuple(tensor.detach().requires_grad_() for tensor in network.representation(images))
+        representation = tuple(tensor.view_as(tensor) for tensor in network.representation(images))
         predictions = network.predict(representation, images.shape[-2:])
+        balancer.backward(losses, representation=representation)
 
     Attributes:
         tasks: the tasks' names, in the order of the constructor's mapping.
