@@ -9,6 +9,7 @@ pytest.importorskip("torchvision")
 
 from vision_networks import CASES, Case, task_losses
 
+import equipoise as eq
 from equipoise.gradients import reached_leaves
 from equipoise.models import HardSharing, MultiTaskNetwork
 
@@ -135,3 +136,19 @@ def test_task_names_may_be_anything() -> None:
     assert list(network(torch.randn(2, 3, 32, 32))) == ["Doubt/Confusion", "a.b", "type"]
     with pytest.raises(ValueError, match="tasks is empty"):
         HardSharing({}, "test_resnet")
+
+
+def test_the_representation_serves_mgda_ub(case: Case) -> None:
+    """The trunk gets the weighted sum of the task gradients, whatever its tensors are computed from."""
+    network = build(case).double().eval()
+    inputs = images(case, 2, 64, 64).double()
+    trunk = list(network.trunk.parameters())
+    gradients = eq.task_gradients(task_losses(network, network(inputs)), trunk)
+    representation = [tensor.view_as(tensor) for tensor in network.representation(inputs)]
+    losses = task_losses(network, network.predict(representation, (64, 64)))
+    balancer = eq.Balancer(network.tasks, aggregator=eq.IMTLG())
+    weights = balancer.backward(losses, representation=representation)
+    for place, parameter in enumerate(trunk):
+        rows = {task: gradients[task][place] for task in network.tasks}
+        expected = sum(weights[task] * row for task, row in rows.items() if row is not None)
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max() + 1))
