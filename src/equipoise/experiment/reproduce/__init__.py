@@ -2,5 +2,27 @@
 
 from equipoise.experiment.reproduce.experiments import EXPERIMENTS, Experiment
 from equipoise.experiment.reproduce.paper_tables import PaperColumn, PaperTable
+from equipoise.experiment.reproduce.run import find_experiment, hyperparameters_for, problem_name, write_samples
+from equipoise.experiment.reproduce.table import (
+    measured,
+    paper_markdown,
+    paper_notes,
+    paper_table,
+    reproduction_remarks,
+)
 
-__all__ = ["EXPERIMENTS", "Experiment", "PaperColumn", "PaperTable"]
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "PaperColumn",
+    "PaperTable",
+    "find_experiment",
+    "hyperparameters_for",
+    "measured",
+    "paper_markdown",
+    "paper_notes",
+    "paper_table",
+    "problem_name",
+    "reproduction_remarks",
+    "write_samples",
+]

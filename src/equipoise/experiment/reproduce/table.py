@@ -13,6 +13,7 @@ from rich.text import Text
 
 from equipoise.experiment.reproduce.experiments import Experiment
 from equipoise.experiment.reproduce.paper_tables import EVERY, SINGLE, PaperColumn, Printed
+from equipoise.experiment.settings import Settings
 
 PAPER, HERE = "paper", "here"
 
@@ -73,15 +74,15 @@ def measured(
     return _mark_best(found)
 
 
-def to_markdown(experiment: Experiment, entries: Entries, remarks: Sequence[str]) -> str:
+def paper_markdown(experiment: Experiment, entries: Entries, remarks: Sequence[str]) -> str:
     """Returns the table and what has to be known to read it as Markdown."""
     head, rows = _grid(experiment, entries, lambda text, best: f"**{text}**" if best else text)
     lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', '---', *['---:'] * (len(head) - 2)])}|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(experiment, remarks))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in paper_notes(experiment, remarks))]) + "\n"
 
 
-def to_rich(experiment: Experiment, entries: Entries) -> Table:
+def paper_table(experiment: Experiment, entries: Entries) -> Table:
     """Returns the table for a terminal."""
     head, rows = _grid(experiment, entries, lambda text, best: Text(text, style="bold green" if best else ""))
     table = Table(title=f"{experiment.name}: the paper's results, and here", title_justify="left")
@@ -92,12 +93,24 @@ def to_rich(experiment: Experiment, entries: Entries) -> Table:
     return table
 
 
-def notes(experiment: Experiment, remarks: Sequence[str]) -> list[str]:
+def paper_notes(experiment: Experiment, remarks: Sequence[str]) -> list[str]:
     """Returns the table's source, what is not as in the paper, and what is special about these runs."""
     lines = [*remarks, f"Paper: {experiment.table.source}. Bold: best mean among the methods, in the paper and here."]
     if experiment.table.remark:
         lines.append(experiment.table.remark)
     return lines + list(experiment.deviations)
+
+
+def reproduction_remarks(settings: Settings, smoke: bool) -> list[str]:
+    """Returns how the numbers came about, a sentence each."""
+    seeds = f"{settings.seeds} seed{'' if settings.seeds == 1 else 's'}"
+    epochs = f"{settings.epochs} epoch{'' if settings.epochs == 1 else 's'}"
+    lines = [f"Here: {seeds}, {epochs} at batch size {settings.batch_size}, on {settings.device}."]
+    if smoke:
+        lines.insert(0, "SMOKE: two steps on a few samples at a small size; the numbers mean nothing.")
+    if settings.tune:
+        lines.append("Each method's learning rate was chosen on validation.")
+    return lines
 
 
 def _grid(

@@ -28,9 +28,6 @@ QUICK = {"train": 2000, "validation": 500, "test": 500}
 SMOKE = {"train": 4, "validation": 8, "test": 8}
 """At most so many samples of a split are taken."""
 
-SMOKE_HELD_OUT = 0.5
-"""Of so few samples, half are held out: every task's labels have to be in both."""
-
 
 class PaperProblem(Problem):
     """A problem of a paper. Subclasses say what is read, and give network and tasks.
@@ -111,8 +108,7 @@ class PaperProblem(Problem):
             train: MapDataset = self.read(self.root, "train", augment)
             test = self.read(self.root, self.test_split, prepare)
             if self.held_out:
-                share = SMOKE_HELD_OUT if self.smoke else self.held_out
-                rest, chosen = hold_out(train, share)
+                rest, chosen = halve(train) if self.smoke else hold_out(train, self.held_out)
                 train = Subset(cast("Dataset[Any]", train), rest)
                 validation: MapDataset = Subset(self.read(self.root, "train", prepare), chosen)
             else:
@@ -184,6 +180,11 @@ def _choose(groups: Sequence[Hashable], share: float) -> set[Hashable]:
         held.add(names[position])
         count += sizes[names[position]]
     return held
+
+
+def halve(dataset: MapDataset) -> tuple[list[int], list[int]]:
+    """Divides a training set into every other sample and the rest, so that labels of every task are in both."""
+    return list(range(0, len(dataset), 2)), list(range(1, len(dataset), 2))
 
 
 def spread(dataset: MapDataset, most: int) -> MapDataset:

@@ -38,7 +38,7 @@ class NYUDv2(PaperProblem):
         request=f"{NYUDMT.source.request}; or {NYUv2.source.request}",
     )
     size = (480, 640)
-    smoke_size = (48, 64)
+    smoke_size = (32, 48)
     held_out = 0.1
     tasks: Sequence[Task] = (SegmentationTask(CLASSES), DepthTask(), NormalsTask())
 
