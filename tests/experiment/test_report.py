@@ -10,8 +10,10 @@ import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from PIL import Image
 
+from equipoise.experiment.pictures import LIGHT, save
 from equipoise.experiment.report import to_html
 from equipoise.experiment.report.repeat import command
+from equipoise.experiment.report.why import layers_chart, recordings, steps_chart
 from equipoise.experiment.settings import parse_hyperparameters
 from equipoise.experiment.tables import notes, verdict
 
@@ -112,6 +114,21 @@ def test_everything_has_its_place(tmp_path):
     assert "4.0" in found.texts
     sizes = {(a["width"], a["height"]) for a in found.all("img") if a["src"].startswith("data:image/webp")}
     assert sizes == {("1000", "400"), ("300", "200")}
+
+
+def test_panels_of_contributions_are_of_one_height(tmp_path):
+    """A balanced method would not look like it if its panel were stretched."""
+    recorded, _ = recordings(make_result(folder=monitored(tmp_path)))
+    recorded["mao"].records[:] = recorded["mao"].records[:1]
+    for chart in (layers_chart(recorded), steps_chart(recorded)):
+        limits = set()
+        for panel in chart.panels:
+            with LIGHT.applied():
+                [axes] = chart.alone(panel, LIGHT).axes
+            limits.add(axes.get_ylim())
+            assert b"mathdefault" not in save(axes.figure, "svg")
+        assert len(limits) == 1
+        assert "left 80%; right 20%" in chart.panels[0].text
 
 
 def test_what_a_folder_lacks_is_left_out(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from equipoise.experiment.statistics import DELTA, SINGLE, Column, pareto
 from equipoise.experiment.tables import WIDE, count, head_of, number
@@ -74,7 +74,7 @@ class Theme:
             "legend.borderaxespad": 0.0,
             "legend.frameon": False,
             "savefig.facecolor": self.paper,
-            "svg.fonttype": "path",
+            "svg.fonttype": "none",
             "svg.hashsalt": "equipoise",
             "text.color": self.ink,
             "text.parse_math": False,
@@ -291,9 +291,7 @@ def tradeoff_chart(result: Result) -> Chart | None:
                 axes.plot([time, time], cell.interval, color=theme.muted, linewidth=1, zorder=2)
             axes.plot(time, gain, **(_on_front if method in front else _beaten)(theme), zorder=3)
         if max(times) > 5 * min(times):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
+            log_scale(axes, "x")
         axes.margins(x=0.25, y=0.12)
         axes.grid()
         axes.set_xlabel("time of a step, × equal weights")
@@ -303,9 +301,9 @@ def tradeoff_chart(result: Result) -> Chart | None:
     places = said((method, f"{time:.2f} × and {gain:.1f} %") for method, (time, gain) in points.items())
     text = f"Time of a step and Δm: {places} Beaten by none in both: {', '.join(front)}."
     legend = (
-        ("beaten by none in both", _on_front),
+        ("beaten by none", _on_front),
         ("beaten", _beaten),
-        ("bootstrap interval", lambda theme: {"color": theme.muted, "linewidth": 1}),
+        ("interval of Δm", lambda theme: {"color": theme.muted, "linewidth": 1}),
         (SINGLE, lambda theme: {"color": theme.ink, "linestyle": "--", "linewidth": 1}),
     )
     return Chart("tradeoff", "gain against time", (Panel("Δm against time", draw, text),), legend, (4.8, 3.9))
@@ -383,9 +381,7 @@ def _curves(title: str, curves: dict[str, list[list[float]]], methods: Sequence[
             _band(axes, found, theme.style(-1 if name == SINGLE else methods.index(name)))
         _epochs(axes)
         if log and all(value > 0 for found in curves.values() for curve in found for value in curve):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            log_scale(axes, "y")
 
     return Panel(
         title,
@@ -454,7 +450,7 @@ def _rates(
                     axes.plot(lr, 0.03, transform=axes.get_xaxis_transform(), clip_on=False, **_cross(theme))
                 elif lr == chosen.get(method):
                     axes.plot(lr, score, **_ring(theme))
-        axes.set_xscale("log")
+        log_scale(axes, "x")
         axes.set_xlabel("learning rate")
         axes.grid()
 
@@ -490,6 +486,20 @@ def _shares(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, list[l
 
 def _finished(records: Sequence[Record], method: str) -> list[Record]:
     return [record for record in records if record["method"] == method and record["status"] == "finished"]
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Makes a finished panel's axis logarithmic, with a few plain numbers, since names bar mathematical notation."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    if high < 3 * low:
+        numbers = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    else:
+        numbers = [1.0, 2.0, 5.0] if high < 100 * low else [1.0]
+    axis.set_major_locator(LogLocator(subs=numbers))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _epochs(axes: Axes) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from equipoise.experiment.pictures import Chart, Panel, Theme, said, short, styled
+from equipoise.experiment.pictures import Chart, Panel, Theme, log_scale, said, short, styled
 from equipoise.monitor import Recording, read_monitor
 
 if TYPE_CHECKING:
@@ -39,22 +39,20 @@ def recordings(result: Result) -> tuple[dict[str, Recording], list[str]]:
 
 def layers_chart(recorded: Mapping[str, Recording]) -> Chart | None:
     """Each task's contribution to the update of every shared layer, mean over training, a panel per method."""
-    panels = []
-    for method, recording in recorded.items():
-        layers, means = recording.shared_layers, recording.by_layer("contribution")
-        if layers:
-            panels.append(Panel(method, _lines(list(range(len(layers))), means, "", layers), _shares(recording)))
-    return _chart("layers", "contributions by layer", panels, recorded)
+    curves = {method: recording.by_layer("contribution") for method, recording in recorded.items()}
+
+    def places(recording: Recording) -> tuple[list[int], list[str], str]:
+        named = len(recording.shared_layers) <= MANY
+        numbers = list(range(len(recording.shared_layers)))
+        return numbers, recording.shared_layers if named else [], "" if named else "layer"
+
+    return _chart("layers", "contributions by layer", recorded, curves, places)
 
 
 def steps_chart(recorded: Mapping[str, Recording]) -> Chart | None:
     """Each task's contribution to the update at every sampled step, mean over shared layers, a panel per method."""
-    panels = []
-    for method, recording in recorded.items():
-        if recording.shared_layers:
-            draw = _lines(recording.steps, recording.by_step("contribution"), "step", None)
-            panels.append(Panel(method, draw, _shares(recording)))
-    return _chart("steps", "contributions by step", panels, recorded)
+    curves = {method: recording.by_step("contribution") for method, recording in recorded.items()}
+    return _chart("steps", "contributions by step", recorded, curves, lambda recording: (recording.steps, [], "step"))
 
 
 def conflicts_chart(recorded: Mapping[str, Recording]) -> Chart | None:
@@ -76,26 +74,47 @@ def balance(recorded: Mapping[str, Recording]) -> list[tuple[str, list[tuple[str
     ]
 
 
-def _chart(name: str, title: str, panels: list[Panel], recorded: Mapping[str, Recording]) -> Chart | None:
-    tasks = list(dict.fromkeys(task for recording in recorded.values() for task in recording.tasks))
+Curves = Mapping[str, Sequence[float | None]]
+"""Task → its numbers; None leaves a gap."""
+
+
+def _chart(
+    name: str,
+    title: str,
+    recorded: Mapping[str, Recording],
+    curves: Mapping[str, Curves],
+    places: Callable[[Recording], tuple[list[int], list[str], str]],
+) -> Chart | None:
+    """A panel per method, all of one height, so that they can be compared; `places`: numbers, names and axis label."""
+    usable = [method for method, recording in recorded.items() if recording.shared_layers]
+    heights = np.array(
+        [value for method in usable for values in curves[method].values() for value in values], dtype=float
+    )
+    heights = heights[heights > 0]  # not NaN either
+    if not len(heights):
+        return None
+    limits = (float(heights.min()) / 1.5, float(heights.max()) * 1.5)
+    panels = [
+        Panel(method, _lines(curves[method], limits, *places(recorded[method])), _shares(recorded[method]))
+        for method in usable
+    ]
+    tasks = list(dict.fromkeys(task for method in usable for task in recorded[method].tasks))
     legend = tuple((task, styled(index)) for index, task in enumerate(tasks))
-    return Chart(name, title, tuple(panels), legend, (3.3, 2.9)) if panels else None
+    return Chart(name, title, tuple(panels), legend, (3.3, 2.9))
 
 
 def _lines(
-    places: Sequence[int], curves: Mapping[str, Sequence[float | None]], label: str, names: Sequence[str] | None
+    curves: Curves, limits: tuple[float, float], places: Sequence[int], names: Sequence[str], label: str
 ) -> Callable[[Axes, Theme], None]:
-    """A line for each task; what is missing leaves a gap."""
+    """A line for each task."""
 
     def draw(axes: Axes, theme: Theme) -> None:
         for index, values in enumerate(curves.values()):
-            heights = np.array(values, dtype=float)
-            style = theme.style(index)
-            axes.plot(places, heights, markersize=4, markevery=max(1, len(places) // 12), **style)
-        heights = np.array(list(curves.values()), dtype=float)
-        if (heights[np.isfinite(heights)] > 0).all():
-            axes.set_yscale("log")
-        if names is not None and len(names) <= MANY:
+            every = max(1, len(places) // 12)
+            axes.plot(places, np.array(values, dtype=float), markersize=4, markevery=every, **theme.style(index))
+        axes.set_ylim(limits)
+        log_scale(axes, "y")
+        if names:
             axes.set_xticks(places, list(map(short, names)), rotation=90)
         axes.set_xlabel(label)
         axes.set_ylabel("mean change of an element")
