@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise._checks import check_known, check_number
 from equipoise.aggregators._base import Aggregator, Gradients
+from equipoise.gradients.gramian import as_real
 from equipoise.gradients.sharded import like, local, shard_of
 
 
@@ -68,11 +69,13 @@ class GradDrop(Aggregator):
             some = next(gradient for gradient in column if gradient is not None)
             if generator is None:
                 generator = torch.Generator(some.device).manual_seed(seed)
-            dtype = torch.promote_types(some.dtype, torch.float32)
-            draw = torch.rand(some.shape, dtype=dtype, device=some.device, generator=generator)
-            parts = [None if gradient is None else local(gradient) for gradient in column]
+            dtype = torch.promote_types(some.dtype.to_real(), torch.float32)
+            shape = (*some.shape, 2) if some.is_complex() else some.shape
+            draw = torch.rand(shape, dtype=dtype, device=some.device, generator=generator)
+            parts = [None if gradient is None else as_real(local(gradient)) for gradient in column]
             dropped = _drop(parts, leaks, shard_of(draw, some))
-            combined.append(like(dropped.to(some.dtype), some))
+            dropped = torch.view_as_complex(dropped) if some.is_complex() else dropped.to(some.dtype)
+            combined.append(like(dropped, some))
         return combined, None
 
 

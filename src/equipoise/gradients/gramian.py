@@ -37,9 +37,18 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     parts = []
     for groups in dict.fromkeys(spread):
         own = [column for column, over in zip(columns, spread, strict=True) if over == groups]
-        rows = [[None if g is None else local(g) for g in row] for row in zip(*own, strict=True)]
+        rows = [[None if g is None else as_real(local(g)) for g in row] for row in zip(*own, strict=True)]
         parts.append(sum_over(groups, _local_gramian(rows)))
     return sum(parts[1:], parts[0])
+
+
+def as_real(gradient: Tensor) -> Tensor:
+    """A complex gradient as one of real and imaginary parts, which share its memory; any other as it is.
+
+    PyTorch's complex gradients are those of the real and the imaginary part by themselves, as if they were two
+    parameters.
+    """
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:

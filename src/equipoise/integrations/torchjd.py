@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equipoise._state import Step, TaskModule
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
-from equipoise.gradients.gramian import combine
+from equipoise.gradients.gramian import as_real, combine
 from equipoise.gradients.sharded import gathered, like, local, shard_of
 from equipoise.objectives._base import Objective
 
@@ -255,6 +255,8 @@ class TorchJDAggregator(_Adapter, Aggregator):
         jacobian, finite = _jacobian(gradients)
         combined = torch.where(finite, self.call(self.part, jacobian, len(jacobian)), torch.nan)
         some = _some(gradients)
+        if any(gradient.is_complex() for gradient in some):
+            raise TypeError(f"TorchJD's {type(self.part).__name__} takes real parameters only, found a complex one.")
         parts = torch.split(combined, [gradient.numel() for gradient in some])
         return [like(shard_of(p.view(g.shape), g).to(local(g)), g) for p, g in zip(parts, some, strict=True)], None
 
@@ -265,7 +267,7 @@ def _some(gradients: Gradients) -> list[Tensor]:
 
 def _jacobian(gradients: Gradients) -> tuple[Tensor, Tensor]:
     """Returns `J [K', P]`, or unit rows where it is not finite, and whether it is: TorchJD's solvers raise for NaN."""
-    whole = [[None if g is None else gathered(g) for g in row] for row in gradients]
+    whole = [[None if g is None else as_real(gathered(g)) for g in row] for row in gradients]
     some = _some(whole)
     rows = [
         torch.cat([torch.zeros_like(o).flatten() if g is None else g.flatten() for g, o in zip(row, some, strict=True)])

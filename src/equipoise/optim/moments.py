@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from equipoise.gradients.gramian import as_real
 from equipoise.gradients.sharded import locals_of
 
 
@@ -53,8 +54,10 @@ def update(row: Mapping[Tensor, Tensor], moments: Sequence[Moments], group: Mapp
 def fold(gradients: Iterable[Tensor], moments: Sequence[Moments], group: Mapping[str, Any]) -> None:
     """Takes the gradients into the moments; what `update` does of itself, without touching the parameters."""
     first, second = group["betas"]
-    taken, squares = locals_of(gradients), locals_of(m.square for m in moments)
-    torch._foreach_lerp_(locals_of(m.average for m in moments), taken, 1 - first)
+    taken = [as_real(gradient) for gradient in locals_of(gradients)]
+    squares = [as_real(square) for square in locals_of(m.square for m in moments)]
+    averages = [as_real(average) for average in locals_of(m.average for m in moments)]
+    torch._foreach_lerp_(averages, taken, 1 - first)
     torch._foreach_mul_(squares, second)
     torch._foreach_addcmul_(squares, taken, taken, 1 - second)
     torch._foreach_add_([m.steps for m in moments], 1)
@@ -65,7 +68,7 @@ def apply(parameters: Sequence[Tensor], moments: Sequence[Moments], group: Mappi
     """Adds `−η m̂ / (√v̂ + ε)` to the parameters, from moments that have taken the gradients in already."""
     first, second = group["betas"]
     for parameter, m in zip(parameters, moments, strict=True):
-        (target,), (average,), (square,) = locals_of([parameter]), locals_of([m.average]), locals_of([m.square])
+        target, average, square = (as_real(tensor) for tensor in locals_of([parameter, m.average, m.square]))
         steps = m.steps.to(target.device, torch.float64 if target.dtype == torch.float64 else torch.float32)
         denominator = (square.sqrt() / (1 - second**steps).sqrt().to(target.dtype)).add_(group["eps"])
         target.sub_((average * (group["lr"] / (1 - first**steps)).to(target.dtype)).div_(denominator))
