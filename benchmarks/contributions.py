@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from equipoise.experiment.training import Batches, Trial, build, training_step
+from equipoise.experiment.training import Batches, Learner, Trial
 from equipoise.monitor import BalanceMonitor, Recording
 from equipoise.problems import Problem, Splits, load_problem
 
@@ -41,12 +41,13 @@ def record(problem: Problem, data: Splits, method: str, steps: int, every: int) 
     trial = Trial(
         method=method, seed=0, epochs=1, batch_size=BATCH, evaluation_batch_size=BATCH, lr=1e-4, weight_decay=1e-4
     )
-    model, balancing = build(problem, trial)
-    monitor = BalanceMonitor(balancing, model, every=every)
+    learner = Learner(problem, trial)
+    monitor = BalanceMonitor(learner.method, learner.network, every=every)
+    learner.set_up()
     batches = Batches(problem, data.train, BATCH, trial.seed)
     endless = (batch for _ in cycle([None]) for batch in batches)
     for batch in track(islice(endless, steps), description=method, total=steps, transient=True):
-        training_step(problem, model, balancing, batch)
+        learner.step(batch)
     monitor.detach()
     return monitor.recording
 

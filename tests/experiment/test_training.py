@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from equipoise.experiment.training import Batches, Trial, evaluate, train
+from equipoise.experiment.training import MIN_SAMPLES, Batches, Learner, Outputs, Trial, train
+from equipoise.monitor import read_monitor
 from equipoise.problems import SCHEDULES, Measure, Problem, Regression, Splits, Tensors, Training
 
 TRIAL = Trial("ew", 0, epochs=3, batch_size=8, evaluation_batch_size=16, lr=1e-2, weight_decay=0.0)
@@ -73,7 +74,7 @@ class Recording(Problem):
 
 
 def digest(*tensors):
-    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+    return hashlib.sha256(b"".join(t.double().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def run(problem=None, **changes):
@@ -125,14 +126,14 @@ def test_the_epoch_with_the_best_mean_relative_gain_is_tested(monkeypatch):
     script = iter([(0.50, 0.40), (0.30, 0.45), (0.45, 0.30), (0.9, 0.9)])  # gains 0.1, 0.25, 0.25, < 0
     weights = []
 
-    def scripted(of, model, dataset, trial):
-        weights.append(digest(*model.state_dict().values()))
+    def scripted(learner, dataset):
+        weights.append(digest(*learner.network.state_dict().values()))
         if dataset is data.test:
             return {"a": {"MSE": 1.0, "R²": 0.5}, "b": {"MSE": 1.0, "R²": 0.5}}
         a, b = next(script)
         return {"a": {"MSE": a, "R²": 0.5}, "b": {"MSE": b, "R²": 0.5}}
 
-    monkeypatch.setattr("equipoise.experiment.training.evaluate", scripted)
+    monkeypatch.setattr(Learner, "evaluate", scripted)
     record = train(problem, data, replace(TRIAL, epochs=4, reference=REFERENCE))
     assert record["selected"] == 2
     assert [epoch["score"] for epoch in record["epochs"]] == pytest.approx([0.1, 0.25, 0.25, -0.8])
@@ -149,8 +150,11 @@ def test_single_task_is_selected_and_evaluated_on_its_own():
 
 def test_evaluation_is_over_all_samples_without_dropout():
     problem = Recording()
-    model, data = problem.model(), problem.data()
-    values = evaluate(problem, model, data.test, TRIAL)
+    data = problem.data()
+    learner = Learner(problem, TRIAL)
+    learner.set_up()
+    values, model = learner.evaluate(data.test), learner.network
+    assert model.training
     model.eval()
     with torch.no_grad():
         predictions = problem.predict(model, data.test.tensors)
@@ -168,7 +172,9 @@ def test_a_task_without_a_label_in_a_split_is_nan():
     problem = Recording()
     data = problem.data()
     data.test.tensors["a"][:] = math.nan
-    values = evaluate(problem, problem.model(), data.test, TRIAL)
+    learner = Learner(problem, TRIAL)
+    learner.set_up()
+    values = learner.evaluate(data.test)
     assert math.isnan(values["a"]["MSE"])
     assert math.isfinite(values["b"]["MSE"])
 
@@ -213,3 +219,112 @@ def test_measures_need_not_be_all_that_metrics_compute():
     assert record["epochs"][0]["score"] == pytest.approx(
         sum(1 - record["epochs"][0]["validation"][t][m] / 0.5 for t, m in (("a", "MAE"), ("b", "MSE"))) / 2
     )
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(problem, trial, outputs, step):
+    """Trains until a step, and as if the process had died there."""
+    steps = iter(range(step))
+
+    def on_step():
+        if next(steps, None) is None:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(problem, problem.data(), trial, on_step=on_step, outputs=outputs)
+    torch.manual_seed(99)  # another process: whatever its generator is at
+
+
+RESUMED = ("ew", "rlw", "uw", "dwa", "rema", "dtp", "amtl", "imtl", "famo", "gradnorm", "graddrop", "mao", "single:b")
+
+
+@pytest.mark.parametrize("method", RESUMED)
+@pytest.mark.parametrize("step", [7, 13])
+def test_a_run_goes_on_from_its_last_epoch_bit_for_bit(method, step, tmp_path):
+    """Dropout, augmentation, schedule, the method's own random state and the best epoch's weights: all go on."""
+    given = {} if method.startswith("single:") else {"reference": REFERENCE, "potentials": POTENTIALS}
+    trial = replace(TRIAL, method=method, schedule="cosine", **given)
+    problem = Recording()
+    whole = train(problem, problem.data(), trial)
+    outputs = Outputs(tmp_path / "checkpoint.pt")
+    interrupted(Recording(), trial, outputs, step)
+    resumed = Recording()
+    epochs = []
+    record = train(resumed, resumed.data(), trial, lambda epoch, score: epochs.append(epoch), outputs=outputs)
+    assert epochs == list(range(step // 5 + 1, 4))
+    assert resumed.seen == problem.seen[-len(resumed.seen) :]
+    assert len(resumed.seen) == 5 * len(epochs)
+    del record["seconds"], whole["seconds"]
+    assert record == whole
+
+
+def test_a_checkpoint_of_another_run_is_left_alone(tmp_path):
+    outputs = Outputs(tmp_path / "checkpoint.pt")
+    interrupted(Recording(), TRIAL, outputs, 7)
+    problem, expected = run(lr=2e-2)
+    record = train(problem, problem.data(), replace(TRIAL, lr=2e-2, reference=REFERENCE, potentials=POTENTIALS))
+    again = train(
+        problem,
+        problem.data(),
+        replace(TRIAL, lr=2e-2, reference=REFERENCE, potentials=POTENTIALS),
+        outputs=outputs,
+    )
+    for found in (record, again, expected):
+        del found["seconds"]
+    assert again == record == expected
+
+
+def test_a_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    outputs = Outputs(tmp_path / "checkpoint.pt")
+    interrupted(Recording(), TRIAL, outputs, 7)
+    before = outputs.checkpoint.read_bytes()
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        train(Recording(), Recording().data(), TRIAL, outputs=outputs)
+    assert outputs.checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(("method", "every"), [("ew", 50), ("mao", 2), ("pcgrad", 50)])
+def test_the_monitor_changes_nothing_and_takes_enough_samples(method, every, tmp_path):
+    trial = replace(TRIAL, method=method, epochs=6, reference=REFERENCE)
+    problem = Recording()
+    plain = train(problem, problem.data(), trial)
+    outputs = Outputs(monitor=tmp_path / "monitor" / "ew-0.jsonl", monitor_every=every)
+    watched = train(problem, problem.data(), trial, outputs=outputs)
+    del plain["seconds"], watched["seconds"]
+    assert watched == plain
+    recording = read_monitor(outputs.monitor)
+    assert recording.tasks == ["a", "b"]
+    assert recording.layers == ["trunk.0", "a", "b"]
+    assert recording.steps == list(range(0, 30, min(every, 30 // MIN_SAMPLES)))
+
+
+def test_a_monitored_run_that_goes_on_has_every_sample_once(tmp_path):
+    trial = replace(TRIAL, epochs=5, reference=REFERENCE)
+    whole = Outputs(monitor=tmp_path / "whole.jsonl", monitor_every=2)
+    train(Recording(), Recording().data(), trial, outputs=whole)
+    cut = Outputs(tmp_path / "checkpoint.pt", monitor=tmp_path / "cut.jsonl", monitor_every=2)
+    interrupted(Recording(), trial, cut, 13)
+    train(Recording(), Recording().data(), trial, outputs=cut)
+    found, expected = (read_monitor(outputs.monitor) for outputs in (cut, whole))
+    assert found.steps == expected.steps == list(range(25))
+    for quantity in ("gradient", "contribution"):  # to rounding: it chooses anew which gradient it gets by subtraction
+        for task, values in expected.by_step(quantity).items():
+            assert found.by_step(quantity)[task] == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision_is_fabrics(precision):
+    _, plain = run()
+    _, other = run(precision=precision)
+    assert other["status"] == "finished"
+    assert other["epochs"][-1]["loss"] != plain["epochs"][-1]["loss"]
+    assert other["epochs"][-1]["loss"] == pytest.approx(plain["epochs"][-1]["loss"], rel=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,10 @@ TIDY_SECONDS = 5.0
 
 DATABASE = "study.db"
 """The study's file in the run folder, unless it is elsewhere."""
+
+
+CHECKPOINTS = "checkpoints"
+"""The part of the run folder in which runs keep what they have until they are finished."""
 
 
 class BaselineError(Exception):
@@ -121,7 +126,7 @@ class Comparison:
         self.versions = versions(settings)
         self._failures = max((trial.number for trial in self.store.view().trials), default=-1)
 
-    def run(self, workers: int, threads: int, progress: Progress) -> Result:
+    def run(self, workers: int, threads: int, progress: Progress, costs: bool = True) -> Result:
         """Does what is not yet done, and sums it up in the folder.
 
         Args:
@@ -129,6 +134,7 @@ class Comparison:
                 study.
             threads: PyTorch's threads in each, and while costs are measured.
             progress: is told how it goes.
+            costs: measure time and memory.
 
         Raises:
             BaselineError: a single-task run failed.
@@ -145,7 +151,12 @@ class Comparison:
         finally:
             self.folder.write_runs(self.records().values())
         self.store.set(STATE, DONE)
-        return self._sum_up(records, found, threads, progress)
+        shutil.rmtree(self._under_way, ignore_errors=True)
+        return self._sum_up(records, found, threads, progress, costs)
+
+    @property
+    def _under_way(self) -> Path:
+        return self.folder.path / CHECKPOINTS
 
     def records(self) -> dict[Run, Record]:
         """Returns what has been run, by this comparison or before."""
@@ -188,21 +199,23 @@ class Comparison:
                     self._definition(run, records, found) for run in found.missing if run not in view.queued
                 )
                 if workers == 1:
-                    if Worker(self.store, on_epoch=epoch).work() is None:
+                    if Worker(self.store, self._under_way, on_epoch=epoch).work() is None:
                         time.sleep(POLL_SECONDS)
                 elif workers > 1:
-                    local = local or stack.enter_context(LocalWorkers(self.store, workers, threads))
+                    local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
                     time.sleep(POLL_SECONDS)
                 else:
                     time.sleep(POLL_SECONDS)
 
-    def _sum_up(self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress) -> Result:
+    def _sum_up(
+        self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress, costs: bool
+    ) -> Result:
         self._write_files(Run(method, 0, rate) for method, rate in found.rates.items())
         stored = self.folder.read_json("costs.json")
         result = _result(self.settings, self.problem, records, found, stored, self.folder.path, self.versions)
         usable = [method for method in self.settings.methods if result.summary.cells[method]]
-        if stored is not None and set(usable) <= set(stored["tried"]):
+        if not costs or (stored is not None and set(usable) <= set(stored["tried"])):
             return result
         progress.costs()
         tried = list(dict.fromkeys([REFERENCE, *usable]))
@@ -243,7 +256,9 @@ class Comparison:
                 task.name: selected[task.name]["validation"][task.name][task.measures[0].name]
                 for task in self.problem.tasks
             }
-            potentials = {name: max(MIN_POTENTIAL, epoch["accuracy"][name]) for name, epoch in selected.items()}
+            potentials = {
+                name: max(MIN_POTENTIAL, epoch["accuracy"].get(name, 0.0)) for name, epoch in selected.items()
+            }
         return _plain_trial(self.settings, run, reference, potentials)
 
     def _check(self, settings: Settings) -> None:
@@ -337,6 +352,9 @@ def _plain_trial(
         schedule=settings.schedule,
         hyperparameters={name: value for name, value in given.items() if name != "lr"},
         device=settings.device,
+        devices=settings.devices,
+        precision=settings.precision,
+        strategy=settings.strategy,
         reference=reference,
         potentials=potentials,
     )

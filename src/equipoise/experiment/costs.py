@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from equipoise.experiment.training import Batches, Trial, build, training_step
+from equipoise.experiment.training import Batches, Learner, Trial
 from equipoise.problems import Problem, Splits
 from equipoise.problems._base import Batch
 
@@ -91,9 +91,10 @@ class _Stepper:
     """Trains one method on the same few batches, over and over."""
 
     def __init__(self, problem: Problem, trial: Trial, batches: Sequence[Batch]) -> None:
-        self._problem, self._batches, self._single = problem, batches, trial.single
+        self._batches = batches
         self._device = torch.device(trial.device)
-        self._model, self._method = build(problem, trial)
+        self._learner = Learner(problem, trial)
+        self._learner.set_up()
         self._next = 0
 
     def warm_up(self) -> int:
@@ -107,7 +108,7 @@ class _Stepper:
         started = time.perf_counter()
         for _ in range(count):
             batch = self._batches[self._next % len(self._batches)]
-            training_step(self._problem, self._model, self._method, batch, self._single)
+            self._learner.step(batch)
             self._next += 1
         _wait(self._device)
         return (time.perf_counter() - started) / count
@@ -127,9 +128,10 @@ def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
     """Most bytes held at once while the model is built and makes two steps."""
 
     def run() -> None:
-        model, method = build(problem, trial)
+        learner = Learner(problem, trial)
+        learner.set_up()
         for _ in range(2):
-            training_step(problem, model, method, batch, trial.single)
+            learner.step(batch)
 
     device = torch.device(trial.device)
     if device.type == "cuda":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import traceback
@@ -21,7 +21,7 @@ import torch
 from optuna.exceptions import StorageInternalError
 
 from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store
-from equipoise.experiment.training import Record, train
+from equipoise.experiment.training import Outputs, Record, train
 from equipoise.problems import Problem, Splits, load_problem
 
 POLL_SECONDS = 0.2
@@ -29,6 +29,9 @@ POLL_SECONDS = 0.2
 
 IDLE_SECONDS = 1.0
 """How often a worker of its own looks for a run."""
+
+FILES = "files"
+"""The part of a run's folder that goes into the study with its record."""
 
 STATE = "state"
 """The study's attribute by which workers know whether more may come: `OPEN` or `DONE`."""
@@ -54,11 +57,13 @@ def open_problem(name: str, quick: bool) -> tuple[Problem, Splits]:
 class Worker:
     """Takes runs from a study, one after the other.
 
-    A run that raises leaves a record with `status` "failed" and a `message`. One that is interrupted goes back into
-    the queue.
+    What a run writes while it goes on stands in a folder of its own, with a checkpoint of its last epoch, from which
+    any worker with the same `folder` goes on. A run that raises leaves a record with `status` "failed" and a `message`;
+    one that is interrupted goes back into the queue.
 
     Args:
         store: the study.
+        folder: where runs that are under way keep what they write.
         stopped: asked before every step whether to stop; then the run goes back and `StoppedError` is raised.
         on_epoch: called after every epoch.
     """
@@ -66,10 +71,11 @@ class Worker:
     def __init__(
         self,
         store: Store,
+        folder: Path,
         stopped: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[], None] = lambda: None,
     ) -> None:
-        self._store, self._stopped, self._on_epoch = store, stopped, on_epoch
+        self._store, self._folder, self._stopped, self._on_epoch = store, folder, stopped, on_epoch
         self._name = worker_name(os.getpid())
 
     def work(self) -> Record | None:
@@ -84,15 +90,18 @@ class Worker:
         claim = self._store.claim(self._name)
         if claim is None:
             return None
+        run = claim.definition.run
+        place = self._folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
         try:
-            with _heartbeat(self._store, claim) as lost, tempfile.TemporaryDirectory() as place:
-                record = self._train(claim, Path(place), lost)
-                files = {
-                    path.relative_to(place).as_posix(): path.read_bytes()
-                    for path in Path(place).rglob("*")
-                    if path.is_file()
-                }
-            self._store.finish(claim, record, files)
+            with _heartbeat(self._store, claim) as lost:
+                record = self._train(claim, place, lost)
+            files = {
+                path.relative_to(place / FILES).as_posix(): path.read_bytes()
+                for path in (place / FILES).rglob("*")
+                if path.is_file()
+            }
+            if self._store.finish(claim, record, files):
+                shutil.rmtree(place, ignore_errors=True)
         except BaseException:
             self._store.give_back(claim)  # does nothing if it is no longer this worker's
             raise
@@ -113,8 +122,14 @@ class Worker:
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
         _check_device(definition.trial.device)  # not the run's
         try:
-            picture = place / "predictions" / f"{file_name(run.method)}.png" if definition.picture else None
-            return train(problem, data, definition.trial, epoch, check, picture)
+            files, name, every = place / FILES, file_name(run.method), definition.monitor_every
+            outputs = Outputs(
+                checkpoint=place / "checkpoint.pt",
+                picture=files / "predictions" / f"{name}.png" if definition.picture else None,
+                monitor=files / "monitor" / f"{name}-{run.seed}.jsonl" if every else None,
+                monitor_every=every,
+            )
+            return train(problem, data, definition.trial, epoch, check, outputs)
         except StoppedError:
             if self._stopped():
                 raise
@@ -160,12 +175,13 @@ class LocalWorkers:
 
     Args:
         store: the study.
+        folder: where runs that are under way keep what they write.
         count: how many.
         threads: PyTorch's threads in each.
     """
 
-    def __init__(self, store: Store, count: int, threads: int) -> None:
-        self._store, self._threads = store, threads
+    def __init__(self, store: Store, folder: Path, count: int, threads: int) -> None:
+        self._store, self._folder, self._threads = store, folder, threads
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.Event()
         self._processes = [self._start() for _ in range(count)]
@@ -193,13 +209,13 @@ class LocalWorkers:
                 self._processes[index] = self._start()
 
     def _start(self) -> SpawnProcess:
-        arguments = (self._store.url, self._store.name, self._threads, self._stop)
+        arguments = (self._store.url, self._store.name, self._folder, self._threads, self._stop)
         process = self._context.Process(target=_work_here, args=arguments)
         process.start()
         return process
 
 
-def _work_here(url: str, study: str, threads: int, stop: Event) -> None:
+def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) -> None:
     """A worker process: Ctrl-C is the parent's to answer, and the parent's end is the worker's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -211,7 +227,7 @@ def _work_here(url: str, study: str, threads: int, stop: Event) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     torch.set_num_threads(threads)
-    worker = Worker(Store(url, study), stop.is_set)
+    worker = Worker(Store(url, study), folder, stop.is_set)
     try:
         while not stop.is_set():
             if worker.work() is None:
@@ -220,18 +236,19 @@ def _work_here(url: str, study: str, threads: int, stop: Event) -> None:
         return
 
 
-def serve(store: Store, wait: bool, on_run: Callable[[Record], None]) -> None:
+def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], None]) -> None:
     """Works on a study's runs until there will be no more.
 
     Args:
         store: the study.
+        folder: where runs that are under way keep what they write.
         wait: wait while the queue is empty, until the comparison says that all is done; else end then.
         on_run: is told every record.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run is back in the queue.
     """
-    worker = Worker(store)
+    worker = Worker(store, folder)
     while True:
         record = worker.work()
         if record is not None:

@@ -33,7 +33,7 @@ class Settings:
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.problems.Training`.
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
             for all single-task baselines.
-        device: where it runs, as PyTorch names it.
+        device, devices, precision, strategy: where and how each run is trained; see `equipoise.experiment.training`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
@@ -54,6 +54,9 @@ class Settings:
     tune: bool = False
     grid: tuple[float, ...] = ()
     monitor_every: int = 0
+    devices: int = 1
+    precision: str = "32-true"
+    strategy: str = "auto"
 
     def hyperparameters_of(self, method: str) -> dict[str, Any]:
         """Returns what is given for a method, `lr` and `weight_decay` included."""

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from equipoise.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.experiment.statistics import relative_gain
+from equipoise.integrations.fabric import backward
 from equipoise.methods import make_method
+from equipoise.monitor import BalanceMonitor
 from equipoise.problems import SCHEDULES, Problem, Splits
-from equipoise.problems._base import Batch, MapDataset
+from equipoise.problems._base import Batch, MapDataset, Predictions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Values = dict[str, dict[str, float]]
 """Task → measure (and whatever else its metrics compute) → value."""
 
 Record = dict[str, Any]
 """What came of a run, as `train` returns it."""
+
+MIN_SAMPLES = 20
+"""So many samples the balance monitor takes at least, of a run that has so many steps."""
 
 MIN_POTENTIAL = 0.01
 """The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
@@ -36,8 +46,9 @@ class Trial:
         method: a name in the registry, `single:<task>` included.
         seed: decides initial weights, order of the batches and everything random.
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.problems.Training`.
-        hyperparameters: the method's own.
-        device: where it runs.
+        hyperparameters: the method's own; `potentials` among them stand in place of those below.
+        device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
+            each takes its share of every batch.
         reference: each task's main measure on validation by the single-task run of the same seed, against which
             epochs are scored; None for a single-task run.
         potentials: each task's validation accuracy by that run, for the methods that need it.
@@ -53,6 +64,9 @@ class Trial:
     schedule: str = "constant"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    devices: int = 1
+    precision: str = "32-true"
+    strategy: str = "auto"
     reference: Mapping[str, float] | None = None
     potentials: Mapping[str, float] | None = None
 
@@ -74,12 +88,21 @@ class Batches:
     """
 
     def __init__(self, problem: Problem, dataset: MapDataset, batch_size: int, seed: int) -> None:
-        order = torch.Generator().manual_seed(seed)
-        self._loader = problem.loader(dataset, batch_size, order)
+        self._order = torch.Generator().manual_seed(seed)
+        self._loader = problem.loader(dataset, batch_size, self._order)
         self._state = torch.Generator().manual_seed(seed).get_state()
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what decides the epochs to come; to be asked between two epochs."""
+        return {"order": self._order.get_state(), "reading": self._state}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `state_dict` gave."""
+        self._order.set_state(state["order"])
+        self._state = state["reading"]
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = None
@@ -120,72 +143,153 @@ class Averages:
 def build(problem: Problem, trial: Trial) -> tuple[nn.Module, Any]:
     """Returns the seeded network on its device, and the method that trains it."""
     torch.manual_seed(trial.seed)
-    model = problem.model().to(trial.device)
+    network = problem.model().to(trial.device)
     method = make_method(
         trial.method,
-        model,
+        network,
         [task.name for task in problem.tasks],
         lr=trial.lr,
         weight_decay=trial.weight_decay,
-        potentials=None if trial.potentials is None else dict(trial.potentials),
-        **trial.hyperparameters,
+        **{"potentials": trial.potentials, **trial.hyperparameters},
     )
-    return model, method
+    return network, method
 
 
-def compute_losses(problem: Problem, model: nn.Module, batch: Batch, single: str | None = None) -> dict[str, Tensor]:
-    """Returns the losses of the tasks that the batch has labels for, or of `single` alone."""
-    predictions = problem.predict(model, batch)
-    losses = {task.name: task.loss(predictions, batch) for task in problem.tasks if single in (None, task.name)}
-    return {name: loss for name, loss in losses.items() if loss is not None}
+def make_fabric(trial: Trial) -> Fabric:
+    """Returns Lightning Fabric as a trial asks for it; of several devices, this process's."""
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    device = torch.device(trial.device)
+    devices = trial.devices if device.index is None else [device.index]
+    return Fabric(
+        accelerator=device.type, devices=devices, precision=cast("Any", trial.precision), strategy=trial.strategy
+    )
 
 
-def training_step(
-    problem: Problem, model: nn.Module, method: Any, batch: Batch, single: str | None = None
-) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-    """Makes one step of training. Returns the losses and the weights that the method gave them.
+class _Predictor(nn.Module):
+    """A network, run as its problem runs it, for Fabric to wrap: precision and ranks see every forward pass."""
 
-    Raises:
-        DivergedError: a loss is NaN or infinite; asked on the CPU only, where asking is free.
+    def __init__(self, problem: Problem, network: nn.Module) -> None:
+        super().__init__()
+        self.problem, self.network = problem, network
+
+    def forward(self, batch: Batch) -> Predictions:
+        return self.problem.predict(self.network, batch)
+
+
+class Learner:
+    """A network, the method that trains it and Fabric, which runs them.
+
+    Args:
+        problem: what is trained.
+        trial: how.
+
+    Attributes:
+        network: the network itself.
+        method: the method; its optimizer may be given a scheduler.
+        fabric: runs them.
     """
-    losses = compute_losses(problem, model, batch, single)
-    if not losses:
-        return {}, {}
-    for name, loss in losses.items():
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise DivergedError(f"the loss of {name!r} became {loss.item()}")
-    weights = method.backward(losses)
-    method.step()
-    if method.needs_after_step:
+
+    def __init__(self, problem: Problem, trial: Trial) -> None:
+        self.fabric = make_fabric(trial)
+        self.fabric.launch()
+        self.network, self.method = build(problem, trial)
+        self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
+        self._optimizer: Any = None
+
+    def set_up(self) -> None:
+        """Hands network and optimizer to Fabric; whatever hangs on the optimizer is to be made before."""
+        self._predict, self._optimizer = self.fabric.setup(
+            _Predictor(self._problem, self.network), self.method.optimizer
+        )
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """Makes one step of training. Returns the losses and the weights that the method gave them.
+
+        Raises:
+            DivergedError: a loss is NaN or infinite; asked on the CPU only, where asking is free.
+        """
+        losses = self._losses(batch)
+        if not losses:
+            return {}, {}
+        for name, loss in losses.items():
+            if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss of {name!r} became {loss.item()}")
+        weights = backward(self.fabric, self.method, losses)
+        self._optimizer.step()
+        if self.method.needs_after_step:
+            with torch.no_grad():
+                self.method.after_step(self._losses(batch))
+        self.method.zero_grad()
+        return losses, weights or {}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the tasks that the batch has labels for, or of the single one."""
+        predictions = self._predict(batch)
+        tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
+        losses = {task.name: task.loss(predictions, batch) for task in tasks}
+        return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def evaluate(self, dataset: MapDataset) -> Values:
+        """Returns what every task's metrics compute on a split; NaN for a task without a label in it.
+
+        A single-task run is evaluated on its task alone. Of several devices each evaluates all of it.
+        """
+        tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
+        metrics = {task.name: task.metrics().to(self.fabric.device) for task in tasks}
+        for collection in metrics.values():
+            for metric in collection.values():
+                metric.sync_on_compute = False
+        self.network.eval()
         with torch.no_grad():
-            method.after_step(compute_losses(problem, model, batch, single))
-    method.zero_grad()
-    return losses, weights or {}
+            for batch in self._problem.loader(dataset, self._size, None):
+                moved = self._problem.to_device(batch, self.fabric.device)
+                predictions = self._predict(moved)
+                for task in tasks:
+                    task.update(metrics[task.name], predictions, moved)
+        self.network.train()
+        values: Values = {}
+        for task in tasks:
+            collection = metrics[task.name]
+            if any(metric.update_called for metric in collection.values()):
+                values[task.name] = {name: float(value) for name, value in collection.compute().items()}
+            else:
+                values[task.name] = {measure.name: math.nan for measure in task.measures}
+        return values
 
+    def draw(self, dataset: MapDataset, path: Path) -> None:
+        """Draws predictions for the first test batch, if the problem has a picture of them."""
+        self.network.eval()
+        with torch.no_grad():
+            batch = next(iter(self._problem.loader(dataset, self._size, None)))
+            moved = self._problem.to_device(batch, self.fabric.device)
+            figure = self._problem.picture(self._predict(moved), moved)
+        if figure is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=120)
 
-def evaluate(problem: Problem, model: nn.Module, dataset: MapDataset, trial: Trial) -> Values:
-    """Returns what every task's metrics compute on a split; NaN for a task without a label in it.
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that is needed to go on bit for bit, the generators of random numbers included."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        cuda = self.fabric.device.type == "cuda"
+        return {
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.fabric.device) if cuda else None,
+        }
 
-    A single-task run is evaluated on its task alone.
-    """
-    tasks = [task for task in problem.tasks if trial.single in (None, task.name)]
-    metrics = {task.name: task.metrics().to(trial.device) for task in tasks}
-    model.eval()
-    with torch.no_grad():
-        for batch in problem.loader(dataset, trial.evaluation_batch_size, None):
-            batch = problem.to_device(batch, torch.device(trial.device))
-            predictions = problem.predict(model, batch)
-            for task in tasks:
-                task.update(metrics[task.name], predictions, batch)
-    model.train()
-    values: Values = {}
-    for task in tasks:
-        collection = metrics[task.name]
-        if any(metric.update_called for metric in collection.values()):
-            values[task.name] = {name: float(value) for name, value in collection.compute().items()}
-        else:
-            values[task.name] = {measure.name: math.nan for measure in task.measures}
-    return values
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        if state["scaler"] is not None:
+            cast("Any", self.fabric.strategy.precision).scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.fabric.device)
 
 
 def score(problem: Problem, values: Values, reference: Mapping[str, float] | None) -> float:
@@ -212,13 +316,30 @@ def accuracies(problem: Problem, values: Values) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run writes what is not in its record; None: nowhere.
+
+    Attributes:
+        checkpoint: a file that the run goes on from, if it is there; written after every epoch but the last.
+        picture: a picture of predictions, if the problem draws one.
+        monitor: what the balance monitor saw.
+        monitor_every: steps between its samples, fewer if that gave less than `MIN_SAMPLES`.
+    """
+
+    checkpoint: Path | None = None
+    picture: Path | None = None
+    monitor: Path | None = None
+    monitor_every: int = 50
+
+
 def train(
     problem: Problem,
     data: Splits,
     trial: Trial,
     on_epoch: Callable[[int, float], None] = lambda epoch, score: None,
     on_step: Callable[[], None] = lambda: None,
-    picture: Path | None = None,
+    outputs: Outputs | None = None,
 ) -> Record:
     """Runs a trial.
 
@@ -228,7 +349,7 @@ def train(
         trial: how.
         on_epoch: called with the number of every finished epoch, from 1, and its score.
         on_step: called before every step; may raise to stop.
-        picture: where a picture of predictions goes, if the problem draws one.
+        outputs: where what is not in the record goes.
 
     Returns:
         A record that JSON can hold: `status` ("finished", or "diverged" with a `message`), `epochs` (each with mean
@@ -236,51 +357,75 @@ def train(
         with the best score), `test` (the measures at that epoch) and `seconds`.
     """
     started = time.perf_counter()
-    model, method = build(problem, trial)
+    outputs = outputs or Outputs()
+    learner = Learner(problem, trial)
     batches = Batches(problem, data.train, trial.batch_size, trial.seed)
     factor, steps = SCHEDULES[trial.schedule], max(1, trial.epochs * len(batches))
-    scheduler = LambdaLR(method.optimizer, lambda step: factor(min(step / steps, 1)))
+    scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
+    monitor = None
+    if outputs.monitor is not None:
+        every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
+        monitor = BalanceMonitor(learner.method, learner.network, every, outputs.monitor)
+    learner.set_up()
     epochs: list[dict[str, Any]] = []
     record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
-    for epoch in range(1, trial.epochs + 1):
+    saved = None if outputs.checkpoint is None else load_checkpoint(outputs.checkpoint, trial)
+    if saved is not None:
+        learner.load_state_dict(saved["learner"])
+        scheduler.load_state_dict(saved["scheduler"])
+        batches.load_state_dict(saved["batches"])
+        if monitor is not None:
+            monitor.load_state_dict(saved["monitor"])
+        epochs += saved["epochs"]
+        best, chosen, record["selected"] = saved["best"], saved["chosen"], saved["selected"]
+        started -= saved["seconds"]
+    for epoch in range(len(epochs) + 1, trial.epochs + 1):
         try:
-            losses, weights = _train_epoch(problem, model, method, scheduler, batches, trial, on_step)
+            losses, weights = _train_epoch(problem, learner, scheduler, batches, on_step)
         except DivergedError as error:
             return record | {"status": "diverged", "message": f"{error} in epoch {epoch}"}
-        values = evaluate(problem, model, data.validation, trial)
+        values = learner.evaluate(data.validation)
         accuracy = accuracies(problem, values)
-        method.end_epoch(accuracy)
+        learner.method.end_epoch(accuracy)
         value = score(problem, values, trial.reference)
         epochs.append({"loss": losses, "weights": weights, "validation": values, "accuracy": accuracy, "score": value})
         if value > best or not chosen:
             best = value
-            chosen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
+        if outputs.checkpoint is not None and epoch < trial.epochs:
+            state = {
+                "learner": learner.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "batches": batches.state_dict(),
+                "monitor": None if monitor is None else monitor.state_dict(),
+                "epochs": epochs,
+                "best": best,
+                "chosen": chosen,
+                "selected": record["selected"],
+                "seconds": time.perf_counter() - started,
+            }
+            save_checkpoint(outputs.checkpoint, trial, state)
         on_epoch(epoch, value)
-    model.load_state_dict(chosen)
-    record["test"] = evaluate(problem, model, data.test, trial)
-    if picture is not None:
-        _draw(problem, model, data.test, trial, picture)
+    if monitor is not None:
+        monitor.detach()
+    learner.network.load_state_dict(chosen)
+    record["test"] = learner.evaluate(data.test)
+    if outputs.picture is not None:
+        learner.draw(data.test, outputs.picture)
     return record | {"status": "finished", "seconds": time.perf_counter() - started}
 
 
 def _train_epoch(
-    problem: Problem,
-    model: nn.Module,
-    method: Any,
-    scheduler: LambdaLR,
-    batches: Batches,
-    trial: Trial,
-    on_step: Callable[[], None],
+    problem: Problem, learner: Learner, scheduler: LambdaLR, batches: Batches, on_step: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Trains for an epoch; returns each task's mean loss and weight."""
     losses, weights = Averages(), Averages()
     for batch in batches:
         on_step()
-        moved = problem.to_device(batch, torch.device(trial.device))
-        step_losses, step_weights = training_step(problem, model, method, moved, trial.single)
+        step_losses, step_weights = learner.step(problem.to_device(batch, learner.fabric.device))
         if step_losses:
             scheduler.step()
         losses.add(step_losses)
@@ -290,16 +435,3 @@ def _train_epoch(
         if not math.isfinite(value):
             raise DivergedError(f"the loss of {name!r} became {value}")
     return means, weights.means()
-
-
-def _draw(problem: Problem, model: nn.Module, dataset: MapDataset, trial: Trial, path: Path) -> None:
-    """Draws predictions for the first test batch, if the problem has a picture of them."""
-    model.eval()
-    with torch.no_grad():
-        batch = problem.to_device(
-            next(iter(problem.loader(dataset, trial.evaluation_batch_size, None))), torch.device(trial.device)
-        )
-        figure = problem.picture(problem.predict(model, batch), batch)
-    if figure is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)

@@ -9,15 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.balancer import Balancer
+from equipoise.methods import Method
 from equipoise.optim import MAO
 
 
-def backward(fabric: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+def backward(
+    fabric: Any, balancer: Balancer | MAO | Method, losses: Mapping[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under Fabric's precision, its gradient scaler included.
 
     Args:
         fabric: the `Fabric`.
-        balancer: the Balancer, or MAO (also as `fabric.setup` gives it back).
+        balancer: the Balancer, MAO (also as `fabric.setup` gives it back), or what `make_method` gives.
         losses: task → scalar loss.
         **options: as for `Balancer.backward`.
 

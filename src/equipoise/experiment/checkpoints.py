@@ -1,0 +1,42 @@
+"""A run's checkpoint: one file, whole or not there, that nothing is unpickled from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from equipoise.experiment.training import Trial
+
+
+def save_checkpoint(path: Path, trial: Trial, state: Mapping[str, Any]) -> None:
+    """Writes a run's state beside its place and moves it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"trial": _definition(trial), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path, trial: Trial) -> dict[str, Any] | None:
+    """Returns a run's state, tensors on the CPU; None if there is none, or one of another run."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state if state["trial"] == _definition(trial) else None
+
+
+def _definition(trial: Trial) -> str:
+    return json.dumps(asdict(trial), sort_keys=True)
