@@ -2,14 +2,19 @@
 
 import itertools
 import os
+import re
 import shutil
+import zlib
 
+import numpy as np
 import pytest
 from comparisons import METHODS, Errors, make_result, tuned
+from matplotlib.colors import to_rgb
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_report import NASTY, monitored
 
+from equipoise.experiment.pictures import DARK, LIGHT
 from equipoise.experiment.report import to_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -20,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SHOWN = "[...document.querySelectorAll('img[class]')].filter(image => image.offsetWidth).map(image => image.className)"
 UNLOADED = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
 
 
@@ -92,11 +98,13 @@ def test_light_and_dark_differ_in_paper_and_pictures(browser, reports):
         page, _ = opened(browser, reports["plain"], color_scheme=scheme)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         ink = page.evaluate("getComputedStyle(document.body).color")
-        found[scheme] = (paper, ink, page.evaluate("document.querySelector('#tradeoff img').currentSrc"))
+        found[scheme] = (paper, ink, page.evaluate(SHOWN))
         page.context.close()
     assert found["light"][0] == "rgb(255, 255, 255)"
     assert found["dark"][0] == "rgb(21, 23, 27)"
-    assert all(one != other for one, other in zip(found["light"], found["dark"], strict=True))
+    assert found["light"][1] != found["dark"][1]
+    assert [set(found[scheme][2]) for scheme in ("light", "dark")] == [{"light"}, {"dark"}]
+    assert len(found["light"][2]) == len(found["dark"][2])
 
 
 def test_names_become_text_and_not_elements(browser, reports):
@@ -120,17 +128,32 @@ def test_the_policy_stops_what_would_be_asked_for(browser, reports, tmp_path):
     page.context.close()
 
 
+def fills(content, colour):
+    """Whether something in a PDF is filled with a colour."""
+    wanted = np.array(to_rgb(colour))
+    for stream in re.findall(rb"stream\r?\n(.*?)endstream", content, re.DOTALL):
+        try:
+            painted = zlib.decompress(stream)
+        except zlib.error:  # a font or a picture
+            continue
+        for numbers in re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", painted):
+            if np.abs(np.array(numbers, dtype=float) - wanted).max() < 2e-3:
+                return True
+    return False
+
+
 def test_it_prints_on_light_paper_with_everything_visible(browser, reports):
     page, seen = opened(browser, reports["plain"], color_scheme="dark")
     content = page.pdf()
     assert content.startswith(b"%PDF-")
     assert content.count(b"/Type /Page\n") >= 4
+    assert fills(content, LIGHT.paper)
+    assert not fills(content, DARK.paper)
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 690, "height": 1000})  # A4 within its margins
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(OVERFLOW) <= 0
-    light = page.evaluate("document.querySelector('#tradeoff img').src")
-    assert page.evaluate("document.querySelector('#tradeoff img').currentSrc") == light
+    assert set(page.evaluate(SHOWN)) == {"light"}
     assert seen == []
     page.context.close()
 
