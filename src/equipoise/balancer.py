@@ -63,7 +63,8 @@ class Balancer(nn.Module):
     averaged over the ranks, by `counts` where given, and all ranks take the state and the random numbers of the first.
     Every rank makes the same calls; where one has no label of a task it leaves it out, and `backward({})` says that it
     has none at all. Give `model` for that, unless the first step had all labels everywhere. Under `fully_shard` a rank
-    has to run every task's backward pass: there, give a loss of 0 connected to the model, with the count 0.
+    has to run every task's backward pass: there, give a loss of 0 connected to the model, with the count 0. (A backward
+    pass a task takes PyTorch 2.7 there.)
 
     Raises:
         TypeError: an argument has the wrong type.

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.torch_version import TorchVersion
 
 import equipoise as eq
 from equipoise.gradients import ranks as ranks_module
@@ -381,6 +382,23 @@ def fully_shard_needs_every_task_on_every_rank(rank, size, checkpoints):
         with pytest.raises(ValueError, match=r"'c' is left out of losses on rank 1.*count 0"):
             method.backward(left)
         method.backward(losses)
+
+
+@check()
+def fully_shard_in_an_old_pytorch(rank, size, checkpoints):
+    """It cannot gather parameters twice in one backward pass; one pass is no problem."""
+    for name in ("pcgrad", "mao", "ew"):
+        model = wrapped(network(), "fsdp")
+        method = eq.make_method(name, model, TASKS)
+        losses = losses_of(model, 0, mine(rank, size))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
+            if name == "ew":
+                method.backward(losses)
+                continue
+            with pytest.raises(RuntimeError, match=r"PyTorch 2\.7 or later; this is 2\.6\.0"):
+                method.backward(losses)
+        assert not gradients(model)
 
 
 @check()

@@ -24,6 +24,10 @@ LEFT_OUT, LABELLED, UNLABELLED = range(3)
 """What a rank holds of a task: no loss; a loss; a loss of no labelled sample, which it computes for FSDP's sake."""
 
 
+FULLY_SHARD_AGAIN = "2.7"
+"""PyTorch's first version whose `fully_shard` gathers parameters again for a second backward pass of one graph."""
+
+
 class Passes:
     """Runs the backward passes of `Balancer.backward` and `MAO.backward`.
 
@@ -304,6 +308,12 @@ class Passes:
         return dict.fromkeys(leaf for row in rows for leaf in row)
 
     def _sharded_rows(self, batch: Batch, coefficients: Tensor, retain_graph: bool) -> Rows:
+        if torch.__version__ < FULLY_SHARD_AGAIN:
+            raise RuntimeError(
+                "With a backward pass a task, a model under fully_shard is gone through several times, which takes "
+                f"PyTorch {FULLY_SHARD_AGAIN} or later; this is {torch.__version__}. Take a method of one backward "
+                "pass, such as 'uw' or 'ema', or DistributedDataParallel."
+            )
         size = self.ranks.size  # FSDP gives the mean over the ranks, where a sum is wanted
         leaves = dict.fromkeys([*self._position, *self._walked(batch, retain_graph=True)])
         rows = rows_by_hooks(batch, leaves, self.own(batch, coefficients) * size, retain_graph)
