@@ -1,6 +1,5 @@
 """The report's content; test_browser.py opens it in a browser."""
 
-import itertools
 import json
 import re
 import shlex
@@ -9,12 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from PIL import Image
+from typer.testing import CliRunner
 
+from equipoise import cli
 from equipoise.experiment.pictures import LIGHT, save
 from equipoise.experiment.report import to_html
 from equipoise.experiment.report.repeat import command
 from equipoise.experiment.report.why import layers_chart, recordings, steps_chart
-from equipoise.experiment.settings import parse_hyperparameters
+from equipoise.experiment.settings import Settings
 from equipoise.experiment.tables import notes, verdict
 
 NASTY = "<script>alert('x')</script>\"&$x$_"
@@ -194,24 +195,42 @@ def test_names_are_escaped(tmp_path):
     assert any(NASTY in attributes.get("aria-label", "") for _, attributes in found.elements)
 
 
-def test_the_command_is_one_that_a_shell_takes_apart_as_it_was_meant():
-    settings = make_result(
-        quick=True,
-        weight_decay=5e-4,
-        hyperparameters={"mao": {"lr": 3e-4, "betas": [0.9, 0.99], "note": "a 'b' \"c\" $d"}, "ema": {"flag": True}},
-    ).settings
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings("digits", ("ew", "mao"), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant"),
+        Settings(
+            problem="digits",
+            methods=("ew", "ema"),
+            seeds=5,
+            quick=True,
+            epochs=2,
+            batch_size=32,
+            evaluation_batch_size=1000,
+            lr=0.00012345678,
+            weight_decay=5e-4,
+            schedule="constant",
+            hyperparameters={
+                "ema": {"lr": 3e-4, "list": [0.9, 0.99], "text": "a 'b' \"c\" $d"},
+                "single": {"on": True},
+            },
+            devices=2,
+            precision="bf16-mixed",
+            strategy="ddp",
+            monitor_every=7,
+        ),
+        Settings("digits", ("mao",), 1, False, 8, 64, 1000, 1e-3, 0.0, "constant", tune=True, grid=(1e-5, 0.003)),
+    ],
+)
+def test_the_command_asks_for_the_same(settings, monkeypatch):
+    """What the command line makes of it is what it was made of."""
+    asked = []
+    monkeypatch.setattr(cli, "_carry_out", lambda settings, *_: asked.append(settings))
     words = shlex.split(command(settings))
-    assert words[:3] == ["equipoise", "compare", "errors.py:problem"]
-    pairs = dict(itertools.pairwise(words))
-    assert pairs["--methods"] == "ew,ema,mao"
-    assert (pairs["--seeds"], pairs["--epochs"], pairs["--batch-size"]) == ("4", "3", "16")
-    assert (pairs["--lr"], pairs["--weight-decay"], pairs["--device"]) == ("0.001", "0.0005", "cpu")
-    assert "--quick" in words
-    assignments = [value for option, value in itertools.pairwise(words) if option == "--set"]
-    assert parse_hyperparameters(assignments, None) == settings.hyperparameters
-    words = shlex.split(command(tuned(make_result()).settings))
-    assert "--lr" not in words
-    assert words[words.index("--grid") - 1 :][:3] == ["--tune", "--grid", "0.0001,0.001,0.01"]
+    assert words[0] == "equipoise"
+    done = CliRunner().invoke(cli.app, words[1:])
+    assert done.exit_code == 0, done.output
+    assert asked == [settings]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -14,17 +14,19 @@ def command(settings: Settings) -> str:
     """Returns the command that makes the same comparison in an empty folder, as a shell takes it."""
     words = ["equipoise", "compare", settings.problem, "--methods", ",".join(settings.methods)]
     words += ["--seeds", str(settings.seeds), "--epochs", str(settings.epochs)]
-    words += ["--batch-size", str(settings.batch_size), "--weight-decay", f"{settings.weight_decay:g}"]
+    words += ["--batch-size", str(settings.batch_size), "--weight-decay", str(settings.weight_decay)]
     if settings.quick:
         words.append("--quick")
     if settings.tune:
-        words += ["--tune", "--grid", ",".join(f"{rate:g}" for rate in settings.grid)]
+        words += ["--tune", "--grid", ",".join(map(str, settings.grid))]
     else:
-        words += ["--lr", f"{settings.lr:g}"]
+        words += ["--lr", str(settings.lr)]
     for method, values in settings.hyperparameters.items():
         for name, value in values.items():
             words += ["--set", f"{method}.{name}={json.dumps(value, ensure_ascii=False)}"]
-    return shlex.join([*words, "--device", settings.device])
+    for name in ("device", "devices", "precision", "strategy", "monitor_every"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    return shlex.join(words)
 
 
 def facts(settings: Settings, versions: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -33,7 +35,7 @@ def facts(settings: Settings, versions: Mapping[str, Any]) -> list[tuple[str, st
         ("seeds", ", ".join(map(str, range(settings.seeds)))),
         ("epochs", str(settings.epochs)),
         ("batch size", str(settings.batch_size)),
-        ("weight decay", f"{settings.weight_decay:g}"),
+        ("weight decay", str(settings.weight_decay)),
         ("schedule of the learning rate", settings.schedule),
         ("quick", "yes" if settings.quick else "no"),
     ]
