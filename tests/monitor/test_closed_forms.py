@@ -149,6 +149,7 @@ OPTIMIZERS = {
     "AdamW": (lambda p: torch.optim.AdamW(p, LR, weight_decay=0.1, eps=1e-3), adam(decay=0.1, eps=1e-3)),
     "AdamW, fused": (lambda p: torch.optim.AdamW(p, LR, weight_decay=0.1, fused=True), adam(decay=0.1)),
     "SGD": (lambda p: torch.optim.SGD(p, LR), sgd()),
+    "SGD, tensor": (lambda p: torch.optim.SGD(p, torch.tensor(LR, dtype=torch.float64)), sgd()),
     "SGD, momentum": (lambda p: torch.optim.SGD(p, LR, momentum=0.9), sgd(0.9)),
     "RMSprop": (lambda p: torch.optim.RMSprop(p, LR), rmsprop(False)),
     "RMSprop, centered": (lambda p: torch.optim.RMSprop(p, LR, centered=True), rmsprop(True)),

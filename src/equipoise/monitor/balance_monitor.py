@@ -180,6 +180,8 @@ class BalanceMonitor:
     def see_taken(self, optimizer: MAO, rows: Rows) -> None:
         """Measures what MAO has taken into its moments, while it is there; see `Watcher`."""
         own = {task: self._own(row) for task, row in rows.items()}
+        if self._sample.weights.keys() & own.keys():  # streaming, and cleared in place of a step
+            self._sample = _Sample()
         self._sample.weights |= dict.fromkeys(own, torch.ones(()))
         self._measure(own)
 
@@ -219,7 +221,7 @@ class BalanceMonitor:
         """Measures the rows after the optimizer has taken them."""
         reached = Counter(p for row in rows.values() for p in row)
         self._shared |= {p for p, count in reached.items() if count > 1}
-        self._sample.sums.add(rows, self._optimizer, [p for p in reached if p in self._shared])
+        self._sample.sums.add(rows, self._optimizer, self._shared)
 
     def _record(self) -> bool:
         """Appends the sample to the records; not if a gradient scaler had the optimizer's kernel leave the step out."""
@@ -227,8 +229,8 @@ class BalanceMonitor:
         overflow = getattr(self._optimizer, "found_inf", None)
         products = [] if sums.products is None else list(sums.products.flatten().unbind())
         norms, moved, factors, weights, flat, left_out = fetch(
-            list(sums.norms.values()),
-            list(sums.moved.values()),
+            [norm for _, _, norm in sums.norms],
+            [distance for _, _, distance in sums.moved],
             list(sample.factors.values()),
             list(sample.weights.values()),
             products,
@@ -238,12 +240,12 @@ class BalanceMonitor:
             return False
         factor = dict(zip(sample.factors, map(abs, factors), strict=True))
         totals = {task: [_Total() for _ in self.recording.layers] for task in self.recording.tasks}
-        scales = {(task, p): factor.get(task, 1.0) if p in sample.weighted else 1.0 for task, p in sums.norms}
-        for (task, p), norm in zip(sums.norms, norms, strict=True):
-            totals[task][self._layer[p]].add_norm(norm * scales[task, p])
-        for (task, p), distance in zip(sums.moved, moved, strict=True):
-            totals[task][self._layer[p]].add_distance(distance * scales[task, p], p.numel())
-        for task in {task for task, _ in sums.norms}:
+        for (task, p, _), norm in zip(sums.norms, norms, strict=True):
+            totals[task][self._layer[p]].add_norm(norm * (factor[task] if p in sample.weighted else 1))
+        for (task, p, _), distance in zip(sums.moved, moved, strict=True):
+            scale = factor[task] if p in sample.weighted else 1
+            totals[task][self._layer[p]].add_distance(distance * scale, p.numel())
+        for task in {task for task, _, _ in sums.norms}:
             self._norms[task] = math.sqrt(sum(total.square for total in totals[task]))
         weight = dict(zip(sample.weights, weights, strict=True))
         self.recording.records.append(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.optimizer import Optimizer
@@ -48,7 +47,7 @@ def effective_rate(optimizer: Optimizer, group: dict[str, Any], parameter: Tenso
     state: dict[str, Tensor] = optimizer.state.get(parameter, {})
     lr = group["lr"]
     if isinstance(optimizer, SGD):
-        return torch.as_tensor(lr, dtype=parameter.dtype, device=parameter.device).expand_as(parameter)
+        return (lr if isinstance(lr, Tensor) else parameter.new_full((), lr)).expand_as(parameter)
     if isinstance(optimizer, RMSprop):
         if "square_avg" not in state:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,11 @@ from equipoise.optim import MAO
 BLOCK = 1 << 15
 """Elements of each task's gradient that are gone through together on a CPU, so that they stay in its cache."""
 
-Entry = tuple[str, Tensor]
-"""A task and a parameter."""
+Entry = tuple[str, Tensor, Tensor]
+"""A task, a parameter, and a number, 0-dim."""
+
+Column = list[Tensor | None]
+"""One parameter's gradients, or rates, task by task; None where a task does not reach it."""
 
 
 @dataclass
@@ -27,96 +30,110 @@ class Sums:
     """Sums over the elements of parameters, on their device.
 
     Attributes:
-        norms: the norm of the task's gradient on the parameter, 0-dim.
-        moved: `Σ |g| · rate` over the parameter's elements, 0-dim; left out where the optimizer did not move it.
+        norms: the norm of the task's gradient on the parameter.
+        moved: `Σ |g| · rate` over the parameter's elements; left out where the optimizer did not move it.
         products: the Gramian of the tasks' gradients on shared parameters; None where there are no two of them.
         tasks: the order of its rows.
     """
 
-    norms: dict[Entry, Tensor] = field(default_factory=dict)
-    moved: dict[Entry, Tensor] = field(default_factory=dict)
+    norms: list[Entry] = field(default_factory=list)
+    moved: list[Entry] = field(default_factory=list)
     products: Tensor | None = None
     tasks: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def add(self, rows: Rows, optimizer: Optimizer, shared: Iterable[Tensor]) -> None:
-        """Measures rows of parameters that the optimizer holds, and has just moved.
+    def add(self, rows: Rows, optimizer: Optimizer, shared: Container[Tensor]) -> None:
+        """Measures rows of parameters that the optimizer has just moved.
 
         Args:
             rows: task → parameter → gradient.
             optimizer: the optimizer.
-            shared: those parameters on which the tasks are compared.
+            shared: holds those parameters on which the tasks are compared.
         """
+        tasks = tuple(rows)
+        columns: dict[Tensor, Column] = {}
+        for index, row in enumerate(rows.values()):
+            for p, gradient in row.items():
+                if gradient.numel():
+                    columns.setdefault(p, [None] * len(tasks))[index] = gradient
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        reached = dict.fromkeys(p for row in rows.values() for p in row if p in groups and p.numel())
-        large = {p for p in reached if p.device.type == "cpu" and p.numel() >= BLOCK}
-        compared = dict.fromkeys(p for p in shared if p in reached and len(rows) > 1)
-        products = []
-        small = [p for p in compared if p not in large]
-        if small:
-            products.append(gramian([[row.get(p) for p in small] for row in rows.values()]))
-        rates = {p: _rates(optimizer, groups[p], p, rows) for p in reached if p not in large}
-        for task, row in rows.items():
-            self._add_lists(task, {p: g for p, g in row.items() if p in rates}, rates)
-        for p in large:
-            own = self._add_swept(p, rows, _rates(optimizer, groups[p], p, rows))
-            if p in compared:
-                products.append(own)
+        together: list[tuple[Tensor, Column, Column]] = []
+        products, compared = [], []
+        for p, column in columns.items():
+            rates = _rates(optimizer, groups.get(p), p, tasks, column)
+            large = p.device.type == "cpu" and p.numel() >= BLOCK
+            if large:
+                own = self._add_swept(p, tasks, column, rates)
+            else:
+                together.append((p, column, rates))
+            if len(tasks) > 1 and p in shared:
+                if large:
+                    products.append(own)
+                else:
+                    compared.append(column)
+        for index, task in enumerate(tasks):
+            self._add_lists(task, [(p, column[index], rates[index]) for p, column, rates in together])
+        if compared:
+            products.append(gramian(list(zip(*compared, strict=True))))
         if products:
-            self.products, self.tasks = sum(products[1:], products[0]), tuple(rows)
+            self.products, self.tasks = sum(products[1:], products[0]), tasks
 
-    def _add_lists(self, task: str, row: dict[Tensor, Tensor], rates: dict[Tensor, dict[str, Tensor]]) -> None:
-        """With few operations, each on many parameters."""
-        gradients = {p: gradient.to(_dtype(gradient)) for p, gradient in row.items()}
-        self.norms |= _norms(task, gradients, 2)
-        moved = {p: rates[p][task] for p in gradients if task in rates[p]}
-        steps = torch._foreach_mul([gradients[p] for p in moved], list(moved.values())) if moved else ()
-        self.moved |= _norms(task, dict(zip(moved, steps, strict=True)), 1)
+    def _add_lists(self, task: str, triples: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
+        """Measures parameters with their gradients and rates in few operations, each on many of them."""
+        reached = [(p, gradient.to(_dtype(gradient)), rate) for p, gradient, rate in triples if gradient is not None]
+        moved = [(p, gradient, rate) for p, gradient, rate in reached if rate is not None]
+        if reached:
+            norms = torch._foreach_norm([gradient for _, gradient, _ in reached])
+            self.norms += [(task, p, norm) for (p, _, _), norm in zip(reached, norms, strict=True)]
+        if moved:
+            steps = torch._foreach_mul([gradient for _, gradient, _ in moved], [rate for _, _, rate in moved])
+            norms = torch._foreach_norm(steps, 1)
+            self.moved += [(task, p, norm) for (p, _, _), norm in zip(moved, norms, strict=True)]
 
-    def _add_swept(self, parameter: Tensor, rows: Rows, rates: dict[str, Tensor]) -> Tensor:
-        """Going through memory once, block by block: in less than half the time for a large parameter on a CPU.
+    def _add_swept(self, parameter: Tensor, tasks: Sequence[str], column: Column, rates: Column) -> Tensor:
+        """Measures a parameter going through memory once, block by block: on a CPU in less than half the time.
 
         Returns:
-            The products of the rows `[K', K']`.
+            The products of its gradients `[K', K']`.
         """
         order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)  # as it lies in memory
 
         def flat(tensor: Tensor) -> Tensor:
             return tensor.permute(order).reshape(-1)
 
-        gradients = {task: flat(row[parameter]) for task, row in rows.items() if parameter in row}
-        flat_rates = {id(rate): flat(rate) for rate in rates.values()}
-        places = {task: index for index, task in enumerate(rows)}
-        buffer = torch.zeros(len(rows), BLOCK, dtype=_dtype(parameter))
-        products = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        moved = dict.fromkeys(rates, 0.0)
+        gradients = {index: flat(gradient) for index, gradient in enumerate(column) if gradient is not None}
+        scales = {index: flat(rate) for index, rate in enumerate(rates) if rate is not None}
+        buffer = torch.zeros(len(tasks), BLOCK, dtype=_dtype(parameter))
+        products = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
+        moved = dict.fromkeys(scales, 0.0)
         with torch.autocast("cpu", enabled=False):
             for start in range(0, parameter.numel(), BLOCK):
                 block = buffer[:, : parameter.numel() - start]
-                for task, gradient in gradients.items():
-                    block[places[task]].copy_(gradient[start : start + BLOCK])
+                for index, gradient in gradients.items():
+                    block[index].copy_(gradient[start : start + BLOCK])
                 products += block @ block.T
                 block.abs_()
-                for task, rate in rates.items():
-                    part = flat_rates[id(rate)][start : start + BLOCK]
-                    moved[task] += float(torch.dot(block[places[task]], part.to(block.dtype)))  # on the CPU
-        self.norms |= {(task, parameter): products[places[task], places[task]].sqrt() for task in gradients}
-        self.moved |= {(task, parameter): torch.tensor(far, dtype=torch.float64) for task, far in moved.items()}
+                for index, scale in scales.items():
+                    part = scale[start : start + BLOCK].to(block.dtype)
+                    moved[index] += float(torch.dot(block[index], part))  # on the CPU
+        self.norms += [(tasks[index], parameter, products[index, index].sqrt()) for index in gradients]
+        self.moved += [(tasks[i], parameter, torch.tensor(far, dtype=torch.float64)) for i, far in moved.items()]
         return products
 
 
-def _rates(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, rows: Rows) -> dict[str, Tensor]:
-    """Returns task → effective rates for the tasks that reach the parameter; nothing if the optimizer left it alone."""
-    tasks = [task for task, row in rows.items() if parameter in row]
+def _rates(
+    optimizer: Optimizer, group: dict[str, Any] | None, parameter: Tensor, tasks: Sequence[str], column: Column
+) -> Column:
+    """Returns the effective rates of each task that reaches the parameter; None if the optimizer left it alone."""
+    if group is None:
+        return [None] * len(column)
     if isinstance(optimizer, MAO):
-        return {task: mao_rate(optimizer, group, task, parameter) for task in tasks}
+        return [
+            None if gradient is None else mao_rate(optimizer, group, task, parameter)
+            for task, gradient in zip(tasks, column, strict=True)
+        ]
     rate = effective_rate(optimizer, group, parameter)
-    return {} if rate is None else dict.fromkeys(tasks, rate)
-
-
-def _norms(task: str, gradients: dict[Tensor, Tensor], order: int) -> dict[Entry, Tensor]:
-    norms = torch._foreach_norm(list(gradients.values()), order) if gradients else ()
-    return {(task, p): norm for p, norm in zip(gradients, norms, strict=True)}
+    return [None if gradient is None else rate for gradient in column]
 
 
 def _dtype(gradient: Tensor) -> torch.dtype:
