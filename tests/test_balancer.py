@@ -135,6 +135,30 @@ def test_adds_into_existing_grad_in_place(aggregator):
             torch.testing.assert_close(parameter.grad, before[name] + added, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("aggregator", [None, [0.5, 0.25, 2.0]])
+def test_hooks_of_the_parameters_are_called(aggregator):
+    """Both kinds, and what they do counts."""
+    model = Network()
+    seen = []
+    model.trunk.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    model.heads["a"].weight.register_hook(lambda g: g * 0)
+    balancer = eq.Balancer(TASKS, aggregator=aggregator and Recorder(aggregator))
+    for index in range(2):
+        balancer.backward(model.losses(batch(index)))
+        assert len(seen) == index + 1
+        assert torch.equal(seen[-1], model.trunk.weight.grad)
+    assert not model.heads["a"].weight.grad.any()
+
+
+def test_says_what_it_is_made_of():
+    text = repr(eq.Balancer(TASKS, eq.EMA(beta=0.25), eq.CAGrad(c=0.125, rescale="1+c")))
+    assert "CAGrad(c=0.125, rescale='1+c')" in text
+    assert "beta=0.25" in text
+    assert "DWA" not in text
+    assert repr(eq.Static({"a": 1, "b": 2.5})) == "Static(weights={'a': 1.0, 'b': 2.5})"
+    assert repr(eq.make_method("ew", Network(), TASKS)) == "Method('ew', tasks=['a', 'b', 'c'])"
+
+
 def test_the_order_of_the_mapping_does_not_matter():
     model, twin = Network(), Network()
     balancer, expected = (eq.Balancer(TASKS, eq.EMA(), Recorder([0.1, 2.0, -3.0])) for _ in range(2))

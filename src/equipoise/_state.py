@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -202,6 +203,12 @@ class TaskModule(nn.Module):
 
     def after_step(self, losses: Tensor) -> None:
         """Hook: takes the batch's losses `[K']` again after the optimizer's step."""
+
+    def extra_repr(self) -> str:
+        """What the method was made with, as far as it keeps that under the arguments' names."""
+        given = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        shown = {name: value for name, value in given.items() if isinstance(value, int | float | str | tuple | dict)}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def get_extra_state(self) -> dict[str, Any]:
         """The generator's state (random methods), for `state_dict`."""

@@ -183,6 +183,9 @@ class Method:
         self.optimizer = optimizer
         self.balancer = balancer
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, tasks={list(self.tasks)})"
+
     @property
     def needs_after_step(self) -> bool:
         """Whether `after_step` has to be called (FAMO)."""

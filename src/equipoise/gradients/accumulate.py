@@ -12,7 +12,10 @@ from equipoise.gradients.sharded import locals_of
 
 
 def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
-    """Adds each gradient into its leaf's `.grad`, or makes it the `.grad` where there is none."""
+    """Adds each gradient into its leaf's `.grad`, or makes it the `.grad` where there is none.
+
+    Hooks of `register_post_accumulate_grad_hook` are called, as autograd calls them.
+    """
     old, new = [], []
     for leaf, gradient in gradients.items():
         if leaf.grad is None:
@@ -22,6 +25,9 @@ def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
             new.append(gradient)
     if old:
         torch._foreach_add_(locals_of(old), locals_of(new))
+    for leaf in gradients:
+        for hook in (leaf._post_accumulate_grad_hooks or {}).values():
+            hook(leaf)
 
 
 def unscale_rows(rows: Rows, scale: Tensor) -> None:
