@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -17,13 +21,25 @@ from rich.console import Console
 from rich.table import Table
 
 from equipoise.experiment.comparison import BaselineError, Comparison, Result, load_result, methods_of
-from equipoise.experiment.execution import WorkerError
+from equipoise.experiment.execution import IDLE_SECONDS, WorkerError, serve
 from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.pictures import draw_all
-from equipoise.experiment.progress import ConsoleProgress
+from equipoise.experiment.progress import ConsoleProgress, describe
 from equipoise.experiment.report import to_html
+from equipoise.experiment.reproduce import (
+    EXPERIMENTS,
+    find_experiment,
+    hyperparameters_for,
+    measured,
+    paper_markdown,
+    paper_notes,
+    paper_table,
+    problem_name,
+    reproduction_remarks,
+    write_samples,
+)
 from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
-from equipoise.experiment.store import StorageError
+from equipoise.experiment.store import StorageError, Store, hide_password, study_names
 from equipoise.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
 from equipoise.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.methods import METHODS
@@ -38,8 +54,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Balanced multi-task training: find out which way of balancing serves your tasks.",
 )
+MONITOR_EVERY = 50
+"""Steps between samples of the balance monitor."""
+
 MAX_WORKERS = 8
 """Worker processes that are started on a CPU unless more are asked for: each holds the data and a model."""
+
+MANY_TASKS = 8
+"""With more, the list of problems names the first ones."""
 
 REPORT = "report.html"
 
@@ -132,29 +154,170 @@ def compare(
     device: Annotated[
         str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
     ] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Devices for each run; they share every batch (Fabric's `devices`).")
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")] = "32-true",
+    strategy: Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")] = "auto",
+    monitor_every: Annotated[
+        int,
+        typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
+    ] = MONITOR_EVERY,
 ) -> None:
     """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
     with _clear_errors():
         settings = _settings(
-            problem, methods, seeds, lr, weight_decay, epochs, batch_size, quick, set_, config, device, tune, grid
+            problem=problem,
+            methods=methods,
+            seeds=seeds,
+            lr=lr,
+            weight_decay=weight_decay,
+            epochs=epochs,
+            batch_size=batch_size,
+            quick=quick,
+            set_=set_,
+            config=config,
+            device=device,
+            tune=tune,
+            grid=grid,
+            devices=devices,
+            precision=precision,
+            strategy=strategy,
+            monitor_every=monitor_every,
         )
         folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
-        comparison = Comparison(settings, folder, storage, study)
-        cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
-        if workers is None:
-            workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
+        _carry_out(settings, folder, workers, storage, study)
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`equipoise reproduce --list`\n\n"
+    "`equipoise reproduce celeba --data /data/celeba`\n\n"
+    "`equipoise reproduce nyudv2-mtan --data /data/NYUD_MT --methods ew,mao --seeds 1 --epochs 10`\n\n"
+    "`equipoise reproduce emotic --smoke`: two steps on made-up data, to see that everything works"
+)
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="An experiment, from `--list`.", show_default=False)] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the experiments and end.")] = False,
+    data: Annotated[Path | None, typer.Option(help="The data set's folder, in its official layout.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; default: those of the paper's table.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; default: the paper's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; default: the paper's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the paper's.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
+    ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Two steps at a small size of the paper's own method, with made-up data in a temporary folder, or "
+            "in --data if that is empty.",
+        ),
+    ] = False,
+    on_damaged: Annotated[
+        str, typer.Option(help="What to do about a damaged file: `error`, or `skip` it and say how many.")
+    ] = "error",
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: runs/NAME. One that exists is gone on with.")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation.")] = False,
+    grid: Annotated[
+        str | None, typer.Option(help="Learning rates to try first.", show_default="1e-5,1e-4,1e-3")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Runs that train at the same time, a process each; 0: `equipoise worker` takes them."),
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="Database for the runs; default: a file in the folder.")] = None,
+    study: Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
+    ] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Devices for each run; they share every batch.")] = 1,
+    precision: Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")] = "32-true",
+    strategy: Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")] = "auto",
+    monitor_every: Annotated[
+        int, typer.Option(min=0, help="Steps between samples of the balance monitor; 0: no monitor.")
+    ] = MONITOR_EVERY,
+) -> None:
+    """Repeats a paper's experiment on its data set, and shows the paper's table with the results beside it."""
+    if list_:
+        _list_experiments()
+        return
+    with _clear_errors(), ExitStack() as stack:
+        experiment = find_experiment(name or "")
+        if out is None:
+            out = Path(stack.enter_context(TemporaryDirectory())) if smoke else Path("runs") / experiment.name
+        if smoke:
+            data = data or out / "data"
+            write_samples(experiment, data)
+        names = methods or ",".join(experiment.methods[-1:] if smoke else experiment.methods)
+        settings = _settings(
+            problem=problem_name(experiment, data, smoke, on_damaged),
+            methods=names,
+            seeds=seeds or (1 if smoke else experiment.seeds),
+            lr=None,
+            weight_decay=None,
+            epochs=epochs,
+            batch_size=batch_size,
+            quick=False,
+            set_=set_,
+            config=None,
+            device=device,
+            tune=tune,
+            grid=grid,
+            devices=devices,
+            precision=precision,
+            strategy=strategy,
+            monitor_every=0 if smoke else monitor_every,
+        )
+        given = hyperparameters_for(experiment, settings.methods, settings.hyperparameters, tune)
+        result = _carry_out(replace(settings, hyperparameters=given), out, workers, storage, study, smoke)
+        entries = measured(
+            experiment, result.records, [task.name for task in result.problem.tasks], result.settings.methods
+        )
+        remarks = reproduction_remarks(result.settings, smoke)
+        RunFolder(out).write("paper.md", paper_markdown(experiment, entries, remarks).encode())
+        console.print(paper_table(experiment, entries))
+        for line in paper_notes(experiment, remarks):
+            console.print(line, markup=False, highlight=False)
+
+
+@app.command(
+    epilog="**Example**\n\n"
+    "`equipoise worker --storage postgresql+psycopg://me@server/equipoise --study mine`, on as many machines as you "
+    "like, for `equipoise compare … --storage postgresql+psycopg://me@server/equipoise --study mine --workers 0`"
+)
+def worker(
+    storage: Annotated[str, typer.Option(help="The comparison's database, as `postgresql+psycopg://…`.")],
+    study: Annotated[
+        str | None, typer.Option(help="The comparison's name there; default: the only one.", show_default=False)
+    ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where runs keep what they have after each epoch, for any worker with the same folder to go on with; "
+            "default: checkpoints/STUDY."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait/--once-empty", help="Wait for more until the comparison is done, or end without."),
+    ] = True,
+) -> None:
+    """Takes training runs from a comparison's database, on this machine, until the comparison is done."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a scheduler ends a job: like Ctrl-C
+    with _clear_errors():
         try:
-            with ConsoleProgress(console, comparison.problem) as progress:
-                result = comparison.run(workers, max(1, cores // max(1, workers)), progress)
+            store = _wait_for_study(storage, study, wait)
+            console.print(f"Working on {store.name}. Ctrl-C gives the run that is under way back.", highlight=False)
+            folder = checkpoints or Path("checkpoints") / store.name
+            serve(store, folder, wait, lambda record: console.print(describe(record), markup=False, highlight=False))
         except KeyboardInterrupt:
-            console.print(
-                f"Interrupted. {len(comparison.records())} finished runs are kept in {folder}; "
-                "the same command goes on from there.",
-                soft_wrap=True,
-            )
+            console.print("Interrupted. The run that was under way is in the queue again.")
             raise typer.Exit(130) from None
-        _write(comparison, result)
-        _show(result, folder)
 
 
 @app.command(name="methods")
@@ -177,9 +340,68 @@ def problems() -> None:
         except ProblemError as error:  # an extra that is not installed
             table.add_row(name, str(error), "")
         else:
-            table.add_row(name, problem.description, ", ".join(task.name for task in problem.tasks))
+            tasks = [task.name for task in problem.tasks]
+            shown = tasks if len(tasks) <= MANY_TASKS else [*tasks[:3], f"… ({len(tasks)})"]
+            table.add_row(name, problem.description, ", ".join(shown))
     console.print(table)
     console.print("Your own: `equipoise compare my_problem.py:problem`; see examples/tabular.py.", markup=False)
+
+
+def _carry_out(
+    settings: Settings, folder: Path, workers: int | None, storage: str | None, study: str | None, smoke: bool = False
+) -> Result:
+    """Carries a comparison out; writes and shows what came of it, unless the numbers mean nothing."""
+    comparison = Comparison(settings, folder, storage, study)
+    cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
+    if workers is None:
+        workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
+    try:
+        with ConsoleProgress(console, comparison.problem) as progress:
+            result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted. {len(comparison.records())} finished runs are kept in {folder}; "
+            "the same command goes on from there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    if not smoke:
+        _write(comparison, result)
+        _show(result, folder)
+    return result
+
+
+def _wait_for_study(storage: str, study: str | None, wait: bool) -> Store:
+    """The study, as soon as it is there."""
+    told = False
+    while True:
+        names = study_names(storage)
+        name = names[0] if study is None and len(names) == 1 else study
+        if study is None and len(names) > 1:
+            raise StorageError(f"There are several studies, say which one with --study: {', '.join(names)}.")
+        if name is not None and (name in names or not wait):
+            return Store(storage, name)
+        if not wait:
+            raise StorageError(f"There is no study in {hide_password(storage)}.")
+        if not told:
+            console.print("Waiting for `equipoise compare` to begin.", markup=False)
+            told = True
+        time.sleep(IDLE_SECONDS)
+
+
+def _list_experiments() -> None:
+    table = Table("experiment", "what it is", "methods", "seeds", "paper's table")
+    for experiment in EXPERIMENTS.values():
+        table.add_row(
+            experiment.name,
+            experiment.description,
+            ", ".join(experiment.methods),
+            str(experiment.seeds),
+            experiment.table.source,
+            end_section=True,
+        )
+    console.print(table)
+    console.print("equipoise reproduce NAME --data DIR; with --smoke and no data, two steps on made-up data.")
 
 
 @app.command(
@@ -223,6 +445,10 @@ def _settings(
     device: str,
     tune: bool,
     grid: str | None,
+    devices: int = 1,
+    precision: str = "32-true",
+    strategy: str = "auto",
+    monitor_every: int = MONITOR_EVERY,
 ) -> Settings:
     """The settings: the problem's own, where nothing else is asked for."""
     own = load_problem(problem).training(quick)
@@ -257,6 +483,10 @@ def _settings(
         device=device,
         tune=tune,
         grid=() if not tune else GRID if grid is None else _parse_grid(grid),
+        devices=devices,
+        precision=precision,
+        strategy=strategy,
+        monitor_every=monitor_every,
     )
 
 
