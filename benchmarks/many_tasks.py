@@ -3,7 +3,8 @@
     python benchmarks/many_tasks.py            # about 20 minutes on two CPU cores
 
 Each way is tuned over the same learning rates by the best mean F1 on validation, then run with more seeds at its own
-best rate. Writes many_tasks.json and many_tasks.md into benchmarks/results/.
+best rate. Writes many_tasks.jsonl, a line a run, and many_tasks.md into benchmarks/results/; runs that are there are
+not repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +35,10 @@ from equipoise.problems.digit_attributes import DigitAttributes
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 EPOCHS = 8
 BATCH = 64
-Step = Callable[[Tensor], None]
+Step = Callable[[Tensor, Tensor], None]
+"""Takes the losses `[40]` and the representation `[N, 64]` that they were computed from."""
+Make = Callable[[nn.Module, Sequence[str], float], Step]
+"""Takes the network, the tasks and the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def exact(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
 def _grouped(model: nn.Module, tasks: Sequence[str], lr: float, groups: Any) -> Step:
     optimizer = eq.MAO(model.parameters(), tasks, lr=lr, groups=groups)
 
-    def step(losses: Tensor) -> None:
+    def step(losses: Tensor, representation: Tensor) -> None:
         optimizer.backward(dict(zip(tasks, losses.unbind(), strict=True)))
         optimizer.step()
         optimizer.zero_grad()
@@ -64,12 +68,12 @@ def _grouped(model: nn.Module, tasks: Sequence[str], lr: float, groups: Any) -> 
     return step
 
 
-def grouped(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+def grouped(count: int) -> Make:
     """MAO with a fixed number of groups, the tasks dealt in turn."""
     return lambda model, tasks, lr: _grouped(model, tasks, lr, count)
 
 
-def similar(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+def similar(count: int) -> Make:
     """MAO with groups of tasks whose gradients are similar after 50 steps with equal weights."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
@@ -77,11 +81,11 @@ def similar(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
         taken = 0
         later: Step | None = None
 
-        def step(losses: Tensor) -> None:
+        def step(losses: Tensor, representation: Tensor) -> None:
             nonlocal taken, later
             taken += 1
             if later is not None:
-                later(losses)
+                later(losses, representation)
             elif taken < 50:
                 losses.sum().backward()
                 first.step()
@@ -102,14 +106,14 @@ def similar(count: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
     return make
 
 
-def rotating(size: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+def rotating(size: int) -> Make:
     """MAO on a rotating subset of the tasks, each of whose contributions counts for K/size."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         optimizer = eq.MAO(model.parameters(), tasks, lr=lr * len(tasks) / size)
         start = 0
 
-        def step(losses: Tensor) -> None:
+        def step(losses: Tensor, representation: Tensor) -> None:
             nonlocal start
             drawn = [(start + offset) % len(tasks) for offset in range(size)]
             start = (start + size) % len(tasks)
@@ -122,7 +126,7 @@ def rotating(size: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
     return make
 
 
-def held_scales(every: int) -> Callable[[nn.Module, Sequence[str], float], Step]:
+def held_scales(every: int) -> Make:
     """AdamW on losses divided by their gradients' norms, which exact passes renew every so many steps."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
@@ -130,7 +134,7 @@ def held_scales(every: int) -> Callable[[nn.Module, Sequence[str], float], Step]
         scales = torch.ones(len(tasks))
         taken = 0
 
-        def step(losses: Tensor) -> None:
+        def step(losses: Tensor, representation: Tensor) -> None:
             nonlocal taken, scales
             if taken % every == 0:
                 norms = _rows(model, losses).norm(dim=1)
@@ -145,13 +149,13 @@ def held_scales(every: int) -> Callable[[nn.Module, Sequence[str], float], Step]
     return make
 
 
-def method(name: str) -> Callable[[nn.Module, Sequence[str], float], Step]:
+def method(name: str) -> Make:
     """A method of the registry."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         made = eq.make_method(name, model, tasks, lr=lr)
 
-        def step(losses: Tensor) -> None:
+        def step(losses: Tensor, representation: Tensor) -> None:
             made.backward(dict(zip(tasks, losses.unbind(), strict=True)))
             made.step()
             made.zero_grad()
@@ -161,7 +165,24 @@ def method(name: str) -> Callable[[nn.Module, Sequence[str], float], Step]:
     return make
 
 
-WAYS: dict[str, Callable[[nn.Module, Sequence[str], float], Step]] = {
+def at_representation(aggregator: Callable[[], eq.aggregators.Aggregator]) -> Make:
+    """AdamW on the gradient of an aggregator that looks at the gradients at the representation only."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        balancer = eq.Balancer(tasks, aggregator=aggregator())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+
+        def step(losses: Tensor, representation: Tensor) -> None:
+            balancer.backward(dict(zip(tasks, losses.unbind(), strict=True)), representation=representation)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return make
+
+
+WAYS: dict[str, Make] = {
     "exact MAO": exact,
     "MAO, 8 groups": grouped(8),
     "MAO, 4 groups": grouped(4),
@@ -171,6 +192,9 @@ WAYS: dict[str, Callable[[nn.Module, Sequence[str], float], Step]] = {
     "AdamW, scales held for 25 steps": held_scales(25),
     "equal weights (AdamW)": method("ew"),
     "EMA": method("ema"),
+    "IMTL-G": method("imtl-g"),
+    "IMTL-G at the representation": at_representation(eq.IMTLG),
+    "MGDA at the representation": at_representation(eq.MGDA),
 }
 
 
@@ -196,12 +220,15 @@ def train(way: str, lr: float, seed: int) -> Run:
     for _ in range(EPOCHS):
         start = time.process_time()
         for chosen in torch.randperm(len(inputs), generator=generator).split(BATCH):
-            losses = functional.binary_cross_entropy_with_logits(
-                model(inputs[chosen]), answers[chosen], reduction="none"
-            )
-            if not losses.isfinite().all():
+            representation = model.trunk(inputs[chosen])
+            logits = model.answers(representation)
+            losses = functional.binary_cross_entropy_with_logits(logits, answers[chosen], reduction="none").mean(0)
+            try:
+                if not losses.isfinite().all():
+                    raise ValueError("diverged")
+                step(losses, representation)
+            except ValueError:  # it diverged, or a loss that EMA divides by has become 0
                 return Run(way, lr, seed, best, seconds + time.process_time() - start)
-            step(losses.mean(0))
         seconds += time.process_time() - start
         with torch.no_grad():
             score = multilabel_f1_score(model(validation), truth.long(), len(tasks), average="macro")
@@ -213,26 +240,37 @@ def main() -> None:
     """Tunes, repeats, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        trials = [pool.submit(train, way, lr, 0) for way in WAYS for lr in RATES]
-        tuning = [trial.result() for trial in track(trials, "learning rates")]
-        best = {way: max((r for r in tuning if r.way == way), key=lambda run: run.quality) for way in WAYS}
-        trials = [pool.submit(train, way, best[way].lr, seed) for way in WAYS for seed in range(1, arguments.seeds)]
-        runs = [*best.values(), *(trial.result() for trial in track(trials, "seeds"))]
-    reference = statistics.mean(run.seconds for run in runs if run.way == "exact MAO")
+    ways = list(dict.fromkeys(["exact MAO", *arguments.ways]))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = arguments.out / "many_tasks.jsonl"
+    runs = [Run(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+    def carry_out(wanted: Sequence[tuple[str, float, int]], what: str) -> None:
+        missing = [key for key in wanted if key not in {(run.way, run.lr, run.seed) for run in runs}]
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool, kept.open("a") as file:
+            futures = [pool.submit(train, *key) for key in missing]
+            for future in track(as_completed(futures), what, total=len(futures)):
+                runs.append(future.result())
+                file.write(json.dumps(asdict(runs[-1])) + "\n")
+                file.flush()
+
+    carry_out([(way, lr, 0) for way in ways for lr in RATES], "learning rates")
+    done = [way for way in WAYS if any(run.way == way for run in runs)]
+    tuned = {way: max((r for r in runs if r.way == way and r.seed == 0), key=lambda run: run.quality) for way in done}
+    carry_out([(way, tuned[way].lr, seed) for way in ways for seed in range(1, arguments.seeds)], "seeds")
+    final = {way: [run for run in runs if run.way == way and run.lr == tuned[way].lr] for way in done}
+    reference = statistics.mean(run.seconds for run in final["exact MAO"])
     lines = ["| | learning rate | mean F1 on validation, % | time, exact MAO = 1 |", "|---|---:|---:|---:|"]
-    for way in WAYS:
-        own = [run for run in runs if run.way == way]
+    for way, own in final.items():
         quality = [100 * run.quality for run in own]
         spread = f" ± {statistics.stdev(quality):.1f}" if len(quality) > 1 else ""
         seconds = statistics.mean(run.seconds for run in own)
         lines.append(f"| {way} | {own[0].lr:g} | {statistics.mean(quality):.1f}{spread} | {seconds / reference:.2f} |")
     text = "\n".join(lines) + "\n"
-    arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "many_tasks.md").write_text(text)
-    (arguments.out / "many_tasks.json").write_text(json.dumps([asdict(run) for run in [*tuning, *runs]], indent=1))
     Console().print(Markdown(text))
 
 
