@@ -1,5 +1,6 @@
 import math
 import multiprocessing
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -150,6 +151,18 @@ def test_a_worker_that_is_known_to_be_dead_loses_its_run(store):
     store.claim("alive")
     store.abandon("dead")
     assert states(store) == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_worker_of_this_machine_that_is_gone_loses_its_run_at_once(store):
+    """In an SQLite file; of other machines' workers nothing is known but their heartbeat."""
+    gone = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    gone.start()
+    gone.join()
+    store.enqueue(definitions(3))
+    for worker in (module.worker_name(gone.pid), module.worker_name(os.getpid()), f"elsewhere:{gone.pid}"):
+        store.claim(worker)
+    store.tidy()
+    assert states(store) == [TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
 
 
 def test_what_is_there_twice_counts_once(store):

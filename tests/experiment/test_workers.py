@@ -233,9 +233,34 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
 
     result = comparison.run(2, 1, Killing())
     assert len(killed) == 2
+    trials = comparison.store.view().trials
+    victims = [trial for trial in trials if trial.state is TrialState.FAIL]
+    assert len(victims) == 2
+    for victim in victims:  # the run went on after its last epoch
+        (again,) = [trial for trial in trials if run_of(trial) == run_of(victim) and trial not in victims]
+        assert min(again.intermediate_values) > max(victim.intermediate_values)
     assert len(result.records) == 5
     assert all(record["status"] == "finished" for record in result.records)
     assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
+
+
+def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_path):
+    """Not after the grace period: the process that had the run is known to be gone."""
+    asked = settings(tmp_path, 0.05, methods=("ew",), seeds=1, epochs=10)
+    comparison = Comparison(asked, tmp_path / "out")
+    comparison.store.enqueue(plan_of(comparison))
+    worker = start_worker(comparison.store.url, "--checkpoints", str(tmp_path / "out" / "checkpoints"))
+    until(lambda: under_way(comparison.store, worker), [worker])
+    worker.kill()
+    worker.wait()
+    (victim,) = [trial for trial in comparison.store.view().trials if trial.state is TrialState.RUNNING]
+    started = time.monotonic()
+    result = comparison.run(1, 1, Quiet())
+    assert time.monotonic() - started < store_module.GRACE_SECONDS / 2
+    (again,) = [t for t in comparison.store.view().trials if run_of(t) == run_of(victim) and t.number != victim.number]
+    assert min(again.intermediate_values) > max(victim.intermediate_values)
+    assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,9 @@ TIDY_SECONDS = 5.0
 DATABASE = "study.db"
 """The study's file in the run folder, unless it is elsewhere."""
 
+
+PACKAGES = ("lightning", "numpy", "scikit-learn", "timm", "torchmetrics", "torchvision")
+"""Whose versions numbers may depend on, besides PyTorch's."""
 
 CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
@@ -221,7 +225,9 @@ class Comparison:
         tried = list(dict.fromkeys([REFERENCE, *usable]))
         rates = {name: found.rates.get(name, self.settings.lr) for name in tried}
         trials = [self._trial(Run(name, 0, rate), records, found) for name, rate in rates.items()]
-        measured = measure_costs(self.problem, self.data, trials)
+        measured = measure_costs(
+            self.problem, self.data, [replace(trial, devices=1, strategy="auto") for trial in trials]
+        )
         stored = as_json(measured, tried, torch.device(self.settings.device), threads)
         self.folder.write_json("costs.json", stored)
         return replace(result, costs=_costs(stored), memory_source=stored["memory"])
@@ -273,6 +279,11 @@ class Comparison:
             raise SettingsError(
                 f"--batch-size {settings.batch_size} is more than the {len(self.data.train)} training samples: "
                 "give that many or fewer."
+            )
+        if settings.batch_size % settings.devices:
+            raise SettingsError(
+                f"--batch-size {settings.batch_size} cannot be shared by {settings.devices} devices: "
+                "give a multiple of their number."
             )
         potentials = {task.name: 0.5 for task in self.problem.tasks}
         for method in (f"single:{self.problem.tasks[0].name}", *settings.methods):
@@ -363,13 +374,18 @@ def _plain_trial(
 def versions(settings: Settings) -> dict[str, Any]:
     """Returns what ran and where, to repeat it."""
     device = torch.device(settings.device)
-    return {
+    found = {
         "equipoise": importlib.metadata.version("equipoise"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processor cores": os.cpu_count(),
     }
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def methods_of(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 import traceback
@@ -20,7 +19,8 @@ from pathlib import Path
 import torch
 from optuna.exceptions import StorageInternalError
 
-from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store
+from equipoise.experiment.ranks import train_on_ranks
+from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.experiment.training import Outputs, Record, train
 from equipoise.problems import Problem, Splits, load_problem
 
@@ -129,6 +129,8 @@ class Worker:
                 monitor=files / "monitor" / f"{name}-{run.seed}.jsonl" if every else None,
                 monitor_every=every,
             )
+            if definition.trial.devices > 1:
+                return train_on_ranks(definition.problem, definition.quick, definition.trial, epoch, check, outputs)
             return train(problem, data, definition.trial, epoch, check, outputs)
         except StoppedError:
             if self._stopped():
@@ -257,11 +259,6 @@ def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], Non
             return
         else:
             time.sleep(IDLE_SECONDS)
-
-
-def worker_name(process: int) -> str:
-    """Returns what a worker process of this machine calls itself."""
-    return f"{socket.gethostname()}:{process}"
 
 
 def file_name(method: str) -> str:

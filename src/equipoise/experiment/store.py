@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import socket
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -165,7 +167,14 @@ class Store:
         return View(self._study.get_trials(deepcopy=False), self._decoded)
 
     def tidy(self) -> None:
-        """Takes runs from workers that no longer answer, and trials that are there twice out of the queue."""
+        """Takes runs from workers that no longer answer, and trials that are there twice out of the queue.
+
+        A study in an SQLite file is this machine's: there, processes that are gone are known at once.
+        """
+        if sqlite_path(self.url) is not None:
+            for worker in {trial.user_attrs.get("worker") for trial in self._running()}:
+                if worker is not None and not _lives(worker):
+                    self.abandon(worker)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
@@ -175,9 +184,12 @@ class Store:
 
     def abandon(self, worker: str) -> None:
         """Takes its run from a worker that is known to have died."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._running():
             if trial.user_attrs.get("worker") == worker:
                 self._settle(self._id_of(trial), TrialState.FAIL)
+
+    def _running(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     # The workers' part.
 
@@ -312,6 +324,25 @@ def run_of(trial: FrozenTrial) -> Run:
     """Returns the run that a trial is of."""
     definition = trial.user_attrs["run"]["trial"]
     return Run(definition["method"], definition["seed"], definition["lr"])
+
+
+def worker_name(process: int) -> str:
+    """Returns what a worker process of this machine calls itself."""
+    return f"{socket.gethostname()}:{process}"
+
+
+def _lives(worker: str) -> bool:
+    """Whether a worker may be there still: if it is of this machine, whether there is such a process."""
+    host, _, process = worker.rpartition(":")
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def hide_password(url: str) -> str:

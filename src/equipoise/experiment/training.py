@@ -120,6 +120,20 @@ class Batches:
             yield batch
 
 
+def share(batch: Batch, rank: int, size: int) -> Batch:
+    """Returns the part of a batch that one of `size` devices trains on: every `size`-th sample.
+
+    Tensors and lists hold samples; mappings and tuples hold tensors and lists.
+    """
+    if size == 1:
+        return batch
+    if isinstance(batch, Mapping):
+        return {key: share(value, rank, size) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(share(value, rank, size) for value in batch)
+    return batch[rank::size] if isinstance(batch, (Tensor, list)) else batch
+
+
 class Averages:
     """Means over an epoch of numbers by task, which need not be there in every step; no synchronisation."""
 
@@ -213,8 +227,8 @@ class Learner:
         losses = self._losses(batch)
         if not losses:
             return {}, {}
-        for name, loss in losses.items():
-            if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        for name, loss in losses.items():  # of several devices one alone must not stop
+            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss of {name!r} became {loss.item()}")
         weights = backward(self.fabric, self.method, losses)
         self._optimizer.step()
@@ -265,7 +279,7 @@ class Learner:
             batch = next(iter(self._problem.loader(dataset, self._size, None)))
             moved = self._problem.to_device(batch, self.fabric.device)
             figure = self._problem.picture(self._predict(moved), moved)
-        if figure is not None:
+        if figure is not None and self.fabric.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
 
@@ -395,7 +409,7 @@ def train(
             best = value
             chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
-        if outputs.checkpoint is not None and epoch < trial.epochs:
+        if outputs.checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
             state = {
                 "learner": learner.state_dict(),
                 "scheduler": scheduler.state_dict(),
@@ -422,16 +436,26 @@ def _train_epoch(
     problem: Problem, learner: Learner, scheduler: LambdaLR, batches: Batches, on_step: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Trains for an epoch; returns each task's mean loss and weight."""
-    losses, weights = Averages(), Averages()
+    losses, weights, fabric = Averages(), Averages(), learner.fabric
     for batch in batches:
         on_step()
-        step_losses, step_weights = learner.step(problem.to_device(batch, learner.fabric.device))
+        moved = problem.to_device(share(batch, fabric.global_rank, fabric.world_size), fabric.device)
+        step_losses, step_weights = learner.step(moved)
         if step_losses:
             scheduler.step()
         losses.add(step_losses)
         weights.add(step_weights)
-    means = losses.means()
+    means = _over_ranks(losses.means()) if fabric.world_size > 1 else losses.means()
     for name, value in means.items():
         if not math.isfinite(value):
             raise DivergedError(f"the loss of {name!r} became {value}")
     return means, weights.means()
+
+
+def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
+    """Averages what every device found, over those that found something."""
+    everyone: list[dict[str, float]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, dict(means))
+    names = dict.fromkeys(name for found in everyone for name in found)
+    found = {name: [one[name] for one in everyone if name in one] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
