@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_all_within_noise():
 def test_nobody_beats_equal_weights():
     _, verdict = make(noisy({"ew": 0.5, "ema": 0.9, "mao": 0.8}))
     assert verdict.sentences[0].startswith(
-        "Equal weights have the highest Δm: no method is shown to beat them; they beat"
+        "Equal weights have the highest Δm, and no method is shown to beat them in it; they beat"
     )
     assert {("ew", "ema", None), ("ew", "mao", None)} <= pairs_of(verdict)
 
@@ -111,6 +112,24 @@ def test_a_difference_on_one_task_alone_is_told():
     assert ("mao", "ew", None) not in pairs_of(verdict)
     assert "mao beats equal weights on task0 (p < 0.0" in verdict.sentences[0]
     assert "in Δm is within noise" in verdict.sentences[0]
+
+
+def test_what_beats_equal_weights_on_a_task_is_told_though_they_lead():
+    values = noisy({"ew": 0.8, "mao": 0.8})
+    values["mao"] += [-0.3, 0.5, 0.5]
+    _, verdict = make(values)
+    assert verdict.sentences[0].startswith(
+        "Equal weights have the highest Δm, and no method is shown to beat them in it"
+    )
+    assert "mao beats equal weights on task0 (p < 0.01)." in verdict.sentences
+
+
+def test_a_second_best_that_is_certain_is_told_beside_a_best_that_is_not():
+    values = noisy({"ew": 1.0, "ema": 0.8, "mao": 0.7})
+    values["mao"] += np.linspace(-0.6, 0.6, 5)[:, None]
+    _, verdict = make(values)
+    assert verdict.sentences[0].startswith("mao has the highest Δm, 29.5 points above equal weights, but ")
+    assert "ema beats equal weights in Δm (p < 0.01)." in verdict.sentences
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -192,8 +211,8 @@ def test_claims_over_a_grid_are_carried_by_tests_of_their_own(many):
     """Random outcomes: claims are those that a correction written out here allows, and sentences have no others."""
     generator = np.random.default_rng(2)
     methods = ["ew", "a", "b", "c", "d", "e", "f", "g", "h"] if many else ["ew", "a", "b"]
-    claimed = 0
-    for _ in range(25):
+    claimed = told = 0
+    for _ in range(25 if many else 60):
         seeds, tasks = int(generator.integers(1, 7)), int(generator.integers(1, 10 if many else 4))
         level = 1 + generator.choice([0.0, 0.02, 0.2]) * generator.standard_normal((len(methods), 1, tasks))
         values = {
@@ -208,7 +227,63 @@ def test_claims_over_a_grid_are_carried_by_tests_of_their_own(many):
         claimed += len(verdict.claims)
         if not verdict.claims:
             assert not any(map(claims_in, verdict.sentences))
+        if not many and seeds > 2:
+            said = said_in(verdict, [f"task{task}" for task in range(tasks)], methods)
+            assert said <= {(c.better, c.worse, c.task) for c in verdict.claims}
+            told += len(said)
     assert claimed
+    assert many or told > 0.7 * claimed
+
+
+def said_in(verdict, tasks, methods):
+    """What sentences say to be better than what, read from their words; with the bound of p that they give."""
+
+    def listed(text):
+        text = text.replace("equal weights", "ew").replace("Equal weights", "ew")
+        return [name.strip() for name in re.split(r",| and ", text) if name.strip()]
+
+    def on(text):
+        return tasks if text.startswith("all ") else listed(text)
+
+    judged = [name for name in methods if any(name in (c.better, c.worse) for c in verdict.comparisons)]
+    leader = re.split(
+        r" (?:beats|has) | have ", verdict.sentences[0].removeprefix("No lead over equal weights is shown: ")
+    )[0]
+    [leader] = listed(leader)
+    said = []
+    for sentence in verdict.sentences:
+        if "would decide" in sentence or "p-values" in sentence:
+            continue
+        for part in re.split(r"; |\.$", sentence.replace("), its lead", "); its lead")):
+            if found := re.search(
+                r"^(\w+) beats equal weights on (all \d tasks|.*?)(?: and in Δm)? \(p < ([\d.]+)\)", part
+            ):
+                said += [(found[1], "ew", task, found[3]) for task in on(found[2])]
+            if found := re.search(
+                r"^(\w+) beats equal weights (?:on .*? and )?in Δm \((?:by [\d.]+ points, )?p < ([\d.]+)\)", part
+            ):
+                said.append((found[1], "ew", None, found[2]))
+            if found := re.search(r"points, p < [\d.]+\) and on (.*?) \(p < ([\d.]+)\)", part):
+                said += [(leader, "ew", task, found[2]) for task in on(found[1])]
+            if found := re.search(r"^on (.*?) it does worse \(p < ([\d.]+)\)", part):
+                said += [("ew", leader, task, found[2]) for task in on(found[1])]
+            if found := re.search(r"^(?:it beats|they beat) (.*?) in Δm \(p < ([\d.]+)\)", part):
+                beaten = [name for name in judged if name not in (leader, "ew")]
+                beaten = beaten if found[1].startswith("all ") else listed(found[1])
+                said += [(leader, name, None, found[2]) for name in beaten]
+            if found := re.search(
+                r"^(.*?) (?:also )?beats? (equal weights|single-task training) in Δm \(p < ([\d.]+)\)", part
+            ):
+                worse = "ew" if found[2] == "equal weights" else "single-task"
+                said += [(name, worse, None, found[3]) for name in listed(found[1])]
+            found = re.search(r"^(.*?) do(?:es)? worse( than equal weights in Δm)? \(p < ([\d.]+)\)", part)
+            if found and not part.startswith("on "):
+                names = judged if found[1] == "all of them" else listed(found[1])
+                said += [("ew" if found[2] else "single-task", name, None, found[3]) for name in names]
+    corrected = {(c.better, c.worse, c.task): c.corrected for c in verdict.comparisons}
+    for *claim, bound in said:
+        assert corrected[tuple(claim)] < float(bound), (claim, verdict.sentences)
+    return {tuple(claim) for *claim, _ in said}
 
 
 def allowed(values, gains, methods, tasks, seeds):

@@ -188,7 +188,7 @@ class _Writer:
         if len(self._order) == 1:
             head = f"{_name(leader)} alone was judged: nothing says whether another method serves better"
         elif leader == REFERENCE:
-            head = "Equal weights have the highest Δm: no method is shown to beat them"
+            head = "Equal weights have the highest Δm, and no method is shown to beat them in it"
             rest = self._order[1:]
         elif REFERENCE in self._order:
             head = self._against_equal(leader)
@@ -217,9 +217,12 @@ class _Writer:
         lost = [test for test in tests if test.certain and test.worse == leader]
         name, time = _name(leader), self._time(leader)
         if not whole.certain and not won:
-            unsure = f"{name} has the highest Δm, {_points(whole)} above theirs, but that lead is {_doubt(whole)}"
+            unsure = (
+                f"{name} has the highest Δm, {_points(whole)} above equal weights, but that lead is {_doubt(whole)}"
+            )
             worse = f"; {_on(lost, len(tests))} it does worse ({_p(lost)})" if lost else ""
-            return f"No lead over equal weights is shown: {unsure}{worse}"
+            shown = any(test.certain and test.worse == REFERENCE for test in self._tests.values())
+            return f"{unsure}{worse}" if shown else f"No lead over equal weights is shown: {unsure}{worse}"
         if whole.certain and len(won) == len(tests) > 1:
             return f"{name} beats equal weights {_on(won, len(tests))} and in Δm ({_p([whole, *won])}){time}"
         parts = []
@@ -238,21 +241,36 @@ class _Writer:
         return text
 
     def _others_against_equal(self, leader: str) -> list[str]:
-        """What the other methods do against equal weights, in Δm."""
-        if REFERENCE not in self._order or leader == REFERENCE:
+        """What the other methods do against equal weights."""
+        if REFERENCE not in self._order:
             return []
-        tests = [self._of(method, REFERENCE) for method in self._order[1:] if method != REFERENCE]
-        won = [test for test in tests if test.certain and test.worse == REFERENCE]
-        lost = [test for test in tests if test.certain and test.better == REFERENCE]
+        others = [method for method in self._order if method not in (leader, REFERENCE)]
         sentences = []
-        if won:
-            verb = "beats" if len(won) == 1 else "beat"
-            also = "also " if self._of(leader, REFERENCE).certain else ""
-            sentences.append(f"{_names([t.better for t in won])} {also}{verb} equal weights in Δm ({_p(won)}).")
-        if lost:
-            verb = "does" if len(lost) == 1 else "do"
-            sentences.append(f"{_names([t.worse for t in lost])} {verb} worse than equal weights in Δm ({_p(lost)}).")
-        return [_sentence(sentence) for sentence in sentences]
+        if leader != REFERENCE:
+            tests = [self._of(method, REFERENCE) for method in others]
+            won = [test for test in tests if test.certain and test.worse == REFERENCE]
+            lost = [test for test in tests if test.certain and test.better == REFERENCE]
+            if won:
+                verb = "beats" if len(won) == 1 else "beat"
+                also = "also " if self._of(leader, REFERENCE).certain else ""
+                sentences.append(f"{_names([t.better for t in won])} {also}{verb} equal weights in Δm ({_p(won)})")
+            if lost:
+                verb = "does" if len(lost) == 1 else "do"
+                sentences.append(
+                    f"{_names([t.worse for t in lost])} {verb} worse than equal weights in Δm ({_p(lost)})"
+                )
+        return [_sentence(sentence) for sentence in (*sentences, *self._single_tasks(others))]
+
+    def _single_tasks(self, methods: Sequence[str]) -> list[str]:
+        """Tasks on which methods beat equal weights that do not in Δm."""
+        found = []
+        for method in methods:
+            tests = [self._of(method, REFERENCE, task) for task in self._tasks]
+            won = [test for test in tests if test.certain and test.better == method]
+            whole = self._of(method, REFERENCE)
+            if won and not (whole.certain and whole.better == method):
+                found.append(f"{_name(method)} beats equal weights {_on(won, len(tests))} ({_p(won)})")
+        return found[:MANY]
 
     def _lead(self, leader: str, rest: Sequence[str]) -> str:
         """The leader's lead in Δm over other methods."""
