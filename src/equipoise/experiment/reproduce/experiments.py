@@ -47,7 +47,7 @@ _EMA_SILENT = (
     "here, see the problem's documentation.",
     "The paper prints single numbers; here they are means over 3 seeds.",
 )
-_GRADNORM = "GradNorm takes its statistics on all shared parameters, with α = 1.5."
+_GRADNORM = "The paper does not name GradNorm's α: it is 1.5, with statistics on the last shared layer."
 _PLACES = (
     "The encoder of the whole image is pretrained on ImageNet unless resnet18_places365.pth.tar lies in the data "
     "folder; the paper's is pretrained on Places."
