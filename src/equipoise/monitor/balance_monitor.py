@@ -338,11 +338,14 @@ def _cosines(tasks: Sequence[str], present: Sequence[str], products: Sequence[fl
 
 def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
     """Returns what the other tasks leave of `.grad`."""
-    gradients = {p: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone() for p in leaves if p.grad is not None}
-    for row in others:
-        common = [p for p in gradients if p in row]
-        if common:
-            torch._foreach_sub_([gradients[p] for p in common], [row[p] for p in common])
+    gradients: dict[Tensor, Tensor] = {}
+    for p in leaves:
+        if p.grad is not None:
+            own = [row[p] for row in others if p in row]
+            total = p.grad.to_dense() if p.grad.is_sparse else p.grad
+            gradients[p] = total - own[0] if own else total.clone()
+            for gradient in own[1:]:
+                gradients[p] -= gradient
     return gradients
 
 
