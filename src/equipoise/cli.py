@@ -427,7 +427,10 @@ def report(
             typer.echo(text, nl=False)
             return
         place = out or run / REPORT
-        RunFolder(place.parent).write(place.name, text.encode())
+        try:
+            RunFolder(place.parent).write(place.name, text.encode())
+        except OSError as error:
+            raise FolderError(f"{place} cannot be written: {error.strerror}.") from error
         typer.echo(place)
 
 

@@ -74,4 +74,6 @@ def test_what_is_no_finished_comparison_is_said(compared, tmp_path):
         assert message in done.output
         assert len(done.output.splitlines()) == 1
         assert not (tmp_path / name / "report.html").exists()
+    done = run("report", folder, "--out", tmp_path / "empty", code=2)
+    assert done.output == f"error: {tmp_path / 'empty'} cannot be written: Is a directory.\n"
     assert "Invalid value for '--format'" in run("report", folder, "--format", "pdf", code=2).output
