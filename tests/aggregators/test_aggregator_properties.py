@@ -6,7 +6,7 @@ import pytest
 import torch
 from jacobians import CASES, COUNTS, FULL_RANK, sample
 
-from equipoise.aggregators import IMTLG, MGDA, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad, _simplex, nash_mtl
+from equipoise.aggregators import IMTLG, MGDA, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad, _simplex, mgda, nash_mtl
 
 STATELESS = {
     "imtl-g": IMTLG,
@@ -149,6 +149,25 @@ def test_random_methods_follow_their_seed_and_their_saved_state(method):
 def test_bad_hyperparameters(create, message):
     with pytest.raises(ValueError, match=message):
         create()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 26])
+@pytest.mark.parametrize("name", ["opposite rows", "low rank", "wildly scaled", "shared direction"])
+@pytest.mark.parametrize("method", ["mgda", "nash-mtl"])
+def test_the_iterations_of_an_accelerator_are_enough(method, name, count, monkeypatch):
+    """Ten times as many, which nobody wants to wait for, find nothing better."""
+    monkeypatch.setattr(_simplex, "on_host", lambda tensor: False)
+    monkeypatch.setattr(nash_mtl, "on_host", lambda tensor: False)
+    for seed in range(4):
+        jacobian = sample(name, count, seed)
+        found = []
+        for factor in (1, 10):
+            with monkeypatch.context() as patch:
+                for module in (mgda, nash_mtl):
+                    patch.setattr(module, "ITERATIONS", factor * module.ITERATIONS)
+                found.append(STATELESS[method]().weights(jacobian @ jacobian.T, torch.ones(count)) @ jacobian)
+        scale = jacobian.norm(dim=1).min() if method == "mgda" else count**0.5
+        assert (found[0] - found[1]).norm() <= 1e-7 * scale
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)

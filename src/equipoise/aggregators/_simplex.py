@@ -8,7 +8,10 @@ from torch import Tensor
 from equipoise.aggregators._base import on_host
 
 ITERATIONS = 40
-"""Most interior-point iterations. On an accelerator all are made: to stop early, the host would have to wait."""
+"""Most interior-point iterations. On an accelerator all are made: to stop early, the host would have to wait.
+
+The most that a Jacobian has been found to need is 30: 60 rows, of norms over 24 decades.
+"""
 
 PIVOTS = 8
 """Most changes of the active set in the first and the last try to finish; usually the first succeeds with a few."""
@@ -23,7 +26,9 @@ BOUNDARY = 0.95
 """Share of the way to the boundary that an interior-point step may go."""
 
 
-def minimize_on_simplex(gramian: Tensor, linear: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+def minimize_on_simplex(
+    gramian: Tensor, linear: Tensor, factor: Tensor, iterations: int = ITERATIONS
+) -> tuple[Tensor, Tensor]:
     """Minimises `⟨linear, w⟩ + factor · ‖Jᵀw‖` over `w ≥ 0`, `Σ w = 1`.
 
     With `linear = 0` the solution is the min-norm point of the convex hull of the rows. The dual problem is to
@@ -40,6 +45,7 @@ def minimize_on_simplex(gramian: Tensor, linear: Tensor, factor: Tensor) -> tupl
         gramian: `G = JJᵀ` `[K, K]`.
         linear: `[K]`, 0 where the row is 0.
         factor: 0-dim, positive.
+        iterations: most interior-point iterations.
 
     Returns:
         The weights `w` `[K]` (0 for a row that is 0, unless all are), and the norm `‖Jᵀw‖`.
@@ -60,7 +66,7 @@ def minimize_on_simplex(gramian: Tensor, linear: Tensor, factor: Tensor) -> tupl
     point = _InteriorPoint(cosines, slope, sums, radius)
     if on_host(gramian):
         pulls, error = _finish(cosines, slope, sums, radius, point.active(), PIVOTS)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         if on_host(gramian) and (error <= TOLERANCE or point.stationary()):
             break
         point.advance()

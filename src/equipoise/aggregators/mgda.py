@@ -9,6 +9,10 @@ from equipoise._checks import check_choice
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.aggregators._simplex import minimize_on_simplex
 
+ITERATIONS = 26
+"""Most interior-point iterations: the min-norm point is found in fewer than CAGrad's. 24 are the most that a Jacobian
+has been found to need, of three rows with a hull that holds 0."""
+
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
@@ -55,6 +59,6 @@ class MGDA(GramianAggregator):
         if self.normalization in ("loss", "loss+"):
             scale = scale * losses.to(scale.dtype)
         weights, _ = minimize_on_simplex(
-            gramian / scale / scale[:, None], torch.zeros_like(norms), gramian.new_ones(())
+            gramian / scale / scale[:, None], torch.zeros_like(norms), gramian.new_ones(()), ITERATIONS
         )
         return torch.where(zero.any(), zero.to(weights.dtype) / zero.sum(), weights)

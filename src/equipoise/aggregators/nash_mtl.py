@@ -10,8 +10,11 @@ from equipoise.aggregators._base import GramianAggregator, on_host
 REGULARIZATION = 1e-12
 """Added to the cosines' diagonal: rows that cancel would have infinite weights."""
 
-ITERATIONS = 100
-"""Most Newton steps. On an accelerator all are made: to stop early, the host would have to wait."""
+ITERATIONS = 40
+"""Most Newton steps. On an accelerator all are made: to stop early, the host would have to wait.
+
+Up to 200 rows, 30 are enough; where the rows cancel, more only move the result within its rounding.
+"""
 
 
 class NashMTL(GramianAggregator):
