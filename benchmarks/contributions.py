@@ -1,6 +1,6 @@
 """How far each task moves the shared layers: equal weights beside MAO, on `rooms` with MTAN.
 
-    python benchmarks/contributions.py         # about 6 minutes on one CPU core
+    python benchmarks/contributions.py         # about 8 minutes on one CPU core
 
 The setting of the MAO paper's Figure 4 on the embedded rooms: MTAN on ResNet-18 from scratch, batches of 4, Adam with a
 learning rate of 1e-4 and a weight decay of 1e-4. Prints each task's mean contribution over the shared layers and how
@@ -32,6 +32,7 @@ from equipoise.problems import Problem, Splits, load_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 4
+NAMES = {"ew": "equal weights", "mao": "MAO"}
 STYLES = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", ":", "^"))
 """Colour (Okabe and Ito's, which everybody can tell apart), dashes and marker of each task."""
 
@@ -43,7 +44,6 @@ def record(problem: Problem, data: Splits, method: str, steps: int, every: int) 
     )
     learner = Learner(problem, trial)
     monitor = BalanceMonitor(learner.method, learner.network, every=every)
-    learner.set_up()
     batches = Batches(problem, data.train, BATCH, trial.seed)
     endless = (batch for _ in cycle([None]) for batch in batches)
     for batch in track(islice(endless, steps), description=method, total=steps, transient=True):
@@ -86,23 +86,24 @@ def table(recordings: dict[str, Recording]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(recordings: dict[str, Recording]) -> Figure:
+def draw(methods: dict[str, Any]) -> Figure:
     """Draws the mean gradient (left) and contribution (right) of every task by shared layer, a row per method."""
-    figure = Figure(figsize=(11, 2.9 * len(recordings)), layout="constrained")
-    grid = figure.subplots(len(recordings), 2, squeeze=False, sharex=True)
-    titles = {"gradient": "norm of the gradient", "contribution": "contribution to the update, mean per element"}
-    for row, (method, recording) in zip(grid, recordings.items(), strict=True):
-        for axes, quantity in zip(row, titles, strict=True):
-            lines = recording.by_layer(quantity).items()
-            for (task, values), (colour, dashes, marker) in zip(lines, STYLES, strict=True):
-                numbers = [math.nan if value is None else value for value in values]
-                layers = range(1, len(numbers) + 1)
-                axes.plot(layers, numbers, dashes, label=task, color=colour, marker=marker, markersize=3)
-            axes.set_title(f"{method}: {titles[quantity]}", fontsize=10)
-            axes.set_yscale("log" if quantity == "gradient" else "linear")
-            if quantity == "contribution":
-                axes.set_ylim(bottom=0)
+    figure = Figure(figsize=(11, 2.9 * len(methods)), layout="constrained")
+    grid = figure.subplots(len(methods), 2, squeeze=False, sharex=True)
+    for (gradients, contributions), (method, numbers) in zip(grid, methods.items(), strict=True):
+        for axes, quantity in ((gradients, "gradient"), (contributions, "contribution")):
+            for (task, values), (colour, dashes, marker) in zip(numbers[quantity].items(), STYLES, strict=True):
+                known = [math.nan if value is None else value for value in values]
+                layers = range(1, len(known) + 1)
+                axes.plot(layers, known, dashes, label=task, color=colour, marker=marker, markersize=3)
             axes.grid(linewidth=0.4)
+        name = NAMES.get(method, method)
+        gradients.set_title(f"{name}: norm of the gradient", fontsize=10)
+        gradients.set_yscale("log")
+        apart = f"largest / smallest {numbers['imbalance']:.1f}"
+        contributions.set_title(f"{name}: contribution to the update, {apart}", fontsize=10)
+        contributions.set_ylim(bottom=0)
+        contributions.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in grid[-1]:
         axes.set_xlabel("shared layer, from the input")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     (options.out / "contributions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     options.picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(recordings).savefig(options.picture, dpi=110)
+    draw(content["methods"]).savefig(options.picture, dpi=110)
 
 
 if __name__ == "__main__":
