@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -388,8 +388,8 @@ def make_method(
 
 def _last_shared_layer(model: nn.Module) -> nn.Module | None:
     """Returns the layer that the model names, wrapped or not; None if it names none, or that one is frozen."""
-    while isinstance(model, DistributedDataParallel):
-        model = model.module
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, DistributedDataParallel) else cast("nn.Module", model._orig_mod)
     named = getattr(model, "last_shared_layer", None)
     layer: nn.Module | None = named if named is None or isinstance(named, nn.Module) else named()
     return layer if layer is not None and any(p.requires_grad for p in layer.parameters()) else None
