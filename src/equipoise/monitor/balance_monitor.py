@@ -50,9 +50,10 @@ class BalanceMonitor:
     tasks reach. Nothing about the training changes: not its numbers, its random state or `.grad`.
 
     Where the method runs a backward pass a task (aggregators, MAO), a sample takes the task gradients from there.
-    Otherwise it runs one more for each task but one, whose gradient is what the others leave of the sum; for that one
-    it takes the task with the largest gradient at the sample before, so that next to nothing is lost to rounding. With
-    `accumulate=True` it runs all K. A sample keeps the K task gradients until the optimizer's step.
+    Otherwise it runs one more on shared parameters for each task but one, whose gradient is what the others leave of
+    the sum; for that one it takes the task with the largest gradient at the sample before, so that next to nothing is
+    lost to rounding. With `accumulate=True`, or gradients that were not cleared, it runs all K. A sample keeps the K
+    task gradients until the optimizer's step.
 
     MAO: with `groups`, what is recorded is of groups in place of tasks, for a group has one gradient and one set of
     moments. With `streaming=True` the gradients are never there together: cosines are None. With `max_norm`, gradients
@@ -150,17 +151,23 @@ class BalanceMonitor:
         """Runs the backward passes of single tasks, before the one of all of them; see `Watcher`."""
         leaves = [[p for p in row if p in self._layer] for row in passes.leaves(batch)]
         sample = self._begin()
-        left = None if accumulate or sample.rows else self._left_out(batch.tasks)
-        if left is not None and any(p.grad is not None for p in leaves[left]):
-            left = None
+        every = Counter(p for row in leaves for p in row)
+        fresh = not accumulate and not sample.rows and all(p.grad is None for p in every)
+        left = self._left_out(batch.tasks) if fresh else None  # whose pass is spared
+        own = {p for p, count in every.items() if fresh and count == 1}  # one task's: `.grad` is its gradient
         rows: Rows = {}
         for index in range(len(batch.tasks)):
             if index != left:
-                one = slice(index, index + 1)
-                rows |= passes.rows(batch.only(index), leaves[one], coefficients[one], retain_graph=True, reduce=True)
+                wanted = [[p for p in leaves[index] if p not in own]]
+                coefficient = coefficients[index : index + 1]
+                rows |= passes.rows(batch.only(index), wanted, coefficient, retain_graph=True, reduce=True)
         yield
-        if left is not None:
-            rows[batch.tasks[left]] = _remainder(leaves[left], list(rows.values()))
+        others = list(rows.values())
+        for index, task in enumerate(batch.tasks):
+            if index == left:
+                rows[task] = _remainder(leaves[index], others)
+            else:
+                rows[task] = rows[task] | _remainder([p for p in leaves[index] if p in own], [])
         if scale is not None:
             unscale_rows(rows, scale)
         sample.rows = add_rows(sample.rows, rows)
@@ -337,7 +344,7 @@ def _cosines(tasks: Sequence[str], present: Sequence[str], products: Sequence[fl
 
 
 def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
-    """Returns what the other tasks leave of `.grad`."""
+    """Returns what other tasks leave of `.grad`."""
     gradients: dict[Tensor, Tensor] = {}
     for p in leaves:
         if p.grad is not None:
