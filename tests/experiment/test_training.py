@@ -152,7 +152,6 @@ def test_evaluation_is_over_all_samples_without_dropout():
     problem = Recording()
     data = problem.data()
     learner = Learner(problem, TRIAL)
-    learner.set_up()
     values, model = learner.evaluate(data.test), learner.network
     assert model.training
     model.eval()
@@ -173,7 +172,6 @@ def test_a_task_without_a_label_in_a_split_is_nan():
     data = problem.data()
     data.test.tensors["a"][:] = math.nan
     learner = Learner(problem, TRIAL)
-    learner.set_up()
     values = learner.evaluate(data.test)
     assert math.isnan(values["a"]["MSE"])
     assert math.isfinite(values["b"]["MSE"])

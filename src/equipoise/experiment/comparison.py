@@ -21,7 +21,7 @@ from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.settings import OWN, Settings, SettingsError
 from equipoise.experiment.statistics import Summary, summarise
 from equipoise.experiment.store import Definition, Store, sqlite_url
-from equipoise.experiment.training import MIN_POTENTIAL, Record, Trial, build
+from equipoise.experiment.training import MIN_POTENTIAL, SHARDED, Record, Trial, build_method, make_fabric
 from equipoise.experiment.tuning import Plan, Run, curves, plan
 from equipoise.problems import Problem, load_problem
 
@@ -241,12 +241,13 @@ class Comparison:
     def _definition(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Definition:
         settings = self.settings
         first = run.seed == 0
+        watched = first and not run.method.startswith("single:") and settings.strategy != SHARDED
         return Definition(
             problem=settings.problem,
             quick=settings.quick,
             trial=self._trial(run, records, found),
             picture=first,
-            monitor_every=settings.monitor_every if first and not run.method.startswith("single:") else 0,
+            monitor_every=settings.monitor_every if watched else 0,
         )
 
     def _trial(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Trial:
@@ -285,7 +286,12 @@ class Comparison:
                 f"--batch-size {settings.batch_size} cannot be shared by {settings.devices} devices: "
                 "give a multiple of their number."
             )
+        try:
+            make_fabric(_plain_trial(replace(settings, devices=1), Run("ew", 0, settings.lr), None, None))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise SettingsError(f"--precision {settings.precision}, --strategy {settings.strategy}: {error}") from error
         potentials = {task.name: 0.5 for task in self.problem.tasks}
+        network = self.problem.model()
         for method in (f"single:{self.problem.tasks[0].name}", *settings.methods):
             if method.startswith("single:") and method in settings.methods:
                 raise SettingsError(f"{method} is always trained: leave it out of --methods.")
@@ -294,7 +300,9 @@ class Comparison:
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
                     raise SettingsError(f"{method}.{name} must be a number that is not negative, found {value!r}.")
             try:
-                build(self.problem, _plain_trial(settings, Run(method, 0, settings.lr), None, potentials))
+                build_method(
+                    self.problem, _plain_trial(settings, Run(method, 0, settings.lr), None, potentials), network
+                )
             except (ValueError, TypeError) as error:
                 raise SettingsError(f"{method}: {error}") from error
 

@@ -94,7 +94,6 @@ class _Stepper:
         self._batches = batches
         self._device = torch.device(trial.device)
         self._learner = Learner(problem, trial)
-        self._learner.set_up()
         self._next = 0
 
     def warm_up(self) -> int:
@@ -129,7 +128,6 @@ def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
 
     def run() -> None:
         learner = Learner(problem, trial)
-        learner.set_up()
         for _ in range(2):
             learner.step(batch)
 

@@ -12,24 +12,29 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from equipoise.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.experiment.statistics import relative_gain
 from equipoise.integrations.fabric import backward
-from equipoise.methods import make_method
+from equipoise.methods import Method, make_method
 from equipoise.monitor import BalanceMonitor
 from equipoise.problems import SCHEDULES, Problem, Splits
 from equipoise.problems._base import Batch, MapDataset, Predictions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 Values = dict[str, dict[str, float]]
 """Task → measure (and whatever else its metrics compute) → value."""
 
 Record = dict[str, Any]
 """What came of a run, as `train` returns it."""
+
+SHARDED = "fsdp"
+"""The strategy that shards the network."""
 
 MIN_SAMPLES = 20
 """So many samples the balance monitor takes at least, of a run that has so many steps."""
@@ -48,7 +53,8 @@ class Trial:
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.problems.Training`.
         hyperparameters: the method's own; `potentials` among them stand in place of those below.
         device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
-            each takes its share of every batch.
+            each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
+            states over them by `fully_shard`; such a run has no checkpoint.
         reference: each task's main measure on validation by the single-task run of the same seed, against which
             epochs are scored; None for a single-task run.
         potentials: each task's validation accuracy by that run, for the methods that need it.
@@ -154,11 +160,9 @@ class Averages:
         return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def build(problem: Problem, trial: Trial) -> tuple[nn.Module, Any]:
-    """Returns the seeded network on its device, and the method that trains it."""
-    torch.manual_seed(trial.seed)
-    network = problem.model().to(trial.device)
-    method = make_method(
+def build_method(problem: Problem, trial: Trial, network: nn.Module) -> Method:
+    """Returns the method that trains a network, which is on its device."""
+    return make_method(
         trial.method,
         network,
         [task.name for task in problem.tasks],
@@ -166,19 +170,27 @@ def build(problem: Problem, trial: Trial) -> tuple[nn.Module, Any]:
         weight_decay=trial.weight_decay,
         **{"potentials": trial.potentials, **trial.hyperparameters},
     )
-    return network, method
 
 
 def make_fabric(trial: Trial) -> Fabric:
     """Returns Lightning Fabric as a trial asks for it; of several devices, this process's."""
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+    from lightning_fabric.strategies.strategy import Strategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = torch.device(trial.device)
     devices = trial.devices if device.index is None else [device.index]
-    return Fabric(
-        accelerator=device.type, devices=devices, precision=cast("Any", trial.precision), strategy=trial.strategy
-    )
+    strategy: str | Strategy = trial.strategy
+    if strategy == SHARDED:
+        strategy = ModelParallelStrategy(_shard, data_parallel_size=trial.devices, tensor_parallel_size=1)
+    return Fabric(accelerator=device.type, devices=devices, precision=cast("Any", trial.precision), strategy=strategy)
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shards a network whole: which of its parts a problem calls as modules is not known."""
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
 
 
 class _Predictor(nn.Module):
@@ -193,7 +205,7 @@ class _Predictor(nn.Module):
 
 
 class Learner:
-    """A network, the method that trains it and Fabric, which runs them.
+    """A network, the method that trains it and Fabric, which runs them; seeded.
 
     Args:
         problem: what is trained.
@@ -208,15 +220,12 @@ class Learner:
     def __init__(self, problem: Problem, trial: Trial) -> None:
         self.fabric = make_fabric(trial)
         self.fabric.launch()
-        self.network, self.method = build(problem, trial)
+        torch.manual_seed(trial.seed)
+        self.network = problem.model()
+        self._predict = self.fabric.setup_module(_Predictor(problem, self.network))
+        self.method = build_method(problem, trial, self.network)
+        self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
         self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
-        self._optimizer: Any = None
-
-    def set_up(self) -> None:
-        """Hands network and optimizer to Fabric; whatever hangs on the optimizer is to be made before."""
-        self._predict, self._optimizer = self.fabric.setup(
-            _Predictor(self._problem, self.network), self.method.optimizer
-        )
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """Makes one step of training. Returns the losses and the weights that the method gave them.
@@ -380,12 +389,12 @@ def train(
     if outputs.monitor is not None:
         every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
         monitor = BalanceMonitor(learner.method, learner.network, every, outputs.monitor)
-    learner.set_up()
     epochs: list[dict[str, Any]] = []
     record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
-    saved = None if outputs.checkpoint is None else load_checkpoint(outputs.checkpoint, trial)
+    checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
+    saved = None if checkpoint is None else load_checkpoint(checkpoint, trial)
     if saved is not None:
         learner.load_state_dict(saved["learner"])
         scheduler.load_state_dict(saved["scheduler"])
@@ -409,7 +418,7 @@ def train(
             best = value
             chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
-        if outputs.checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
+        if checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
             state = {
                 "learner": learner.state_dict(),
                 "scheduler": scheduler.state_dict(),
@@ -421,7 +430,7 @@ def train(
                 "selected": record["selected"],
                 "seconds": time.perf_counter() - started,
             }
-            save_checkpoint(outputs.checkpoint, trial, state)
+            save_checkpoint(checkpoint, trial, state)
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
