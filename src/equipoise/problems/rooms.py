@@ -25,7 +25,7 @@ from equipoise.problems._rendering.cache import load_pictures
 HEIGHT, WIDTH = 96, 128
 FIRST = {"train": 0, "validation": 100_000, "test": 200_000}
 PICTURES = {"train": 600, "validation": 150, "test": 250}
-QUICK = {"train": 160, "validation": 40, "test": 60}
+QUICK = {"train": 160, "validation": 30, "test": 40}
 
 HEADS = {"segmentation": len(CLASSES), "depth": 1, "normals": 3}
 """Task → channels of its map."""
@@ -61,7 +61,7 @@ class Rooms(Problem):
         self.tasks: Sequence[Task] = (SegmentationTask(len(CLASSES)), DepthTask(), NormalsTask())
 
     def data(self, quick: bool = False) -> Splits:
-        """Returns 600, 150 and 250 pictures; 160, 40 and 60 if `quick`. Those for training are scaled and mirrored."""
+        """Returns 600, 150 and 250 pictures; 160, 30 and 40 if `quick`. Those for training are scaled and mirrored."""
         return Splits(
             **{split: self._pictures(split, count) for split, count in (QUICK if quick else PICTURES).items()}
         )
