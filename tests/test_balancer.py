@@ -150,6 +150,36 @@ def test_hooks_of_the_parameters_are_called(aggregator):
     assert not model.heads["a"].weight.grad.any()
 
 
+def weighting_of(forward):
+    return type("Odd", (eq.Weighting,), {"forward": lambda self, losses: forward(losses)})()
+
+
+def objective_of(forward):
+    return type("Odd", (eq.Objective,), {"forward": lambda self, losses: forward(losses)})()
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (
+            weighting_of(lambda losses: losses[:2]),
+            r"Odd must return a weight for each of the 3 losses, found shape \(2,\)",
+        ),
+        (eq.GeometricMean(weighting_of(lambda losses: None)), "Odd must return a weight for each .* found None"),
+        (objective_of(lambda losses: losses), "Odd must return a 0-dim tensor .* found tensor"),
+        (objective_of(lambda losses: losses.detach().sum()), "not detached from them"),
+        (objective_of(lambda losses: None), "found None"),
+    ],
+)
+def test_methods_of_ones_own_are_told_what_they_have_to_return(objective, words):
+    model = Network()
+    balancer = eq.Balancer(TASKS, objective, eq.GradNorm())
+    before = snapshot(model, balancer)
+    with pytest.raises(ValueError, match=words):
+        balancer.backward(model.losses(batch(0)))
+    assert_same(snapshot(model, balancer), before)
+
+
 def test_says_what_it_is_made_of():
     text = repr(eq.Balancer(TASKS, eq.EMA(beta=0.25), eq.CAGrad(c=0.125, rescale="1+c")))
     assert "CAGrad(c=0.125, rescale='1+c')" in text

@@ -327,6 +327,11 @@ class Balancer(nn.Module):
         with torch.enable_grad():
             values = values.clone().requires_grad_()
             total = self.objective(values)
+            if not isinstance(total, Tensor) or total.dim() or not total.requires_grad:
+                raise ValueError(
+                    f"{type(self.objective).__name__} must return a 0-dim tensor that depends on the losses and is not "
+                    f"detached from them, found {total!r}."
+                )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
         learned = owned(parameters, gradients)
         if valid is not None:  # a NaN loss shows in the gradients, any other invalid one makes the step contribute 0

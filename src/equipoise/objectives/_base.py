@@ -39,6 +39,16 @@ def _check_weighting(name: str, weighting: object) -> None:
         raise TypeError(f"{name} takes a Weighting instance such as equipoise.EMA(), found {weighting!r}.")
 
 
+def _weights(weighting: Weighting, losses: Tensor) -> Tensor:
+    weights: Tensor = weighting(losses.detach())
+    if not isinstance(weights, Tensor) or weights.shape != losses.shape:
+        found = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise ValueError(
+            f"{type(weighting).__name__} must return a weight for each of the {len(losses)} losses, found {found}."
+        )
+    return weights
+
+
 class WeightedSum(Objective):
     """Weighted sum of the losses, `Σ_k w_k L_k`.
 
@@ -61,8 +71,7 @@ class WeightedSum(Objective):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Σ_k w_k L_k` of the losses `[K']`."""
-        weights: Tensor = self.weighting(losses.detach())
-        return (weights * losses).sum()
+        return (_weights(self.weighting, losses) * losses).sum()
 
 
 class GeometricMean(Objective):
@@ -96,7 +105,7 @@ class GeometricMean(Objective):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Π_k L_k^{w_k}` of the losses `[K']`, all positive."""
-        weights: Tensor = self.weighting(losses.detach())
+        weights = _weights(self.weighting, losses)
         total = weights.sum()
         weights = torch.where(total > 0, weights / total, torch.full_like(weights, 1 / len(weights)))
         return (weights * losses.log()).sum().exp()
