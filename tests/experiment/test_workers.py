@@ -15,7 +15,8 @@ from experiment.postgres import postgresql
 from optuna.trial import TrialState
 
 from equipoise.experiment import store as store_module
-from equipoise.experiment.comparison import Comparison, load_result
+from equipoise.experiment.comparison import BaselineError, Comparison, load_result
+from equipoise.experiment.execution import DONE, STATE, serve
 from equipoise.experiment.settings import Settings
 from equipoise.experiment.store import Store, run_of, sqlite_url
 from equipoise.experiment.tables import to_frame
@@ -261,6 +262,15 @@ def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_pa
     assert min(again.intermediate_values) > max(victim.intermediate_values)
     assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_baseline_that_fails_ends_the_comparison_for_its_workers_too(tmp_path):
+    comparison = Comparison(settings(tmp_path, 0, methods=("ew",), seeds=1, lr=1e15), tmp_path / "out")
+    with pytest.raises(BaselineError, match="single:a, seed 0: the loss of 'a' became"):
+        comparison.run(1, 1, Quiet())
+    assert comparison.store.get(STATE) == DONE
+    assert (tmp_path / "out" / "runs.jsonl").exists()
+    serve(comparison.store, tmp_path / "checkpoints", wait=True, on_run=lambda record: None)  # ends
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -152,6 +152,9 @@ class Comparison:
         torch.set_num_threads(threads)
         try:
             records, found = self._train(workers, threads, progress)
+        except BaselineError:
+            self.store.set(STATE, DONE)
+            raise
         finally:
             self.folder.write_runs(self.records().values())
         self.store.set(STATE, DONE)
@@ -180,9 +183,10 @@ class Comparison:
         with ExitStack() as stack:
             local = None
             while True:
-                if time.monotonic() - tidied > TIDY_SECONDS:
+                looked = time.monotonic()
+                if looked - tidied > TIDY_SECONDS:
                     self.store.tidy()
-                    tidied = time.monotonic()
+                    tidied = looked
                 view = self.store.view()
                 records = view.records(self._failures)
                 found = plan(self.settings, tasks, records)
@@ -202,15 +206,13 @@ class Comparison:
                 self.store.enqueue(
                     self._definition(run, records, found) for run in found.missing if run not in view.queued
                 )
-                if workers == 1:
-                    if Worker(self.store, self._under_way, on_epoch=epoch).work() is None:
-                        time.sleep(POLL_SECONDS)
-                elif workers > 1:
+                pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
+                if workers == 1 and Worker(self.store, self._under_way, on_epoch=epoch).work() is not None:
+                    continue
+                if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
-                    time.sleep(POLL_SECONDS)
-                else:
-                    time.sleep(POLL_SECONDS)
+                time.sleep(pause)
 
     def _sum_up(
         self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress, costs: bool
