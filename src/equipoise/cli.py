@@ -247,7 +247,7 @@ def reproduce(
         _list_experiments()
         return
     with _clear_errors(), ExitStack() as stack:
-        experiment = find_experiment(name or "")
+        experiment = find_experiment(name)
         if out is None:
             out = Path(stack.enter_context(TemporaryDirectory())) if smoke else Path("runs") / experiment.name
         if smoke:
@@ -397,7 +397,7 @@ def _list_experiments() -> None:
             experiment.description,
             ", ".join(experiment.methods),
             str(experiment.seeds),
-            experiment.table.source,
+            experiment.table.source.partition("”, ")[2],
             end_section=True,
         )
     console.print(table)

@@ -92,6 +92,11 @@ def test_an_unknown_experiment_is_told_the_known_ones():
         assert all(name in output for name in EXPERIMENTS)
 
 
+def test_a_wrong_choice_about_damaged_files_is_told(tmp_path):
+    output = run("celeba", "--data", tmp_path, "--on-damaged", "ignore", code=2)
+    assert "on_damaged must be" in output
+
+
 def test_the_list_names_every_experiment():
     output = run("--list")
     assert all(name in output for name in EXPERIMENTS)

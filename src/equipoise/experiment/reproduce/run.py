@@ -11,12 +11,14 @@ from equipoise.experiment.settings import SettingsError
 from equipoise.problems import load_problem, with_options
 
 
-def find_experiment(name: str) -> Experiment:
+def find_experiment(name: str | None) -> Experiment:
     """Returns the experiment of that name.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is none, or none is named.
     """
+    if name is None:
+        raise SettingsError(f"Name an experiment: one of {', '.join(EXPERIMENTS)}.")
     if name not in EXPERIMENTS:
         raise SettingsError(f"Unknown experiment {name!r}: take one of {', '.join(EXPERIMENTS)}.")
     return EXPERIMENTS[name]

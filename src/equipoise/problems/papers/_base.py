@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
+from equipoise._checks import check_choice
 from equipoise.problems._base import Loader, MapDataset, Problem, Splits, Training
 from equipoise.problems._registry import ProblemError
 from equipoise.problems.data import (
@@ -65,7 +66,7 @@ class PaperProblem(Problem):
         self.root = None if data is None else Path(str(data))
         self.pretrained = pretrained and not smoke
         self.smoke = smoke
-        self.on_damaged = on_damaged
+        self.on_damaged = check_choice("on_damaged", on_damaged, ("error", "skip"))
         self.loading = 0 if smoke else loading
 
     @classmethod

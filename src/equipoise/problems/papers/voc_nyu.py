@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from torch import nn
@@ -50,7 +51,8 @@ class VOCWithNYUDepth(PaperProblem):
     description = "VOC 2007+2012 and NYU depth, partly labelled: boxes, classes, depth by EfficientDet (AMTL paper)"
     source = Source(
         name="VOC and NYU",
-        layout=f"  VOC/ with\n{PascalVOC.source.layout}\n  NYU/ with\n{NYUDepthPairs.source.layout}",
+        layout=f"  VOC/ with\n{indent(PascalVOC.source.layout, '  ')}\n  NYU/ with\n"
+        f"{indent(NYUDepthPairs.source.layout, '  ')}",
         request=f"{PascalVOC.source.request} {NYUDepthPairs.source.request}",
     )
     size = (640, 640)
