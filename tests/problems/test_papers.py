@@ -275,6 +275,23 @@ def test_places_weights_in_the_data_folder_are_taken(tmp_path, monkeypatch):
     assert asked == {"context_weights": None}
 
 
+def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch):
+    import timm
+
+    asked = []
+
+    def create_model(name, pretrained, **options):
+        asked.append((name, pretrained))
+        raise FileNotFoundError("no network.\nand more")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for name in NAMES:
+        with pytest.raises(ProblemError, match=rf"{name}: the pretrained weights cannot be had \(no network\.\)"):
+            load_problem(name).model()
+    assert all(pretrained for _, pretrained in asked)
+    assert len(asked) == len(NAMES)
+
+
 def test_nyudv2_is_read_in_both_forms(tmp_path):
     write_nyud_mt(tmp_path / "archive", images=(6, 2), size=(24, 32))
     write_nyuv2(tmp_path / "file", images=(6, 2), size=(24, 32))

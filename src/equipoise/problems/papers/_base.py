@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from equipoise._checks import check_choice
@@ -87,6 +88,10 @@ class PaperProblem(Problem):
         return preparation(size)
 
     @abstractmethod
+    def network(self) -> nn.Module:
+        """Returns the paper's network; pretrained ResNets have torchvision's weights."""
+
+    @abstractmethod
     def protocol(self) -> Training:
         """Returns the paper's settings."""
 
@@ -121,6 +126,21 @@ class PaperProblem(Problem):
             most = SMOKE if self.smoke else QUICK
             splits = {split: spread(dataset, most[split]) for split, dataset in splits.items()}
         return Splits(**splits)
+
+    def model(self) -> nn.Module:
+        """Returns the paper's network.
+
+        Raises:
+            ProblemError: pretrained weights are not on this machine and cannot be downloaded.
+        """
+        try:
+            return self.network()
+        except OSError as error:
+            raise ProblemError(
+                f"{self.name}: the pretrained weights cannot be had ({str(error).splitlines()[0]}) Try again where the "
+                "network can be reached, and timm keeps them; or start from scratch with the problem's option "
+                "pretrained=false."
+            ) from error
 
     def training(self, quick: bool = False) -> Training:
         """Returns the paper's settings; an epoch of batches of two in a smoke run, a tenth of the epochs if `quick`."""

@@ -48,9 +48,9 @@ class AffectNetAffect(PaperProblem):
         """Returns an official split."""
         return AffectNet(root, split, transform, self.on_damaged)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns ResNet-50 with a head per task."""
-        return HardSharing({"expression": len(EXPRESSIONS), "valence_arousal": 2}, "resnet50", self.pretrained)
+        return HardSharing({"expression": len(EXPRESSIONS), "valence_arousal": 2}, "resnet50.tv_in1k", self.pretrained)
 
     def protocol(self) -> Training:
         """Returns 5 epochs of batches of 128."""

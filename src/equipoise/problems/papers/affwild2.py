@@ -49,10 +49,10 @@ class AffWild2Affect(PaperProblem):
         """Returns an official split."""
         return AffWild2(root, split, transform, self.on_damaged)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns ResNet-50 with a head per task."""
         heads = {"action_units": len(ACTION_UNITS), "expression": len(EXPRESSIONS), "valence_arousal": 2}
-        return HardSharing(heads, "resnet50", self.pretrained)
+        return HardSharing(heads, "resnet50.tv_in1k", self.pretrained)
 
     def protocol(self) -> Training:
         """Returns 3 epochs of batches of 128."""

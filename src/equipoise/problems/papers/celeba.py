@@ -45,9 +45,9 @@ class CelebAAttributes(PaperProblem):
         """Returns an official split."""
         return CelebA(root, split, transform, self.on_damaged)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns ResNet-18 with a dense layer of 40."""
-        return HardSharing({task.name: 1 for task in self.tasks}, "resnet18", self.pretrained)
+        return HardSharing({task.name: 1 for task in self.tasks}, "resnet18.tv_in1k", self.pretrained)
 
     def protocol(self) -> Training:
         """Returns 10 epochs of batches of 128."""

@@ -54,11 +54,11 @@ class EmoticEmotions(PaperProblem):
         """Returns an official split."""
         return Emotic(root, split, self.separate, transform, self.on_damaged)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns the two encoders with a head per task."""
         places = self.root / PLACES if self.root is not None and self.pretrained else None
         found = places if places is not None and places.is_file() else None
-        return EmoticNetwork(self.heads, "resnet18", self.pretrained, context_weights=found)
+        return EmoticNetwork(self.heads, "resnet18.tv_in1k", self.pretrained, context_weights=found)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Runs the network on the whole images and the people cut out of them."""

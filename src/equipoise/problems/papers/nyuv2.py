@@ -81,9 +81,9 @@ class NYUDv2MTAN(NYUDv2):
         """Returns random scale, crop and mirroring."""
         return augmentation(size, scales=(1.0, 1.2, 1.5))
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns the MTAN."""
-        return MTAN(HEADS, "resnet18", self.pretrained)
+        return MTAN(HEADS, "resnet18.tv_in1k", self.pretrained)
 
     def protocol(self) -> Training:
         """Returns 100 or 170 epochs of batches of 4."""
@@ -108,7 +108,7 @@ class NYUDv2MTINet(NYUDv2MTAN):
     description = "NYUDv2: classes, depth and normals by MTI-Net on HRNet-18 (MAO paper)"
     tasks = tuple(DeeplySupervised(task) for task in NYUDv2.tasks)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns the MTI-Net."""
         return MTINet(HEADS, "hrnet_w18", self.pretrained)
 
@@ -148,9 +148,9 @@ class NYUv2AMTL(NYUDv2):
         """Returns random scale, crop, mirroring and colours."""
         return augmentation(size, scales=(0.75, 1.5), continuous=True, colour=0.4)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns the DeepLabV3."""
-        return DeepLabV3(HEADS, "resnet50", self.pretrained)
+        return DeepLabV3(HEADS, "resnet50.tv_in1k", self.pretrained)
 
     def protocol(self) -> Training:
         """Returns 100 epochs of batches of 8."""

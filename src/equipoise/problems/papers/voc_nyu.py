@@ -81,7 +81,7 @@ class VOCWithNYUDepth(PaperProblem):
         """Returns resizing."""
         return preparation(size, letterbox=True)
 
-    def model(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """Returns the EfficientDet."""
         return EfficientDet(
             {"detection": len(CLASSES)},
