@@ -1,3 +1,4 @@
+import itertools
 import warnings
 from io import BytesIO
 from xml.etree import ElementTree
@@ -77,13 +78,17 @@ def test_tradeoff_marks_what_nothing_beats():
     assert {text.get_text() for text in axes.texts} == set(METHODS)
 
 
-def test_tradeoff_labels_of_close_points_do_not_overlap():
-    names = [f"method {number}" for number in range(8)]
-    result = make_result(methods=names, levels=dict.fromkeys(names, 1.0))
-    for cost in result.costs.values():
-        object.__setattr__(cost, "relative_time", 1.0)
-    heights = sorted(text.xyann[1] for text in drawn(tradeoff_chart(result)).texts)
-    assert np.diff(heights).min() >= 0.05
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_tradeoff_labels_do_not_overlap(spread):
+    names = [f"method {number}" for number in range(10)]
+    result = make_result(methods=names, levels={name: 1 + 0.001 * n for n, name in enumerate(names)})
+    for number, cost in enumerate(result.costs.values()):
+        object.__setattr__(cost, "relative_time", 1 + spread * (number % 3) / 3)
+    labels = drawn(tradeoff_chart(result)).texts
+    boxes = [(label.xyann[0], label.xyann[1]) for label in labels]
+    assert len(boxes) == 10
+    for (x, y), (other, height) in itertools.combinations(boxes, 2):
+        assert abs(x - other) > 0.1 or abs(y - height) >= 0.05
 
 
 def test_weights_are_shares_and_methods_without_are_left_out():

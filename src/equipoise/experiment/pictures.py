@@ -39,6 +39,9 @@ LEGEND_WIDTH = 1.6
 LONG = 20
 """More characters of a name are not written into a picture."""
 
+GROUP_WIDTH = 0.12
+"""Points closer than this, as a share of a panel's width, have their names in one column."""
+
 LABEL_HEIGHT = 0.055
 """The least distance of two labels, as a share of a panel's height."""
 
@@ -322,27 +325,45 @@ def _beaten(theme: Theme) -> dict[str, Any]:
 
 
 def _label(axes: Axes, points: dict[str, tuple[float, float]], theme: Theme) -> None:
-    """Writes names to the right of their points, moved apart where they would overlap, with a line to the point."""
+    """Writes names beside their points: a column of names to the right of each group of points, a line to each."""
     axes.get_xlim(), axes.get_ylim()  # settles the limits, which the places depend on
     to_axes = axes.transData + axes.transAxes.inverted()
-    places = {name: tuple(to_axes.transform(point)) for name, point in points.items()}
-    taken: list[tuple[float, float]] = []
-    for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
-        level = y
-        while any(abs(x - other) < 0.2 and level < height + LABEL_HEIGHT for other, height in taken):
-            level = max(height for other, height in taken if abs(x - other) < 0.2) + LABEL_HEIGHT
-        taken.append((x, level))
-        label = axes.annotate(
-            short(name),
-            xy=(x, y),
-            xytext=(x + 0.03, level),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": theme.muted, "linewidth": 0.5, "shrinkB": 0},
-        )
-        label.set_in_layout(False)
+    places = sorted((*to_axes.transform(point), name) for name, point in points.items())
+    groups: list[list[tuple[float, float, str]]] = []
+    for x, y, name in places:
+        if groups and x - groups[-1][-1][0] < GROUP_WIDTH:
+            groups[-1].append((x, y, name))
+        else:
+            groups.append([(x, y, name)])
+    for group in groups:
+        column = max(x for x, _, _ in group) + 0.04
+        ordered = sorted(group, key=lambda place: place[1])
+        levels = _apart([y for _, y, _ in ordered])
+        for (x, y, name), level in zip(ordered, levels, strict=True):
+            label = axes.annotate(
+                short(name),
+                xy=(x, y),
+                xytext=(column, level),
+                xycoords="axes fraction",
+                textcoords="axes fraction",
+                fontsize=9,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": theme.muted, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
+            )
+            label.set_in_layout(False)
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Ascending heights, moved as little as needs be to lie a label's height apart, and kept within the panel."""
+    levels = list(heights)
+    for _ in range(100):
+        for index in range(len(levels) - 1):
+            short_of = LABEL_HEIGHT - (levels[index + 1] - levels[index])
+            if short_of > 1e-9:
+                levels[index] -= short_of / 2
+                levels[index + 1] += short_of / 2
+    below = min(0.0, levels[0] - LABEL_HEIGHT / 2)
+    return [level - below for level in levels]
 
 
 def training_chart(result: Result) -> Chart | None:
