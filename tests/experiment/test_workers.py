@@ -279,3 +279,18 @@ def test_nothing_is_pickled(tmp_path):
     comparison.run(1, 1, Quiet())
     for trial in Store(comparison.store.url, "out").view().trials:
         json.dumps(trial.user_attrs, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_ends_a_worker_in_one_line(tmp_path):
+    asked = settings(tmp_path, 0.05, methods=("ew",), seeds=1, epochs=10)
+    with postgresql() as storage:
+        comparison = Comparison(asked, tmp_path / "out", storage)
+        comparison.store.enqueue(plan_of(comparison))
+        worker = start_worker(storage, "--checkpoints", str(tmp_path / "checkpoints"))
+        until(lambda: under_way(comparison.store, worker), [worker])
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 2, output
+    assert "Traceback" not in output
+    assert "cannot be used" in output.splitlines()[-1]
+    assert list((tmp_path / "checkpoints").rglob("checkpoint.pt"))

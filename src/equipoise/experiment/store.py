@@ -8,7 +8,7 @@ import socket
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 class Store:
-    """A study in a database.
+    """A study in a database. Every method raises `StorageError` if that can no longer be reached.
 
     Every run is an Optuna trial, enqueued with its definition as a user attribute. A worker takes it by setting it to
     RUNNING, which the database lets one of them do, tells that it is alive, and leaves the record as another user
@@ -148,23 +148,26 @@ class Store:
 
     def get(self, name: str) -> Any:
         """Returns what was `set`, None if nothing was."""
-        return self._storage.get_study_user_attrs(self._id).get(name)
+        with _clear_errors(self.url):
+            return self._storage.get_study_user_attrs(self._id).get(name)
 
     def set(self, name: str, value: Any) -> None:
         """Keeps a value that JSON can hold with the study."""
-        self._study.set_user_attr(name, value)
+        with _clear_errors(self.url):
+            self._study.set_user_attr(name, value)
 
     # The coordinator's part.
 
     def enqueue(self, definitions: Iterable[Definition]) -> None:
         """Puts runs into the queue."""
-        for definition in definitions:
-            run = definition.run
-            self._study.enqueue_trial(asdict(run), {"run": definition.to_json()})
+        with _clear_errors(self.url):
+            for definition in definitions:
+                self._study.enqueue_trial(asdict(definition.run), {"run": definition.to_json()})
 
     def view(self) -> View:
         """Returns what the study holds now."""
-        return View(self._study.get_trials(deepcopy=False), self._decoded)
+        with _clear_errors(self.url):
+            return View(self._study.get_trials(deepcopy=False), self._decoded)
 
     def tidy(self) -> None:
         """Takes runs from workers that no longer answer, and trials that are there twice out of the queue.
@@ -175,7 +178,7 @@ class Store:
             for worker in {trial.user_attrs.get("worker") for trial in self._running()}:
                 if worker is not None and not _lives(worker):
                     self.abandon(worker)
-        with warnings.catch_warnings():
+        with _clear_errors(self.url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
         view = self.view()
@@ -189,7 +192,8 @@ class Store:
                 self._settle(self._id_of(trial), TrialState.FAIL)
 
     def _running(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        with _clear_errors(self.url):
+            return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     # The workers' part.
 
@@ -199,17 +203,18 @@ class Store:
         Raises:
             StorageError: the run was written by another version.
         """
-        for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.WAITING,)):
-            definition = Definition.from_json(trial.user_attrs["run"])
-            trial_id = self._id_of(trial)
-            self._storage.record_heartbeat(trial_id)  # first: one that has none, or an old one, would be taken away
-            try:
-                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                    self._storage.set_trial_user_attr(trial_id, "worker", worker)
-                    return Claim(trial_id, definition)
-            except UpdateFinishedTrialError:
-                continue
-        return None
+        with _clear_errors(self.url):
+            for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.WAITING,)):
+                definition = Definition.from_json(trial.user_attrs["run"])
+                trial_id = self._id_of(trial)
+                self._storage.record_heartbeat(trial_id)  # first: one that has none, or an old one, would be taken away
+                try:
+                    if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                        self._storage.set_trial_user_attr(trial_id, "worker", worker)
+                        return Claim(trial_id, definition)
+                except UpdateFinishedTrialError:
+                    continue
+            return None
 
     def alive(self, claim: Claim) -> bool:
         """Tells that a run is being worked on; returns whether it still is this worker's."""
@@ -217,19 +222,18 @@ class Store:
         return self._storage.get_trial(claim.trial_id).state is TrialState.RUNNING
 
     def epoch(self, claim: Claim, epoch: int, score: float) -> None:
-        """Tells the score of a run's finished epoch."""
-        try:
+        """Tells the score of a run's finished epoch; that it was told is not needed for anything."""
+        with suppress(UpdateFinishedTrialError, StorageInternalError):
             self._storage.set_trial_intermediate_value(claim.trial_id, epoch, score)
-        except UpdateFinishedTrialError:
-            return  # no longer this worker's; the heartbeat finds out
 
     def finish(self, claim: Claim, record: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
         """Leaves a run's record and files; returns whether they count, which they do not if it was given away."""
         try:
-            for name, content in files.items():
-                packed = base64.b64encode(zlib.compress(content)).decode()
-                self._storage.set_trial_user_attr(claim.trial_id, f"file:{name}", packed)
-            self._storage.set_trial_user_attr(claim.trial_id, "record", storable(record))
+            with _clear_errors(self.url):
+                for name, content in files.items():
+                    packed = base64.b64encode(zlib.compress(content)).decode()
+                    self._storage.set_trial_user_attr(claim.trial_id, f"file:{name}", packed)
+                self._storage.set_trial_user_attr(claim.trial_id, "record", storable(record))
         except UpdateFinishedTrialError:
             return False
         if record["status"] == "failed":
@@ -242,7 +246,8 @@ class Store:
 
     def _settle(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
         try:
-            return self._storage.set_trial_state_values(trial_id, state, values)
+            with _clear_errors(self.url):
+                return self._storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:
             return False
 
@@ -387,6 +392,8 @@ def _clear_errors(url: str) -> Iterator[None]:
     """Says in one line what a database has against being used."""
     try:
         yield
+    except UpdateFinishedTrialError:  # says what has happened to a run, not to the database
+        raise
     except ModuleNotFoundError as error:
         raise StorageError(
             f"{hide_password(url)} needs the package {error.name}: "
