@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import equipoise as eq
-from equipoise.monitor import sums
+from equipoise.monitor import rates, sums
 
 TASKS = ("a", "b")
 DIRECTIONS = {"a": np.array([1.0, 0.5]), "b": np.array([-0.8, 0.4])}
@@ -234,10 +234,12 @@ def check(method, model, update, weights, every=1, optimizer=None):
     np.testing.assert_allclose(model.shared.weight.detach().numpy(), by_hand.parameters["W"], rtol=1e-9)
 
 
-@pytest.fixture(params=[None, 4, 1], ids=["small", "in two blocks", "in blocks of one"])
+@pytest.fixture(params=[None, "tensors", 4, 1], ids=["small", "numbers as on a GPU", "two blocks", "blocks of one"])
 def block(request, monkeypatch):
-    """How the parameters are gone through on a CPU: as small ones, or as large ones."""
-    if request.param:
+    """How the parameters are gone through: as small ones, with step counts on the device, as large ones on a CPU."""
+    if request.param == "tensors":
+        monkeypatch.setattr(rates, "_numbers", lambda vector: list(vector.unbind()))
+    elif request.param:
         monkeypatch.setattr(sums, "BLOCK", request.param)
 
 

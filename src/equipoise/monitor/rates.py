@@ -6,8 +6,10 @@ the effective learning rate. Momentum changes when a gradient takes effect, not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.optimizer import Optimizer
@@ -34,50 +36,79 @@ def check_optimizer(optimizer: object) -> Optimizer:
     return inner
 
 
-def effective_rate(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Tensor | None:
-    """Returns the effective learning rate of each element of a parameter, in its shape.
+def effective_rates(
+    optimizer: Optimizer, group: dict[str, Any], task: str, parameters: Sequence[Tensor]
+) -> dict[Tensor, Tensor]:
+    """Returns the effective learning rate of each element of parameters, in their shapes.
 
-    None for a parameter that the optimizer has not moved yet.
+    Parameters that the optimizer has not moved yet are left out.
 
     Args:
-        optimizer: any of `SUPPORTED` but MAO.
-        group: the parameter's group.
-        parameter: the parameter.
+        optimizer: any of `SUPPORTED`.
+        group: the parameters' group.
+        task: whose moments count, of MAO's.
+        parameters: of the group.
     """
-    state: dict[str, Tensor] = optimizer.state.get(parameter, {})
-    lr = group["lr"]
     if isinstance(optimizer, SGD):
-        return (lr if isinstance(lr, Tensor) else parameter.new_full((), lr)).expand_as(parameter)
+        lr = group["lr"]
+        return {p: (lr if isinstance(lr, Tensor) else p.new_full((), lr)).expand_as(p) for p in parameters}
+    if isinstance(optimizer, MAO):
+        moments = [optimizer._moments(group, task, p) for p in parameters]
+        return _adam(group, parameters, [m.square for m in moments], [m.steps for m in moments])
+    states = {p: optimizer.state[p] for p in parameters if optimizer.state.get(p)}
+    return _of_kind(optimizer, group, states) if states else {}
+
+
+def _of_kind(
+    optimizer: Optimizer, group: dict[str, Any], states: dict[Tensor, dict[str, Tensor]]
+) -> dict[Tensor, Tensor]:
+    kept = list(states.values())
     if isinstance(optimizer, RMSprop):
-        if "square_avg" not in state:
-            return None
-        square = state["square_avg"]
+        squares = [state["square_avg"] for state in kept]
         if group["centered"]:
-            square = square - state["grad_avg"].square()
-        return square.sqrt().add_(group["eps"]).reciprocal_().mul_(lr)
+            squares = [state["square_avg"] - state["grad_avg"].square() for state in kept]
+        return _inverse_roots(list(states), squares, [group["eps"]] * len(kept), [group["lr"]] * len(kept))
     if isinstance(optimizer, Adagrad):
-        if "sum" not in state:
-            return None
-        decayed = lr / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
-        return state["sum"].sqrt().add_(group["eps"]).reciprocal_().mul_(decayed)
-    if "exp_avg_sq" not in state:
-        return None
-    square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    return _adam_rate(square, state["step"], group)
+        counts = _counts([state["step"] for state in kept], group)
+        factors = group["lr"] / (1 + (counts - 1) * group["lr_decay"])
+        return _inverse_roots(
+            list(states), [state["sum"] for state in kept], [group["eps"]] * len(kept), _numbers(factors)
+        )
+    square = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    return _adam(group, list(states), [state[square] for state in kept], [state["step"] for state in kept])
 
 
-def mao_rate(optimizer: MAO, group: dict[str, Any], task: str, parameter: Tensor) -> Tensor:
-    """Returns the effective learning rate of each element of a parameter for one of MAO's tasks, or groups of them."""
-    moments = optimizer._moments(group, task, parameter)
-    return _adam_rate(moments.square, moments.steps, group)
+def _adam(
+    group: dict[str, Any], parameters: Sequence[Tensor], squares: list[Tensor], steps: list[Tensor]
+) -> dict[Tensor, Tensor]:
+    """Returns `η / (√v̂ + ε)` for second moments `v` after so many updates, with `v̂ = v / (1 − β₂^t)`."""
+    corrections = (1 - group["betas"][1] ** _counts(steps, group)).sqrt()
+    added, factors = _numbers(group["eps"] * corrections), _numbers(group["lr"] * corrections)
+    return _inverse_roots(parameters, squares, added, factors)
 
 
-def _adam_rate(square: Tensor, steps: Tensor, group: dict[str, Any]) -> Tensor:
-    """Returns `η / (√v̂ + ε)` for the second moment `v` after `steps` updates."""
-    correction = (1 - group["betas"][1] ** _number(steps)) ** 0.5
-    return square.sqrt().add_(group["eps"] * correction).reciprocal_().mul_(group["lr"] * correction)
+def _inverse_roots(
+    parameters: Sequence[Tensor], squares: list[Tensor], added: list[Any], factors: list[Any]
+) -> dict[Tensor, Tensor]:
+    """Returns `factor / (√square + added)`; factors and what is added are numbers or 0-dim tensors."""
+    roots = torch._foreach_sqrt(squares)
+    if any(isinstance(number, Tensor) for number in (*added, *factors)):
+        for root, number, factor in zip(roots, added, factors, strict=True):
+            root.add_(number).reciprocal_().mul_(factor)
+    else:
+        torch._foreach_add_(roots, added)
+        torch._foreach_reciprocal_(roots)
+        torch._foreach_mul_(roots, factors)
+    return dict(zip(parameters, roots, strict=True))
 
 
-def _number(steps: Tensor) -> float | Tensor:
-    """Returns a step count as a number if it lies on the host, else in a wide dtype."""
-    return float(steps) if steps.device.type == "cpu" else steps.to(wide_dtype(steps.device))
+def _counts(steps: list[Tensor], group: dict[str, Any]) -> Tensor:
+    """Returns step counts in a wide dtype `[n]`, on the learning rate's device if that is a tensor."""
+    device = group["lr"].device if isinstance(group["lr"], Tensor) else steps[0].device
+    return torch.stack(steps).to(device, wide_dtype(device))
+
+
+def _numbers(vector: Tensor) -> list[Any]:
+    """Returns the elements: numbers where the vector lies on the host, else 0-dim tensors."""
+    elements: list[Any] = vector.tolist() if vector.device.type == "cpu" else list(vector.unbind())
+    return elements

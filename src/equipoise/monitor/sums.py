@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.jacobian import Rows
-from equipoise.monitor.rates import effective_rate, mao_rate
+from equipoise.monitor.rates import effective_rates
 from equipoise.optim import MAO
 
 BLOCK = 1 << 15
@@ -23,6 +23,10 @@ Entry = tuple[str, Tensor, Tensor]
 
 Column = list[Tensor | None]
 """One parameter's gradients, or rates, task by task; None where a task does not reach it."""
+
+
+Groups = Mapping[Tensor, dict[str, Any]]
+"""Parameter → its group of the optimizer."""
 
 
 @dataclass
@@ -57,40 +61,47 @@ class Sums:
                 if gradient.numel():
                     columns.setdefault(p, [None] * len(tasks))[index] = gradient
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        together: list[tuple[Tensor, Column, Column]] = []
-        products, compared = [], []
+        products, compared, together = [], [], {}
         for p, column in columns.items():
-            rates = _rates(optimizer, groups.get(p), p, tasks, column)
             large = p.device.type == "cpu" and p.numel() >= BLOCK
             if large:
-                own = self._add_swept(p, tasks, column, rates)
+                own = self._add_swept(optimizer, groups, tasks, p, column)
             else:
-                together.append((p, column, rates))
+                together[p] = column
             if len(tasks) > 1 and p in shared:
                 if large:
                     products.append(own)
                 else:
                     compared.append(column)
-        for index, task in enumerate(tasks):
-            self._add_lists(task, [(p, column[index], rates[index]) for p, column, rates in together])
+        self._add_lists(optimizer, groups, tasks, together)
         if compared:
             products.append(gramian(list(zip(*compared, strict=True))))
         if products:
             self.products, self.tasks = sum(products[1:], products[0]), tasks
 
-    def _add_lists(self, task: str, triples: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
-        """Measures parameters with their gradients and rates in few operations, each on many of them."""
-        reached = [(p, gradient.to(_dtype(gradient)), rate) for p, gradient, rate in triples if gradient is not None]
-        moved = [(p, gradient, rate) for p, gradient, rate in reached if rate is not None]
-        if reached:
-            norms = torch._foreach_norm([gradient for _, gradient, _ in reached])
-            self.norms += [(task, p, norm) for (p, _, _), norm in zip(reached, norms, strict=True)]
-        if moved:
-            steps = torch._foreach_mul([gradient for _, gradient, _ in moved], [rate for _, _, rate in moved])
-            norms = torch._foreach_norm(steps, 1)
-            self.moved += [(task, p, norm) for (p, _, _), norm in zip(moved, norms, strict=True)]
+    def _add_lists(
+        self, optimizer: Optimizer, groups: Groups, tasks: Sequence[str], columns: Mapping[Tensor, Column]
+    ) -> None:
+        """Measures parameters in few operations, each on many of them."""
+        apart = isinstance(optimizer, MAO)
+        rates = {} if apart else _rates(optimizer, groups, "", columns)
+        for index, task in enumerate(tasks):
+            row = {p: column[index] for p, column in columns.items()}
+            reached = {p: gradient.to(_dtype(gradient)) for p, gradient in row.items() if gradient is not None}
+            if apart:
+                rates = _rates(optimizer, groups, task, reached)
+            if reached:
+                norms = torch._foreach_norm(list(reached.values()))
+                self.norms += [(task, p, norm) for p, norm in zip(reached, norms, strict=True)]
+            moved = [p for p in reached if p in rates]
+            if moved:
+                steps = torch._foreach_mul([reached[p] for p in moved], [rates[p] for p in moved])
+                norms = torch._foreach_norm(steps, 1)
+                self.moved += [(task, p, norm) for p, norm in zip(moved, norms, strict=True)]
 
-    def _add_swept(self, parameter: Tensor, tasks: Sequence[str], column: Column, rates: Column) -> Tensor:
+    def _add_swept(
+        self, optimizer: Optimizer, groups: Groups, tasks: Sequence[str], parameter: Tensor, column: Column
+    ) -> Tensor:
         """Measures a parameter going through memory once, block by block: on a CPU in less than half the time.
 
         Returns:
@@ -102,7 +113,14 @@ class Sums:
             return tensor.permute(order).reshape(-1)
 
         gradients = {index: flat(gradient) for index, gradient in enumerate(column) if gradient is not None}
-        scales = {index: flat(rate) for index, rate in enumerate(rates) if rate is not None}
+        apart = isinstance(optimizer, MAO)
+        rates = {} if apart else _rates(optimizer, groups, "", [parameter])
+        scales: dict[int, Tensor] = {}
+        for index in gradients:
+            if apart:
+                rates = _rates(optimizer, groups, tasks[index], [parameter])
+            if rates:
+                scales[index] = flat(rates[parameter])
         buffer = torch.zeros(len(tasks), BLOCK, dtype=_dtype(parameter))
         products = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
         moved = dict.fromkeys(scales, 0.0)
@@ -121,19 +139,16 @@ class Sums:
         return products
 
 
-def _rates(
-    optimizer: Optimizer, group: dict[str, Any] | None, parameter: Tensor, tasks: Sequence[str], column: Column
-) -> Column:
-    """Returns the effective rates of each task that reaches the parameter; None if the optimizer left it alone."""
-    if group is None:
-        return [None] * len(column)
-    if isinstance(optimizer, MAO):
-        return [
-            None if gradient is None else mao_rate(optimizer, group, task, parameter)
-            for task, gradient in zip(tasks, column, strict=True)
-        ]
-    rate = effective_rate(optimizer, group, parameter)
-    return [None if gradient is None else rate for gradient in column]
+def _rates(optimizer: Optimizer, groups: Groups, task: str, parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Returns the effective learning rates of those parameters that the optimizer holds and has moved."""
+    by_group: dict[int, list[Tensor]] = {}
+    for p in parameters:
+        if p in groups:
+            by_group.setdefault(id(groups[p]), []).append(p)
+    rates: dict[Tensor, Tensor] = {}
+    for own in by_group.values():
+        rates |= effective_rates(optimizer, groups[own[0]], task, own)
+    return rates
 
 
 def _dtype(gradient: Tensor) -> torch.dtype:
