@@ -45,7 +45,7 @@ _EPOCH = "Each run is tested at the epoch that is best on validation; the papers
 _EMA_SILENT = (
     "The paper does not give optimizer, learning rate, batch size, epochs, augmentation or image size: they are chosen "
     "here, see the problem's documentation.",
-    "The paper prints single numbers; here they are means over 3 seeds.",
+    "The paper prints single numbers; here they are means over the seeds.",
 )
 _GRADNORM = "The paper does not name GradNorm's α: it is 1.5, with statistics on the last shared layer."
 _PLACES = (
@@ -167,7 +167,7 @@ _ALL = (
             "A tenth of the 795 training pictures is held out to select the epoch; the paper trains on all of them.",
             "Weight decay is decoupled. Augmentation follows the authors' code, with every picture rescaled instead of "
             "every second one, and a variation of brightness, contrast and saturation for its colour distortion.",
-            "The paper does not say how many seeds it has: here they are 3.",
+            "The paper does not say how many seeds it has; 3 are the default here.",
             _GRADNORM,
             _EPOCH,
         ),
@@ -186,7 +186,7 @@ _ALL = (
             "A twentieth of the training pictures (of depth: whole scenes) is held out to select the epoch; pictures "
             "of VOC 2007 that are in 2012's segmentation val set are not trained on.",
             "Potentials are the single-task runs' accuracies of the same seed.",
-            "The paper does not say how many seeds it has: here they are 3.",
+            "The paper does not say how many seeds it has; 3 are the default here.",
             _GRADNORM,
             _EPOCH,
         ),
