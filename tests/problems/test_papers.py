@@ -1,6 +1,7 @@
 """The papers' problems: tasks against formulas written out, splits that share no video or scene, what is read."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -167,6 +168,13 @@ def test_problems_can_be_listed_without_data(name):
     assert problem.name == name
     with pytest.raises(ProblemError, match=rf"{name} needs its data: .*{name}\?data=DIR"):
         problem.data()
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "equipoise.problems.papers.celeba", raising=False)
+    monkeypatch.setitem(sys.modules, "equipoise.models", None)
+    with pytest.raises(ProblemError, match=r"equipoise\.models.*pip install 'equipoise\[vision\]'"):
+        load_problem("celeba")
 
 
 def test_whole_videos_are_held_out(tmp_path):

@@ -159,7 +159,8 @@ def _import(place: str) -> ModuleType:
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise ProblemError(f"{place} cannot be imported: {error}.") from error
+            hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.problems.") else ""
+            raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
     path = Path(place).resolve()
     if not path.is_file():
         raise ProblemError(f"There is no file {place}.")

@@ -3,7 +3,3 @@
 One file a data set. `equipoise reproduce` trains them by the papers' protocols; `equipoise compare` takes them too, as
 in `equipoise compare "celeba?data=/data/celeba"`.
 """
-
-from equipoise.problems._registry import need_vision
-
-need_vision("this problem")
