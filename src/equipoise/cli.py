@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from equipoise.experiment.comparison import BaselineError, Comparison, Result, load_result, methods_of
@@ -338,7 +339,7 @@ def problems() -> None:
         try:
             problem = load_problem(name)
         except ProblemError as error:  # an extra that is not installed
-            table.add_row(name, str(error), "")
+            table.add_row(name, escape(str(error)), "")
         else:
             tasks = [task.name for task in problem.tasks]
             shown = tasks if len(tasks) <= MANY_TASKS else [*tasks[:3], f"… ({len(tasks)})"]
