@@ -48,6 +48,16 @@ class Both(nn.Module):
         return {"a": self.a(features)[:, 0], "b": self.b(features)[:, 0]}
 
 
+def partial():
+    class Partial(Plain):
+        def data(self, quick=False):
+            splits = super().data(quick)
+            splits.train.tensors["b"][::2] = float("nan")
+            return splits
+
+    return Partial()
+
+
 def broken():
     class Broken(Plain):
         def predict(self, model, batch):
@@ -101,6 +111,19 @@ def test_two_devices_give_what_one_gives(problem, method, strategy, tmp_path):
     assert epochs == [1, 2, 3]
     assert outputs.checkpoint.exists() != sharded
     assert sharded or len(outputs.monitor.read_text().splitlines()) == 1 + 9
+
+
+def test_a_device_without_a_label_goes_along(problem):
+    record = train_on_ranks(
+        problem.replace(":problem", ":partial"),
+        False,
+        replace(TRIAL, method="single:b", batch_size=2, epochs=1, reference=None, devices=2),
+        lambda epoch, score: None,
+        lambda: None,
+        Outputs(),
+    )
+    assert record["status"] == "finished"
+    assert set(record["epochs"][0]["loss"]) == {"b"}
 
 
 def test_an_error_on_one_device_ends_the_run(problem):

@@ -234,7 +234,7 @@ class Learner:
             DivergedError: a loss is NaN or infinite; asked on the CPU only, where asking is free.
         """
         losses = self._losses(batch)
-        if not losses:
+        if not losses and self.fabric.world_size == 1:
             return {}, {}
         for name, loss in losses.items():  # of several devices one alone must not stop
             if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
@@ -450,7 +450,7 @@ def _train_epoch(
         on_step()
         moved = problem.to_device(share(batch, fabric.global_rank, fabric.world_size), fabric.device)
         step_losses, step_weights = learner.step(moved)
-        if step_losses:
+        if step_losses or fabric.world_size > 1:  # other devices may have labels
             scheduler.step()
         losses.add(step_losses)
         weights.add(step_weights)
