@@ -125,6 +125,17 @@ def test_mgda_ub_in_closed_form():
         torch.testing.assert_close(head.grad, error @ z.detach(), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 1, 0), (0, 1, 1, 0)])
+def test_a_tensor_given_twice_counts_once(order):
+    model, x = Scales(), batch(0)
+    aggregator = Recorder([0.3, -2.0, 5.0])
+    representation = model.representation(x)
+    losses = model.losses(representation)
+    eq.Balancer(TASKS, aggregator=aggregator).backward(losses, representation=[representation[i] for i in order])
+    torch.testing.assert_close(aggregator.gramians[0], gramian_by_hand(model, x), rtol=1e-12, atol=1e-14)
+    assert_gradients(model, by_hand(model, x, dict(zip(TASKS, [0.3, -2.0, 5.0], strict=True))))
+
+
 @pytest.mark.parametrize("name", ["mgda", "imtl-g", "cagrad", "nash-mtl", "pcgrad"])
 def test_behind_an_orthogonal_trunk_it_is_the_exact_method(name):
     """With `z_i = W x_i` and orthonormal inputs `x_i`, the Gramian at `W` is the one at `z`."""

@@ -279,6 +279,16 @@ def test_max_norm_with_one_task_is_clip_grad_norm():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_max_norm_where_a_task_reaches_nothing_that_is_held(streaming):
+    held, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = eq.MAO([held], ["a", "b"], lr=0.1, max_norm=1.0, streaming=streaming)
+    optimizer.backward({"a": held.square().sum(), "b": other.square().sum()})
+    optimizer.step()
+    torch.testing.assert_close(held.detach(), torch.full((2,), 0.9))
+    torch.testing.assert_close(other.grad, torch.full((2,), 2.0))
+
+
 # --- what is expected of an optimizer -------------------------------------------------------------------------------
 
 

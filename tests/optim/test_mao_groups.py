@@ -12,11 +12,20 @@ def network():
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("groups", [2, {"group0": ["a", "c"], "group1": ["b"]}])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        2,
+        {"group0": ["a", "c"], "group1": ["b"]},
+        len(TASKS),
+        {"first": ["c"], "second": ["a"], "third": ["b"]},
+    ],
+    ids=str,
+)
 def test_a_group_is_one_task_with_the_summed_loss(groups, streaming):
     grouped, summed = network(), network()
     optimizer = eq.MAO(grouped.parameters(), TASKS, lr=0.01, weight_decay=0.1, groups=groups, streaming=streaming)
-    reference = eq.MAO(summed.parameters(), ["ac", "b"], lr=0.01, weight_decay=0.1)
+    reference = eq.MAO(summed.parameters(), list(optimizer.groups), lr=0.01, weight_decay=0.1)
     for index in range(15):
         present = {1: ("a", "b"), 2: ("b",), 3: ("c",)}.get(index % 5, TASKS)
         weights = optimizer.backward(grouped.losses(batch(index), present))
@@ -24,12 +33,20 @@ def test_a_group_is_one_task_with_the_summed_loss(groups, streaming):
         optimizer.step()
         optimizer.zero_grad()
         own = summed.losses(batch(index), present)
-        ac = [own[task] for task in "ac" if task in own]
-        reference.backward({**({"ac": sum(ac)} if ac else {}), **({"b": own["b"]} if "b" in own else {})})
+        held = {group: [own[task] for task in members if task in own] for group, members in optimizer.groups.items()}
+        reference.backward({group: sum(losses) for group, losses in held.items() if losses})
         reference.step()
         reference.zero_grad()
         for one, other in zip(grouped.parameters(), summed.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [(2, {"group0": ("a", "c"), "group1": ("b",)}), (3, {f"group{i}": (t,) for i, t in enumerate(TASKS)})],
+)
+def test_a_number_of_groups_deals_the_tasks_in_turn(groups, expected):
+    assert eq.MAO(network().parameters(), TASKS, groups=groups).groups == expected
 
 
 def test_one_group_is_adamw_on_the_sum():

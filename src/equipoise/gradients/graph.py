@@ -16,6 +16,9 @@ Point = tuple[Node, int]
 """A node, and which of its outputs where they do not all depend on the same: in a compiled graph, and where
 DistributedDataParallel hands on a model's outputs. Otherwise 0."""
 
+Edge = tuple[Node | None, int]
+"""What a node's input is: an output of another node, as `next_functions` names it; None for what needs no gradient."""
+
 
 def reached_leaves(losses: Sequence[Tensor], *, together: bool = False, repeatable: bool = True) -> list[list[Tensor]]:
     """Finds the leaf tensors that a backward pass of each loss would reach.
@@ -46,15 +49,15 @@ def leaves_until(outputs: Sequence[Tensor], stops: Sequence[Tensor]) -> tuple[li
         stops: tensors in their graphs. Where an output is one itself, the pass goes on.
 
     Returns:
-        For each output its leaves, and the positions of the stops that were met.
+        For each output its leaves, and the positions of the stops that were met; of one given twice, the first.
 
     Raises:
         RuntimeError: as in `reached_leaves`.
     """
-    edges = [(stop.grad_fn, stop.output_nr) for stop in stops]
+    edges: list[Edge] = [(stop.grad_fn, stop.output_nr) for stop in stops]
     walk = _Walk(together=False, repeatable=False, stops=edges)
     rows = walk.leaves_of(outputs)
-    return rows, [index for index, edge in enumerate(edges) if edge in walk.met]
+    return rows, [index for index, edge in enumerate(edges) if edge in walk.met and edges.index(edge) == index]
 
 
 def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
@@ -74,12 +77,12 @@ def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
 class _Walk:
     """A depth-first walk; for every point, bit i of its mask says whether it reaches leaf i."""
 
-    def __init__(self, together: bool, repeatable: bool, stops: Sequence[tuple[Node | None, int]] = ()) -> None:
+    def __init__(self, together: bool, repeatable: bool, stops: Sequence[Edge] = ()) -> None:
         self.together = together
         self.repeatable = repeatable
         self.compiled = False
         self.stops = frozenset(stops)
-        self.met: set[tuple[Node | None, int]] = set()
+        self.met: set[Edge] = set()
         self.leaves: list[Tensor] = []
         self.masks: dict[Point, int] = {}  # holding the nodes keeps their identities distinct
 
@@ -132,7 +135,7 @@ class _Walk:
             if child is not None
         ]
 
-    def _inputs(self, node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
+    def _inputs(self, node: Node, output: int) -> tuple[Edge, ...]:
         """The node's inputs that the output depends on, where the graph alone does not tell."""
         inputs = node.next_functions
         if getattr(node, "_forward_cls", None) is CheckpointFunction:

@@ -17,9 +17,9 @@ from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
 from equipoise.gradients.passes import Passes
-from equipoise.gradients.sharded import locals_of, total_norm
+from equipoise.gradients.sharded import local, locals_of, total_norm
 from equipoise.gradients.watching import Watcher
-from equipoise.optim.moments import Moments, apply, fold, update
+from equipoise.optim.moments import Moments, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -30,9 +30,7 @@ class _Pending:
 
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
     rows: Rows = field(default_factory=dict)
-    folded: dict[str, dict[Tensor, None]] = field(
-        default_factory=dict
-    )  # streaming: task → parameters its moments took in
+    ahead: dict[Tensor, Tensor] = field(default_factory=dict)  # streaming: parameter → its value after `step`
 
 
 class MAO(Optimizer):
@@ -62,9 +60,11 @@ class MAO(Optimizer):
             what as many tasks as groups cost; within a group the losses' scales matter. None: every task by itself.
         max_norm: clip each task's gradient over all parameters held to this norm before the moments see it.
             (Clipping `.grad` does nothing here: MAO works with the task gradients.)
-        streaming: take each task's gradient into its moments as soon as it is there, instead of keeping K of them for
-            `step()`. That saves the memory of K copies of the parameters. There is then one `backward` a step, without
-            `accumulate` and `scaler`, and `zero_grad()` in place of `step()` does not take it back.
+        streaming: make each task's update as soon as its gradient is there, on a copy of the parameters whose values
+            they take in `step()`. A step then holds two copies of the parameters, that one and a gradient, in place
+            of K gradients; the numbers are the same. There is one `backward` a step, without `accumulate` and
+            `scaler`; the learning rate and other options are those at `backward`; what changes parameters before
+            `step()` is undone by it; and `zero_grad()` in its place leaves what the moments have taken in.
         capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
         fused: use PyTorch's fused kernels; None: where they are available.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
@@ -113,6 +113,7 @@ class MAO(Optimizer):
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.groups = _grouped(self.tasks, groups)
+        self._place = {group: index for index, group in enumerate(self.groups)}
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
@@ -181,7 +182,7 @@ class MAO(Optimizer):
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
                 has changed then.
         """
-        if self.streaming and (accumulate or scaler is not None or self._pending.folded):
+        if self.streaming and (accumulate or scaler is not None or self._pending.ahead):
             raise ValueError(
                 "With streaming=True the moments take each gradient in at once: there is one backward() between two "
                 "calls of step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
@@ -192,14 +193,14 @@ class MAO(Optimizer):
             self._keep(self._pending.micro_batches, accumulate, reduced=False)
             return {}
         present = batch.tasks
-        if len(self.groups) < len(self.tasks):
+        if self.defaults["groups"] is not None:
             if accumulate and counts is not None:
                 raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
             batch = batch.joined(self.groups)
         ones = torch.ones_like(batch.values)
         if self.streaming:
             leaves = [[] for _ in batch.tasks] if self._passes.sharded else self._passes.leaves(batch)
-            accumulate_gradients(self._fold(batch, leaves, ones, retain_graph))
+            accumulate_gradients(self._stream(batch, leaves, ones, retain_graph))
             return dict.fromkeys(present, ones[0])
         scale = None if scaler is None else scaler.scale(ones[0])
         reduced = not accumulate and not self._pending.micro_batches
@@ -254,21 +255,19 @@ class MAO(Optimizer):
             for row in self._pending.rows.values():
                 _clip(list(row.values()), self.max_norm)
         moved = {p for row in self._pending.rows.values() for p in row}
-        moved.update(p for folded in self._pending.folded.values() for p in folded)
         for group in self.param_groups:
             reached = [p for p in group["params"] if p in moved]
-            if reached and group["weight_decay"]:
-                torch._foreach_mul_(locals_of(reached), 1 - group["lr"] * group["weight_decay"])
+            if reached:
+                decay(reached, group)
             for task, row in self._pending.rows.items():
-                own = {p: row[p] for p in reached if p in row}
+                own = [p for p in reached if p in row]
                 if own:
-                    update(own, [self._moments(group, task, p) for p in own], group)
-            for task, folded in self._pending.folded.items():
-                taken = [p for p in reached if p in folded]
-                apply(taken, [self._moments(group, task, p) for p in taken], group)
+                    update(own, [row[p] for p in own], [self._moments(group, task, p) for p in own], group)
         if self._pending.rows and self._passes.watching is not None:
             self._passes.watching.see_taken(self, self._pending.rows)
-        self._pending.folded = {}
+        if self._pending.ahead:
+            torch._foreach_copy_(locals_of(self._pending.ahead), list(self._pending.ahead.values()))
+            self._pending.ahead = {}
         return loss
 
     def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> Moments:
@@ -281,12 +280,12 @@ class MAO(Optimizer):
         for moment in ("exp_avg", "exp_avg_sq"):
             if f"{moment}.{task}" not in state:
                 state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return Moments(
-            state["step"][list(self.groups).index(task)], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"]
-        )
+        return Moments(state["step"][self._place[task]], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"])
 
-    def _fold(self, batch: Batch, leaves: list[list[Tensor]], ones: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
-        """Streaming: takes each task's gradient into its moments as it comes; returns what other parameters get."""
+    def _stream(
+        self, batch: Batch, leaves: list[list[Tensor]], ones: Tensor, retain_graph: bool
+    ) -> dict[Tensor, Tensor]:
+        """Streaming: makes each task's update on copies, as its gradient comes; returns what other parameters get."""
         held = {parameter for group in self.param_groups for parameter in group["params"]}
         others: dict[Tensor, Tensor] = {}
         last = len(batch.tasks) - 1
@@ -301,13 +300,23 @@ class MAO(Optimizer):
             if self.max_norm is not None:
                 _clip(list(row.values()), self.max_norm)
             for group in self.param_groups:
-                own = {p: row[p] for p in group["params"] if p in row}
-                if own:
-                    fold(own.values(), [self._moments(group, task, p) for p in own], group)
-            self._pending.folded[task] = dict.fromkeys(row)
+                self._update_ahead(group, task, row)
             if self._passes.watching is not None:
                 self._passes.watching.see_taken(self, {task: row})
+            del row  # before the next one is computed
         return others
+
+    def _update_ahead(self, group: dict[str, Any], task: str, row: Mapping[Tensor, Tensor]) -> None:
+        """Makes the task's update of the group's parameters on their copies, which are made when first needed."""
+        ahead = self._pending.ahead
+        own = [p for p in group["params"] if p in row]
+        new = {p: local(p).detach().clone() for p in own if p not in ahead}
+        if new:
+            decay(new.values(), group)
+            ahead.update(new)
+        if own:
+            moments = [self._moments(group, task, p) for p in own]
+            update([ahead[p] for p in own], [row[p] for p in own], moments, group)
 
     def _guard(self, batch: Batch, rows: Rows) -> None:
         """Where losses are not checked on the host, makes the gradient of a NaN or infinite one count as 0."""
@@ -337,12 +346,13 @@ class MAO(Optimizer):
         super().zero_grad(set_to_none)
         self._pending.micro_batches = MicroBatches()
         self._pending.rows = {}
-        self._pending.folded = {}
+        self._pending.ahead = {}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
             "tasks": self.tasks,
             "groups": self.groups,
+            "_place": self._place,
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,
@@ -363,8 +373,9 @@ class MAO(Optimizer):
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:
-    factor = max_norm / (total_norm(gradients) + 1e-6)
-    torch._foreach_mul_(locals_of(gradients), factor.clamp(max=1.0))
+    if gradients:
+        factor = max_norm / (total_norm(gradients) + 1e-6)
+        torch._foreach_mul_(locals_of(gradients), factor.clamp(max=1.0))
 
 
 def _drop_unused(optimizer: Optimizer) -> None:
