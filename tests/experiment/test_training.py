@@ -319,6 +319,19 @@ def test_a_monitored_run_that_goes_on_has_every_sample_once(tmp_path):
             assert found.by_step(quantity)[task] == pytest.approx(values, rel=1e-5)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_run_that_goes_on_may_be_watched_otherwise(before, tmp_path):
+    trial = replace(TRIAL, epochs=9, reference=REFERENCE)
+    outputs = Outputs(tmp_path / "checkpoint.pt", monitor=tmp_path / "monitor.jsonl", monitor_every=2)
+    first = replace(outputs, monitor_every=before) if before else replace(outputs, monitor=None)
+    interrupted(Recording(), trial, first, 13)
+    record = train(Recording(), Recording().data(), trial, outputs=outputs)
+    assert record["status"] == "finished"
+    recording = read_monitor(outputs.monitor)
+    assert recording.every == 2
+    assert len(recording.steps) == 18  # of 45 - 10 steps; the first of them is sampled
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision_is_fabrics(precision):
     _, plain = run()

@@ -385,22 +385,25 @@ def train(
     batches = Batches(problem, data.train, trial.batch_size, trial.seed)
     factor, steps = SCHEDULES[trial.schedule], max(1, trial.epochs * len(batches))
     scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
-    monitor = None
-    if outputs.monitor is not None:
-        every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
-        monitor = BalanceMonitor(learner.method, learner.network, every, outputs.monitor)
+    every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
     epochs: list[dict[str, Any]] = []
     record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
     checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
     saved = None if checkpoint is None else load_checkpoint(checkpoint, trial)
+    watched = None if saved is None or saved["monitor_every"] != every else saved["monitor"]
+    monitor = None
+    if outputs.monitor is not None:
+        if watched is None and learner.fabric.is_global_zero:  # nothing is gone on with, or it was watched otherwise
+            outputs.monitor.unlink(missing_ok=True)
+        monitor = BalanceMonitor(learner.method, learner.network, every, outputs.monitor)
+        if watched is not None:
+            monitor.load_state_dict(watched)
     if saved is not None:
         learner.load_state_dict(saved["learner"])
         scheduler.load_state_dict(saved["scheduler"])
         batches.load_state_dict(saved["batches"])
-        if monitor is not None:
-            monitor.load_state_dict(saved["monitor"])
         epochs += saved["epochs"]
         best, chosen, record["selected"] = saved["best"], saved["chosen"], saved["selected"]
         started -= saved["seconds"]
@@ -424,6 +427,7 @@ def train(
                 "scheduler": scheduler.state_dict(),
                 "batches": batches.state_dict(),
                 "monitor": None if monitor is None else monitor.state_dict(),
+                "monitor_every": every,
                 "epochs": epochs,
                 "best": best,
                 "chosen": chosen,
