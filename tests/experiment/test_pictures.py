@@ -78,6 +78,34 @@ def test_tradeoff_marks_what_nothing_beats():
     assert {text.get_text() for text in axes.texts} == set(METHODS)
 
 
+def test_tradeoff_calls_nothing_unbeaten_that_did_not_finish_every_seed():
+    best = make_result(diverged=[("mao", seed) for seed in (1, 2, 3)])
+    chart = tradeoff_chart(best)
+    assert chart.panels[0].text.endswith("Beaten by none in both: ew, ema.")
+    assert "not every seed" in [name for name, _ in chart.legend]
+    marks = {
+        (line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor())
+        for line in drawn(chart).lines
+        if len(line.get_xdata()) == 1
+    }
+    assert marks == {(1.0, "D", LIGHT.colours[1]), (1.5, "D", LIGHT.colours[1]), (2.0, "o", "none")}
+    none = make_result(diverged=[(method, 0) for method in METHODS])
+    assert tradeoff_chart(none).panels[0].text.endswith("Beaten by none in both: none has every seed.")
+    drawn(tradeoff_chart(none))
+
+
+def test_legends_have_room_for_their_own_words():
+    """Names that this program gives; those of methods and tasks may be as long as they like."""
+    for chart in charts(tuned(make_result(diverged=[("mao", 1)]))):
+        with LIGHT.applied():
+            key = chart.key(LIGHT, 3.3)
+            key.canvas.draw()
+            for legend in key.legends:
+                for text, (name, _) in zip(legend.get_texts(), chart.legend, strict=True):
+                    assert text.get_text() == name
+                    assert text.get_window_extent().x1 <= key.bbox.x1
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.3])
 def test_tradeoff_labels_do_not_overlap(spread):
     names = [f"method {number}" for number in range(10)]

@@ -1,11 +1,14 @@
 import math
+import re
 import shutil
 import subprocess
+from io import StringIO
 
 import pytest
 from comparisons import METHODS, Errors, make_result, tuned
+from rich.console import Console
 
-from equipoise.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
+from equipoise.experiment.tables import corrected, interval, notes, to_frame, to_latex, to_markdown, to_rich, verdict
 
 NASTY = "|a*b_c`<script>&%$#{}~^\\[x](y)"
 
@@ -21,7 +24,8 @@ def test_markdown_has_everything():
     assert lines[2].endswith("|  |  |  |  |")
     assert "\\*\\* (<0.001) |" in lines[3]
     assert lines[5].startswith("| mao | **0.9")
-    assert lines[5].endswith("]** | 1.0 | 2.00 | 3.00 |")
+    assert "** [" in lines[5]
+    assert lines[5].endswith("] | 1.0 | 2.00 | 3.00 |")
     assert all(line.count(" | ") == lines[0].count(" | ") for line in lines[2:6])
     text = "\n".join(lines)
     assert verdict(result)[0] in text.replace("\\", "")
@@ -57,7 +61,40 @@ def test_notes_say_what_has_to_be_known():
 def test_failures_are_told():
     result = make_result(diverged=[("mao", 1)])
     assert "mao failed in 1 of 4 runs (seed 1: a loss became nan)." in notes(result)
+    assert "A result of fewer seeds is neither compared, nor ranked, nor called best." in notes(result)
+    assert not any("fewer seeds" in note for note in notes(make_result()))
     assert "Not judged: mao (finished 3 of 4 seeds, failed in 1)." in verdict(result)
+
+
+def terminal(result):
+    console = Console(width=200, file=StringIO())
+    console.print(to_rich(result))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("write", [to_markdown, to_latex, terminal])
+def test_every_format_has_what_its_notes_describe(write):
+    result = make_result()
+    text = write(result).replace("\\_", "_").replace("\\textless{}", "<").replace("\\[", "[")
+    main = [column for column in result.summary.columns if column.main]
+    for method in METHODS:
+        delta = result.summary.cells[method][main[-1]]
+        assert interval(delta, main[-1]) in text
+        for column in main:
+            assert corrected(result.summary.cells[method][column]) in text
+    tested = sum(not math.isnan(result.summary.cells[method][column].holm) for method in METHODS for column in main)
+    assert tested == 6
+    assert len(re.findall(r"\((<?0\.\d+|1)\)", text)) >= tested
+
+
+@pytest.mark.parametrize("write", [to_markdown, to_latex, terminal])
+def test_results_of_fewer_seeds_say_so_and_are_not_the_best(write):
+    text = write(make_result(diverged=[("mao", seed) for seed in (1, 2, 3)]))
+    [start] = [number for number, line in enumerate(text.splitlines()) if line.lstrip("│| ").startswith("mao ")]
+    row = "\n".join(text.splitlines()[start : start + 2]) if write is terminal else text.splitlines()[start]
+    assert row.count("1 of 4 seeds") == (5 if write is to_markdown else 3)
+    assert "**" not in row
+    assert "textbf" not in row
 
 
 def test_terminal_table_has_main_measures_and_costs():

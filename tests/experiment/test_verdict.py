@@ -197,7 +197,7 @@ def test_how_many_seeds_would_decide():
     _, verdict = make(noisy({"ew": 1.0, "mao": 0.955}, seeds=3, tasks=2, spread=0.02, seed=1))
     [sentence] = [s for s in verdict.sentences if "would decide" in s]
     seeds = int(sentence.split()[1])
-    [test] = [c for c in verdict.comparisons if (c.task, c.better, c.worse) == (None, "mao", "ew")]
+    [test] = [c for c in verdict.tests if (c.task, c.better, c.worse) == (None, "mao", "ew")]
     factor = test.corrected / test.p_value
 
     def corrected(number):
@@ -245,7 +245,7 @@ def said_in(verdict, tasks, methods):
     def on(text):
         return tasks if text.startswith("all ") else listed(text)
 
-    judged = [name for name in methods if any(name in (c.better, c.worse) for c in verdict.comparisons)]
+    judged = [name for name in methods if any(name in (c.better, c.worse) for c in verdict.tests)]
     leader = re.split(
         r" (?:beats|has) | have ", verdict.sentences[0].removeprefix("No lead over equal weights is shown: ")
     )[0]
@@ -280,7 +280,7 @@ def said_in(verdict, tasks, methods):
             if found and not part.startswith("on "):
                 names = judged if found[1] == "all of them" else listed(found[1])
                 said += [("ew" if found[2] else "single-task", name, None, found[3]) for name in names]
-    corrected = {(c.better, c.worse, c.task): c.corrected for c in verdict.comparisons}
+    corrected = {(c.better, c.worse, c.task): c.corrected for c in verdict.tests}
     for *claim, bound in said:
         assert corrected[tuple(claim)] < float(bound), (claim, verdict.sentences)
     return {tuple(claim) for *claim, _ in said}
@@ -317,7 +317,7 @@ def judged(names, drawn):
     columns.append(Column(None, DELTA, main=True))
     seeds = drawn.shape[1]
     cells = {
-        name: {column: Cell(tuple(values), tuple(range(seeds))) for column, values in zip(columns, rows.T, strict=True)}
+        name: {column: Cell(tuple(values)) for column, values in zip(columns, rows.T, strict=True)}
         for name, rows in zip(names, drawn, strict=True)
     }
     return judge(Summary(tuple(columns), cells, seeds, {}, {}), names, {})

@@ -281,18 +281,20 @@ def tradeoff_chart(result: Result) -> Chart | None:
     }
     if not points:
         return None
-    front = pareto(points)
+    complete = {method: point for method, point in points.items() if result.summary.complete(cells[method])}
+    front = pareto(complete)
 
     def draw(axes: Axes, theme: Theme) -> None:
         times = [time for time, _ in points.values()]
         axes.axhline(0, color=theme.ink, linestyle="--", linewidth=1)
-        axes.plot(*zip(*(points[method] for method in front), strict=True), **_front(theme), zorder=1)
+        axes.plot([points[method][0] for method in front], [points[method][1] for method in front], **_front(theme))
         for method, (time, gain) in points.items():
             cell = cells[method]
             assert cell is not None
             if not math.isnan(cell.interval[0]):
                 axes.plot([time, time], cell.interval, color=theme.muted, linewidth=1, zorder=2)
-            axes.plot(time, gain, **(_on_front if method in front else _beaten)(theme), zorder=3)
+            mark = _on_front if method in front else _beaten if method in complete else _partial
+            axes.plot(time, gain, **mark(theme), zorder=3)
         if max(times) > 5 * min(times):
             log_scale(axes, "x")
         axes.margins(x=0.25, y=0.12)
@@ -302,10 +304,11 @@ def tradeoff_chart(result: Result) -> Chart | None:
         _label(axes, points, theme)
 
     places = said((method, f"{time:.2f} × and {gain:.1f} %") for method, (time, gain) in points.items())
-    text = f"Time of a step and Δm: {places} Beaten by none in both: {', '.join(front)}."
+    text = f"Time of a step and Δm: {places} Beaten by none in both: {', '.join(front) or 'none has every seed'}."
     legend = (
         ("beaten by none", _on_front),
         ("beaten", _beaten),
+        *((("not every seed", _partial),) if len(complete) < len(points) else ()),
         ("interval of Δm", lambda theme: {"color": theme.muted, "linewidth": 1}),
         (SINGLE, lambda theme: {"color": theme.ink, "linestyle": "--", "linewidth": 1}),
     )
@@ -313,7 +316,7 @@ def tradeoff_chart(result: Result) -> Chart | None:
 
 
 def _front(theme: Theme) -> dict[str, Any]:
-    return {"color": theme.colours[1], "linestyle": ":", "linewidth": 1.5}
+    return {"color": theme.colours[1], "linestyle": ":", "linewidth": 1.5, "zorder": 1}
 
 
 def _on_front(theme: Theme) -> dict[str, Any]:
@@ -322,6 +325,10 @@ def _on_front(theme: Theme) -> dict[str, Any]:
 
 def _beaten(theme: Theme) -> dict[str, Any]:
     return {"marker": "o", "linestyle": "", "color": theme.colours[0], "markersize": 6}
+
+
+def _partial(theme: Theme) -> dict[str, Any]:
+    return {"marker": "o", "linestyle": "", "color": theme.muted, "markerfacecolor": "none", "markersize": 6}
 
 
 def _label(axes: Axes, points: dict[str, tuple[float, float]], theme: Theme) -> None:

@@ -137,18 +137,18 @@ class Cell:
     """A method's result in one column.
 
     Attributes:
-        values: one per seed, in the order of seeds.
-        seeds: those seeds.
-        p_value: of the paired t-test against the column's best method; NaN for the best itself, or untested.
+        values: one per seed that was finished, in the order of seeds.
+        p_value: of the paired t-test against the column's best method; NaN for the best itself, or untested, as is
+            what does not have every seed.
         holm: that p-value corrected by Holm's method for all pairs of methods of the column. All pairs, since the best
             is chosen by looking: corrected for the tests against it alone, twelve equal methods would show a
             difference in one column of eight.
-        best: the best mean of the column among the methods (single-task aside).
+        best: the best mean of the column among the methods that have every seed (single-task aside): one lucky seed
+            of a method that diverges in the others is no result.
         interval: a bootstrap interval of the mean, of Δm only; else NaN.
     """
 
     values: tuple[float, ...]
-    seeds: tuple[int, ...]
     p_value: float = math.nan
     holm: float = math.nan
     best: bool = False
@@ -163,13 +163,6 @@ class Cell:
     def deviation(self) -> float:
         """Sample standard deviation over seeds; NaN with one seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
-
-
-def shared(first: Cell, second: Cell) -> tuple[list[float], list[float]]:
-    """Returns both cells' values, of the seeds that both have."""
-    other = dict(zip(second.seeds, second.values, strict=True))
-    pairs = [(value, other[seed]) for seed, value in zip(first.seeds, first.values, strict=True) if seed in other]
-    return [one for one, _ in pairs], [two for _, two in pairs]
 
 
 @dataclass(frozen=True)
@@ -191,12 +184,16 @@ class Summary:
     failures: Mapping[str, tuple[str, ...]]
     ranks: Mapping[str, float]
 
+    def complete(self, cell: Cell | None) -> bool:
+        """Whether there is a result of every seed: only those are compared."""
+        return cell is not None and len(cell.values) == self.seeds
+
 
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
     """Computes means, deviations, Δm and paired tests.
 
     Δm is taken seed by seed: each run against the single-task runs of its own seed. Each method is tested against
-    the one with the column's best mean, over the seeds that both finished.
+    the one with the column's best mean; both have every seed.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -226,12 +223,10 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
         rows[method][delta] = 100 * pd.concat(gains, axis=1).mean(axis=1, skipna=False).dropna()
     cells: dict[str, dict[Column, Cell]] = {method: {} for method in rows}
     for column in (*columns, delta):
-        plain = {
-            method: Cell(tuple(row[column]), tuple(row[column].index))
-            for method, row in rows.items()
-            if column in row and len(row[column])
+        plain = {method: Cell(tuple(row[column])) for method, row in rows.items() if column in row and len(row[column])}
+        contenders = {
+            method: cell for method, cell in plain.items() if method != SINGLE and len(cell.values) == len(seeds)
         }
-        contenders = {method: cell for method, cell in plain.items() if method != SINGLE}
         best = _best(contenders, column.measure.higher_is_better)
         tests = _against(best, contenders)
         for method, cell in plain.items():
@@ -267,7 +262,7 @@ def _best(contenders: Mapping[str, Cell], higher_is_better: bool) -> str | None:
 def _against(best: str | None, contenders: Mapping[str, Cell]) -> dict[str, tuple[float, float]]:
     """Method → p-value of its test against the best, as it is and corrected for all pairs of methods."""
     pairs = list(itertools.combinations(contenders, 2))
-    p_values = [paired_p_value(*shared(contenders[first], contenders[second])) for first, second in pairs]
+    p_values = [paired_p_value(contenders[first].values, contenders[second].values) for first, second in pairs]
     return {
         first if second == best else second: (p_value, corrected)
         for (first, second), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True)

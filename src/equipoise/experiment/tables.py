@@ -66,6 +66,8 @@ def notes(result: Result) -> list[str]:
             f"Time per step and peak memory, relative to equal weights ({base.milliseconds:.1f} ms, "
             f"{base.megabytes:.1f} MB; memory by {result.memory_source})."
         )
+    if not all(summary.complete(cell) for cells in summary.cells.values() for cell in cells.values()):
+        lines.append("A result of fewer seeds is neither compared, nor ranked, nor called best.")
     for method, reasons in summary.failures.items():
         lines.append(f"{method} failed in {len(reasons)} of {summary.seeds} runs ({reasons[0]}).")
     return lines
@@ -119,7 +121,7 @@ def to_markdown(result: Result) -> str:
     head = ["method", *(head_of(column) for column in result.summary.columns), RANK, TIME, MEMORY]
     lines = [f"| {' | '.join(map(_escape, head))} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
     for method in result.summary.cells:
-        cells = [_escape(method), *(_markdown(cell, column) for cell, column in _row(result, method))]
+        cells = [_escape(method), *(_markdown(cell, column, result) for cell, column in _row(result, method))]
         lines.append(f"| {' | '.join([*cells, *numbers(result, method)])} |")
     said = [*(_escape(sentence) for sentence in verdict(result)), "", *(f"- {_escape(n)}" for n in notes(result))]
     return "\n".join([*lines, "", *said]) + "\n"
@@ -139,7 +141,7 @@ def to_latex(result: Result) -> str:
         "\\midrule",
     ]
     for method in result.summary.cells:
-        cells = [_latex_cell(cell, column) for cell, column in _row(result, method) if column in columns]
+        cells = [_latex_cell(cell, column, result) for cell, column in _row(result, method) if column in columns]
         lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
         if method == SINGLE:
             lines.append("\\midrule")
@@ -161,7 +163,7 @@ def to_rich(result: Result) -> Table:
     for name in (RANK, TIME, MEMORY):
         table.add_column(name, justify="right")
     for method in result.summary.cells:
-        row = [_text(cell, column) for cell, column in _row(result, method) if column in columns]
+        row = [_text(cell, column, result) for cell, column in _row(result, method) if column in columns]
         table.add_row(Text(method), *row, *numbers(result, method), end_section=method == SINGLE)
     return table
 
@@ -193,6 +195,11 @@ def interval(cell: Cell, column: Column) -> str:
     return "" if math.isnan(low) else f"[{column.measure.format(low)}, {column.measure.format(high)}]"
 
 
+def seeds_of(cell: Cell, result: Result) -> str:
+    """Returns "1 of 5 seeds" where some are missing; else nothing."""
+    return "" if result.summary.complete(cell) else f"{len(cell.values)} of {count(result.summary.seeds, 'seed')}"
+
+
 def corrected(cell: Cell) -> str:
     """Returns the p-value after Holm's correction; nothing if there is none."""
     return "" if math.isnan(cell.holm) else "<0.001" if cell.holm < 0.001 else f"{cell.holm:.2g}"
@@ -203,28 +210,35 @@ def _row(result: Result, method: str) -> list[tuple[Cell | None, Column]]:
     return [(cells.get(column), column) for column in result.summary.columns]
 
 
-def _markdown(cell: Cell | None, column: Column) -> str:
+def _beside(cell: Cell, column: Column, result: Result) -> str:
+    """What stands beside a number: interval, corrected p-value, how many seeds it is of."""
+    p_value = f"({corrected(cell)})" if corrected(cell) else ""
+    return " ".join(filter(None, [interval(cell, column), p_value, seeds_of(cell, result)]))
+
+
+def _markdown(cell: Cell | None, column: Column, result: Result) -> str:
     if cell is None:
         return ""
-    text = " ".join(filter(None, [number(cell, column), interval(cell, column)]))
-    p_value = f" ({corrected(cell)})" if corrected(cell) else ""
-    return f"**{text}**" if cell.best else text + stars(cell.p_value).replace("*", "\\*") + p_value
+    shown = f"**{number(cell, column)}**" if cell.best else number(cell, column)
+    marks = stars(cell.p_value).replace("*", "\\*")
+    return f"{shown}{marks} {_beside(cell, column, result)}".strip()
 
 
-def _text(cell: Cell | None, column: Column) -> Text:
-    """A cell of the terminal's table; the corrected p-value in the last column alone, where there is room."""
+def _text(cell: Cell | None, column: Column, result: Result) -> Text:
+    """A cell of the terminal's table: the number, and below it what stands beside it."""
     if cell is None:
         return Text("")
-    p_value = f" ({corrected(cell)})" if column.task is None and corrected(cell) else ""
-    return Text(number(cell, column) + stars(cell.p_value) + p_value, style="bold green" if cell.best else "")
+    text = Text(number(cell, column) + stars(cell.p_value), style="bold green" if cell.best else "")
+    beside = _beside(cell, column, result)
+    return text.append(f"\n{beside}", style="not bold default") if beside else text
 
 
-def _latex_cell(cell: Cell | None, column: Column) -> str:
+def _latex_cell(cell: Cell | None, column: Column, result: Result) -> str:
     if cell is None:
         return ""
-    text = _latex(number(cell, column))
-    marks = stars(cell.p_value)
-    return f"\\textbf{{{text}}}" if cell.best else f"{text}$^{{{marks}}}$" if marks else text
+    text, marks = _latex(number(cell, column)), stars(cell.p_value)
+    shown = f"\\textbf{{{text}}}" if cell.best else f"{text}$^{{{marks}}}$" if marks else text
+    return f"{shown} {_latex(_beside(cell, column, result))}".strip()
 
 
 def _escape(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from equipoise.experiment.costs import REFERENCE, Cost
-from equipoise.experiment.statistics import LEVEL, MIN_SEEDS, SINGLE, Column, Summary, holm, paired_p_value, shared
+from equipoise.experiment.statistics import LEVEL, MIN_SEEDS, SINGLE, Column, Summary, holm, paired_p_value
 
 MANY = 6
 """Of more tasks or methods than this, sentences give the number and not the names."""
@@ -24,7 +24,7 @@ MAX_SEEDS = 30
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """One paired test, of two methods or of a method and single-task training.
 
     Attributes:
@@ -64,12 +64,12 @@ class Verdict:
     Attributes:
         sentences: the first is the verdict itself, the others say what else is known.
         claims: all that the sentences claim to be different.
-        comparisons: all that was tested.
+        tests: all that was tested.
     """
 
     sentences: tuple[str, ...]
-    claims: tuple[Comparison, ...]
-    comparisons: tuple[Comparison, ...]
+    claims: tuple[PairedTest, ...]
+    tests: tuple[PairedTest, ...]
 
 
 def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -> Verdict:
@@ -90,27 +90,25 @@ def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -
     judged = {
         method: summary.cells[method][delta].mean
         for method in methods
-        if delta in summary.cells[method]
-        and len(summary.cells[method][delta].values) == summary.seeds
-        and np.isfinite(summary.cells[method][delta].values).all()
+        if summary.complete(summary.cells[method].get(delta)) and np.isfinite(summary.cells[method][delta].values).all()
     }
-    comparisons = _compare(summary, list(judged))
-    writer = _Writer(judged, comparisons, costs, [column for column in summary.columns if column.main and column.task])
+    tests = _test_all(summary, list(judged))
+    writer = _Writer(judged, tests, costs, [column for column in summary.columns if column.main and column.task])
     sentences = writer.write(summary.seeds)
     left_out = [method for method in methods if method not in judged]
     if left_out:
         reasons = [f"{_name(method)} ({_state(summary, method)})" for method in left_out]
         sentences.append(f"Not judged: {_join(reasons)}.")
-    claims = tuple(comparison for comparison in comparisons if comparison.certain)
-    if any(not math.isnan(comparison.p_value) for comparison in comparisons):
+    claims = tuple(test for test in tests if test.certain)
+    if any(not math.isnan(test.p_value) for test in tests):
         sentences.append(
-            f"The p-values of this verdict are corrected for all {len(comparisons)} comparisons that it looked at "
+            f"The p-values of this verdict are corrected for all {len(tests)} comparisons that it looked at "
             f"(Holm): the chance that it makes any false claim is at most {LEVEL:.0%}."
         )
-    return Verdict(tuple(sentences), claims, comparisons)
+    return Verdict(tuple(sentences), claims, tests)
 
 
-def _compare(summary: Summary, methods: Sequence[str]) -> tuple[Comparison, ...]:
+def _test_all(summary: Summary, methods: Sequence[str]) -> tuple[PairedTest, ...]:
     """All tests, with p-values corrected within each question and for the number of questions."""
     *measures, delta = (column for column in summary.columns if column.main)
     others = [method for method in methods if method != REFERENCE]
@@ -124,22 +122,20 @@ def _compare(summary: Summary, methods: Sequence[str]) -> tuple[Comparison, ...]
     found = []
     for question in asked:
         plain = [_test(summary, *pair) for pair in question]
-        corrected = holm([comparison.p_value for comparison in plain])
+        corrected = holm([test.p_value for test in plain])
         found += [_corrected(test, min(1.0, len(asked) * p)) for test, p in zip(plain, corrected, strict=True)]
     return tuple(found)
 
 
-def _test(summary: Summary, first: str, second: str, column: Column) -> Comparison:
+def _test(summary: Summary, first: str, second: str, column: Column) -> PairedTest:
     """One test, not yet corrected."""
-    cell = summary.cells[first][column]
-    if second == SINGLE:  # Δm is single-task training's already
-        one, two = list(cell.values), [0.0] * len(cell.values)
-    else:
-        one, two = shared(cell, summary.cells[second][column])
+    one = summary.cells[first][column].values
+    zero = (0.0,) * len(one)  # Δm is against single-task training already
+    two = zero if second == SINGLE else summary.cells[second][column].values
     differences = np.subtract(one, two)
     gap = float(differences.mean())
     ahead = gap >= 0 if column.measure.higher_is_better else gap <= 0
-    return Comparison(
+    return PairedTest(
         better=first if ahead else second,
         worse=second if ahead else first,
         task=column.task,
@@ -151,8 +147,8 @@ def _test(summary: Summary, first: str, second: str, column: Column) -> Comparis
     )
 
 
-def _corrected(comparison: Comparison, p_value: float) -> Comparison:
-    return replace(comparison, corrected=math.nan if math.isnan(comparison.p_value) else p_value)
+def _corrected(test: PairedTest, p_value: float) -> PairedTest:
+    return replace(test, corrected=math.nan if math.isnan(test.p_value) else p_value)
 
 
 class _Writer:
@@ -160,7 +156,7 @@ class _Writer:
 
     Args:
         judged: method → mean Δm.
-        comparisons: all tests.
+        tests: all of them.
         costs: method → cost, where known.
         measures: the main column of every task.
     """
@@ -168,14 +164,14 @@ class _Writer:
     def __init__(
         self,
         judged: Mapping[str, float],
-        comparisons: Sequence[Comparison],
+        tests: Sequence[PairedTest],
         costs: Mapping[str, Cost],
         measures: Sequence[Column],
     ) -> None:
         self._order = sorted(judged, key=lambda method: -judged[method])
         self._delta, self._costs = judged, costs
         self._tasks = [str(column.task) for column in measures]
-        self._tests = {(frozenset((c.better, c.worse)), c.task): c for c in comparisons}
+        self._tests = {(frozenset((c.better, c.worse)), c.task): c for c in tests}
 
     def write(self, seeds: int) -> list[str]:
         """Returns the sentences, the verdict itself first."""
@@ -346,7 +342,7 @@ class _Writer:
             return []
         return []
 
-    def _of(self, first: str, second: str, task: str | None = None) -> Comparison:
+    def _of(self, first: str, second: str, task: str | None = None) -> PairedTest:
         return self._tests[frozenset((first, second)), task]
 
     def _time(self, method: str) -> str:
@@ -380,7 +376,7 @@ def _names(methods: Sequence[str]) -> str:
     return _join([_name(method) for method in methods]) if len(methods) <= MANY else f"{len(methods)} methods"
 
 
-def _on(tests: Sequence[Comparison], tasks: int) -> str:
+def _on(tests: Sequence[PairedTest], tasks: int) -> str:
     """On which tasks."""
     if len(tests) == tasks > 1:
         return f"on all {tasks} tasks"
@@ -392,16 +388,16 @@ def _percent(value: float) -> str:
     return f"{value:+.1f} %" if abs(value) < 1e5 else f"{value:+.2g} %"
 
 
-def _points(test: Comparison) -> str:
+def _points(test: PairedTest) -> str:
     return f"{test.gap:.1f} points" if test.gap < 1e5 else f"{test.gap:.2g} points"
 
 
-def _p(tests: Sequence[Comparison]) -> str:
+def _p(tests: Sequence[PairedTest]) -> str:
     """The bound that all of them keep."""
     return "p < 0.01" if max(test.corrected for test in tests) < 0.01 else f"p < {LEVEL:g}"
 
 
-def _doubt(test: Comparison) -> str:
+def _doubt(test: PairedTest) -> str:
     """Why a difference may not be claimed."""
     if math.isnan(test.p_value):
         return "the same in every seed, so that there is no spread to test it against"

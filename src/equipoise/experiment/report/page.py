@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from equipoise.experiment.execution import file_name
 from equipoise.experiment.pictures import (
     DARK,
     LIGHT,
@@ -42,6 +43,7 @@ from equipoise.experiment.tables import (
     notes,
     number,
     numbers,
+    seeds_of,
     verdict,
 )
 from equipoise.methods import METHODS
@@ -87,6 +89,7 @@ class Entry:
     stars: str
     interval: str
     corrected: str
+    seeds: str
     best: bool
 
 
@@ -138,7 +141,7 @@ RESULTS = (
 )
 TRADEOFF = (
     "How much a method gains over single-task training, and what a step costs. Up is better, left is cheaper. "
-    "Diamonds are methods that no other beats in both."
+    "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
 )
 TRAINING = "After every epoch, on validation: the mean over seeds, and a band of one standard deviation around it."
 TUNING = (
@@ -168,11 +171,18 @@ def _part(name: str) -> str:
 
 def _entries(result: Result, method: str, columns: Sequence[Column]) -> list[Entry | None]:
     cells = result.summary.cells[method]
-    return [_entry(cells[column], column) if column in cells else None for column in columns]
+    return [_entry(cells[column], column, result) if column in cells else None for column in columns]
 
 
-def _entry(cell: Cell, column: Column) -> Entry:
-    return Entry(number(cell, column), stars(cell.p_value), interval(cell, column), corrected(cell), cell.best)
+def _entry(cell: Cell, column: Column, result: Result) -> Entry:
+    return Entry(
+        number(cell, column),
+        stars(cell.p_value),
+        interval(cell, column),
+        corrected(cell),
+        seeds_of(cell, result),
+        cell.best,
+    )
 
 
 def _task_table(result: Result, task: str) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
@@ -225,7 +235,7 @@ def _predictions(result: Result) -> list[Picture]:
     singles = [f"single:{task.name}" for task in result.problem.tasks]
     found = []
     for method in (*singles, *result.settings.methods):
-        path = Path(result.folder or ".") / "predictions" / f"{method.replace(':', '-')}.png"
+        path = Path(result.folder or ".") / "predictions" / f"{file_name(method)}.png"
         if path.exists():
             with Image.open(path) as image:
                 small = image.convert("RGB")

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from equipoise.experiment.execution import file_name
 from equipoise.experiment.pictures import Chart, Panel, Theme, log_scale, said, short, styled
 from equipoise.monitor import Recording, read_monitor
 
@@ -25,7 +26,7 @@ def recordings(result: Result) -> tuple[dict[str, Recording], list[str]]:
     """Returns method → what was recorded of its run with the first seed, and what could not be read."""
     found, damaged = {}, []
     for method in result.settings.methods:
-        path = Path(result.folder or ".") / "monitor" / f"{method.replace(':', '-')}-0.jsonl"
+        path = Path(result.folder or ".") / "monitor" / f"{file_name(method)}-0.jsonl"
         if path.exists():
             try:
                 recording = read_monitor(path)
