@@ -72,7 +72,7 @@ def _wait(device: torch.device) -> None:
 def relative(times: list[float], reference: list[float]) -> Ratio:
     """Divides each round's time by the reference's of the same round."""
     ratios = [own / base for own, base in zip(times, reference, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Ratio(1000 * statistics.median(times), statistics.median(ratios), quartiles[0], quartiles[2])
 
 

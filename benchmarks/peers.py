@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -84,13 +84,6 @@ def libmtl_step(workload: Workload, name: str) -> Step:
         weighting.backward(torch.stack(list(losses.values())), **arguments)
 
     return step
-
-
-def task_loop_gradients(workload: Workload) -> Mapping[str, tuple[Tensor, ...]]:
-    """One `autograd.grad` a task over the trunk, all kept."""
-    losses = workload.losses(workload.representation())
-    shared = list(workload.model.trunk.parameters())
-    return {task: torch.autograd.grad(loss, shared, retain_graph=True) for task, loss in losses.items()}
 
 
 class AdaTask:

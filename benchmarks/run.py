@@ -3,7 +3,8 @@
     python benchmarks/run.py            # the whole table: about 10 minutes on two CPU cores
     python benchmarks/run.py --quick    # fewer tasks and rounds
 
-Writes results.json, results.md and cost.png into benchmarks/results/ (or --out).
+On the CPU, and on a GPU where there is one. Writes results.json, results.md and cost.png into benchmarks/results/ (or
+--out).
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import argparse
 import platform
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchjd
 import torchvision
 from measure import Step, interleave, peak_memory, relative
 from peers import LIBMTL, TORCHJD, libmtl_step, torchjd_step
 from report import write_report
 from rich.progress import Progress, TimeElapsedColumn
-from sections import gramian_weights, mao_memory, optimizer_steps
+from sections import gramian_weights, optimizer_steps, training_steps
 from workloads import Workload, make_workload
 
 import equipoise as eq
@@ -31,6 +32,26 @@ from equipoise.methods import METHODS
 
 LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
 GRADIENT_BASED = [name for name, spec in METHODS.items() if spec.passes == "K"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured together.
+
+    Attributes:
+        model, tasks: the workload.
+        methods: ours.
+        rounds: turns that each alternative takes.
+        peers: the methods that other libraries' are measured of, too.
+        vmap: also all tasks' gradients in one backward pass by vmap.
+    """
+
+    model: str
+    tasks: int
+    methods: Sequence[str]
+    rounds: int
+    peers: Sequence[str]
+    vmap: bool = True
 
 
 def equal_weights(workload: Workload) -> Step:
@@ -44,18 +65,14 @@ def equal_weights(workload: Workload) -> Step:
 
 
 def floor(workload: Workload) -> Step:
-    """The least that exact task gradients can cost: one forward pass, the heads, K backward passes of the trunk."""
+    """The least that exact task gradients can cost: one forward pass, and K backward passes that keep nothing."""
     shared = list(workload.model.trunk.parameters())
 
     def step() -> None:
         workload.model.zero_grad()
-        representation = workload.representation()
-        cut = representation.detach().requires_grad_()
-        losses = list(workload.losses(cut).values())
-        pairs = zip(losses, workload.model.heads, strict=True)
-        heads = [torch.autograd.grad(loss, [cut, *head.parameters()]) for loss, head in pairs]
-        for index, (gradient, *_) in enumerate(heads):
-            torch.autograd.grad(representation, shared, gradient, retain_graph=index < len(heads) - 1)
+        losses = list(workload.losses(workload.representation()).values())
+        for index, loss in enumerate(losses):
+            torch.autograd.grad(loss, shared, retain_graph=index < len(losses) - 1)
 
     return step
 
@@ -72,13 +89,19 @@ def task_gradients(workload: Workload) -> Step:
 
 
 def method_step(workload: Workload, name: str) -> Step:
-    """One of our methods: forward and `backward`; MAO's optimizer step is measured by itself."""
+    """One of our methods: forward and `backward`, and a second forward pass where it wants one (FAMO).
+
+    MAO's optimizer step is measured by itself.
+    """
     potentials = dict.fromkeys(workload.tasks, 0.9) if METHODS[name].needs_potentials else None
     method = eq.make_method(name, workload.model, workload.tasks, potentials=potentials)
 
     def step() -> None:
         method.zero_grad()
         method.backward(workload.losses(workload.representation()))
+        if method.needs_after_step:
+            with torch.no_grad():
+                method.after_step(workload.losses(workload.representation()))
 
     return step
 
@@ -99,87 +122,88 @@ def batched_task_gradients(workload: Workload) -> Step:
     return step
 
 
-def one_pass(workload: Workload, names: Sequence[str]) -> dict[str, Step]:
+def one_pass(workload: Workload, case: Case) -> dict[str, Step]:
     """What makes one backward pass through the trunk, and its reference."""
     steps = {"EW": equal_weights(workload)}
-    for name in (name for name in names if name in LOSS_BASED):
+    for name in (name for name in case.methods if name in LOSS_BASED):
         steps[f"equipoise {name}"] = method_step(workload, name)
-        if name in LIBMTL:
+        if name in LIBMTL and name in case.peers:
             steps[f"LibMTL {name}"] = libmtl_step(workload, name)
     return steps
 
 
-def pass_per_task(workload: Workload, names: Sequence[str]) -> dict[str, Step]:
+def pass_per_task(workload: Workload, case: Case) -> dict[str, Step]:
     """What makes K backward passes through the trunk, the reference and the floor."""
     steps = {
         "EW": equal_weights(workload),
         "floor": floor(workload),
         "task gradients": task_gradients(workload),
-        "task gradients, by vmap": batched_task_gradients(workload),
     }
-    for name in (name for name in names if name in GRADIENT_BASED):
+    if case.vmap:
+        steps["task gradients, vmap"] = batched_task_gradients(workload)
+    for name in (name for name in case.methods if name in GRADIENT_BASED):
         steps[f"equipoise {name}"] = method_step(workload, name)
-        if name in TORCHJD:
+        if name in TORCHJD and name in case.peers:
             steps[f"TorchJD {name}, one by one"] = torchjd_step(workload, name, parallel=False)
-            steps[f"TorchJD {name}, vmap"] = torchjd_step(workload, name, parallel=True)
-        if name in LIBMTL:
+            if case.vmap:
+                steps[f"TorchJD {name}, vmap"] = torchjd_step(workload, name, parallel=True)
+        if name in LIBMTL and name in case.peers:
             steps[f"LibMTL {name}"] = libmtl_step(workload, name)
     return steps
 
 
-def measure_workload(workload: Workload, names: Sequence[str], rounds: int, least: float) -> list[dict[str, Any]]:
-    """Times and weighs every alternative; a peer that fails is reported with its error.
+def measure_case(case: Case, device: torch.device) -> list[dict[str, Any]]:
+    """Times and weighs every alternative; what fails is reported with its error.
 
     What makes one backward pass takes its turns apart from what makes K, with three times the rounds: a difference of
-    2 % is looked for there.
+    2 % is looked for there. The floor of such a method is equal weights.
     """
-    device = workload.inputs.device
+    workload = make_workload(case.model, case.tasks, device)
     shared = sum(p.numel() * p.element_size() for p in workload.model.trunk.parameters())
     rows: list[dict[str, Any]] = []
-    to_floor = 1.0
-    for steps, turns in ((pass_per_task(workload, names), rounds), (one_pass(workload, names), 3 * rounds)):
-        failed: dict[str, str] = {}
+    for make, base, rounds in ((pass_per_task, "floor", case.rounds), (one_pass, "EW", 3 * case.rounds)):
+        steps = make(workload, case)
         for name in list(steps):
             try:
                 steps[name]()
-            except Exception as error:  # a peer's failure is a result
-                failed[name] = f"{type(error).__name__}: {error}"
+            except Exception as error:  # a failure is a result
+                rows.append({"name": name, "error": f"{type(error).__name__}: {error}"})
                 del steps[name]
-        times = interleave(steps, device, turns, least)
+        times = interleave(steps, device, rounds, least=0.03)
         memory = {}
         for name, step in steps.items():
             workload.model.zero_grad()
             memory[name] = peak_memory(step, device)
-        if "floor" in times:
-            to_floor = relative(times["floor"], times["EW"]).median
-        for name in [name for name in steps if name not in {row["name"] for row in rows}]:
-            to_ew = relative(times[name], times["EW"])
-            to_base = relative(times[name], times["floor"]).median if "floor" in times else to_ew.median / to_floor
-            rows.append(
-                {
-                    "name": name,
-                    "ew": asdict(to_ew),
-                    "floor": to_base,
-                    "memory_over_ew": memory[name] / memory["EW"],
-                    "copies_over_ew": (memory[name] - memory["EW"]) / shared,
-                }
-            )
-        rows += [{"name": name, "error": error} for name, error in failed.items()]
+        rows += [
+            {
+                "name": name,
+                "ew": asdict(relative(times[name], times["EW"])),
+                "floor": relative(times[name], times[base]).median,
+                "memory_over_ew": memory[name] / memory["EW"],
+                "copies_over_ew": (memory[name] - memory["EW"]) / shared,
+            }
+            for name in steps
+            if name not in {row["name"] for row in rows}
+        ]
     return rows
 
 
-def plan(quick: bool) -> list[tuple[str, int, list[str], int]]:
-    """What is measured: model, K, methods, rounds. The most at ResNet-18 with K = 3 and 26, where the targets are."""
+def plan(quick: bool) -> list[Case]:
+    """What is measured: every method on the MLP and on ResNet-18 with K = 3, elsewhere one of each kind.
+
+    ResNet-18 with K = 26 has all that the targets name.
+    """
     few = ["ema", "imtl-g", "mao"]
     if quick:
-        return [("mlp", 3, few, 3), ("resnet18", 3, few, 3)]
+        return [Case("mlp", 3, few, 3, few), Case("resnet18", 3, few, 3, few)]
     every = LOSS_BASED + GRADIENT_BASED
+    gramian = ["imtl-g", "pcgrad", "cagrad", "mgda", "nash-mtl"]
     return [
-        *(("mlp", tasks, every, 5) for tasks in (2, 3, 10, 26, 40)),
-        *(("transformer", tasks, few, 3) for tasks in (2, 3, 10, 26, 40)),
-        ("resnet18", 3, every, 5),
-        ("resnet18", 26, ["ema", "imtl-g", "pcgrad", "cagrad", "mao"], 3),
-        *(("resnet18", tasks, few, 2) for tasks in (2, 10, 40)),
+        *(Case("mlp", tasks, every, 5, every) for tasks in (2, 3, 10, 26, 40)),
+        *(Case("transformer", tasks, few, 3, few) for tasks in (2, 3, 10, 26, 40)),
+        Case("resnet18", 3, every, 3, every),
+        Case("resnet18", 26, ["ema", *gramian, "mao"], 3, ["imtl-g", "pcgrad", "nash-mtl"], vmap=False),
+        *(Case("resnet18", tasks, few, 2, few, vmap=False) for tasks in (2, 10, 40)),
     ]
 
 
@@ -187,39 +211,41 @@ def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer models, tasks and rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
     warnings.filterwarnings("ignore", module="cvxpy|torchjd")
-    results: dict[str, Any] = {
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "torchjd": getattr(torchjd, "__version__", "0.18"),
-            "python": platform.python_version(),
-        },
-        "steps": {},
-    }
-    tasks = plan(arguments.quick)
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    cases = plan(arguments.quick)
+    counts = (3,) if arguments.quick else (3, 26)
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as progress:
-        bar = progress.add_task("benchmarks", total=len(tasks) + 2)
-        for model, count, names, rounds in tasks:
-            progress.update(bar, description=f"{model}, K={count}")
-            workload = make_workload(model, count, device)
-            results["steps"][workload.name] = measure_workload(workload, names, rounds, least=0.03)
-            progress.advance(bar)
+        bar = progress.add_task("benchmarks", total=(len(cases) + 1) * len(devices) + 1)
         progress.update(bar, description="weights from a Gramian")
-        results["gramian"] = gramian_weights(rounds=5 if arguments.quick else 20)
+        gramian = gramian_weights(rounds=5 if arguments.quick else 20)
         progress.advance(bar)
-        progress.update(bar, description="optimizer steps")
-        counts = (3,) if arguments.quick else (3, 26)
-        results["optimizer"] = optimizer_steps(device, counts, rounds=3)
-        results["memory"] = [row for count in counts for row in mao_memory(device, count)]
-        progress.advance(bar)
-    write_report(results, arguments.out)
+        measured: dict[str, Any] = {}
+        for device in devices:
+            steps = {}
+            for case in cases:
+                progress.update(bar, description=f"{device}: {case.model}, K={case.tasks}")
+                steps[f"{case.model}, K={case.tasks}"] = measure_case(case, device)
+                progress.advance(bar)
+            progress.update(bar, description=f"{device}: optimizer steps")
+            measured[device.type] = {
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+                "steps": steps,
+                "optimizer": optimizer_steps(device, counts, rounds=3),
+                "training": [row for count in counts for row in training_steps(device, count)],
+            }
+            progress.advance(bar)
+    machine = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "torchjd": version("torchjd"),
+        "LibMTL": version("LibMTL"),
+        "python": platform.python_version(),
+    }
+    write_report({"machine": machine, "gramian": gramian, "devices": measured}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -80,19 +80,18 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
                 "K": tasks,
                 "adamw": asdict(relative(taken, times["fused AdamW"])),
                 "k_adamw": asdict(relative([t / tasks for t in taken], times["fused AdamW"])),
-                "bytes": peak_memory(steps[name], device),
             }
             for name, taken in times.items()
         ]
     return rows
 
 
-def mao_memory(device: torch.device, tasks: int) -> list[dict[str, Any]]:
-    """Weighs a whole training step on ResNet-18: equal weights with AdamW, MAO, and MAO that streams.
+def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
+    """Times and weighs a whole training step on ResNet-18: equal weights with AdamW, MAO, and MAO that streams.
 
-    In copies of the parameters, over what is held between steps: the model, moments, the batch.
+    Memory is in copies of the parameters, over what is held between steps: the model, moments, the batch.
     """
-    rows = []
+    steps, moments = {}, {}
     for name in ("equal weights, AdamW", "MAO", "MAO, streaming"):
         workload = make_workload("resnet18", tasks, device)
         parameters = list(workload.model.parameters())
@@ -101,20 +100,30 @@ def mao_memory(device: torch.device, tasks: int) -> list[dict[str, Any]]:
             optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         else:
             optimizer = eq.MAO(parameters, workload.tasks, lr=1e-6, streaming="streaming" in name)
+        steps[name] = partial(_train, workload, optimizer)
+        steps[name]()
+        moments[name] = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
+    times = interleave(steps, device, rounds=2, least=0.05)
+    return [
+        {
+            "name": name,
+            "K": tasks,
+            "ew": asdict(relative(times[name], times["equal weights, AdamW"])),
+            "step": peak_memory(step, device) / size,
+            "moments": moments[name] / size,
+        }
+        for name, step in steps.items()
+    ]
 
-        def step(workload: Workload = workload, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            losses = workload.losses(workload.representation())
-            if isinstance(optimizer, eq.MAO):
-                optimizer.backward(losses)
-            else:
-                sum(losses.values()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
 
-        step()
-        moments = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
-        rows.append({"name": name, "K": tasks, "step": peak_memory(step, device) / size, "moments": moments / size})
-    return rows
+def _train(workload: Workload, optimizer: torch.optim.Optimizer) -> None:
+    losses = workload.losses(workload.representation())
+    if isinstance(optimizer, eq.MAO):
+        optimizer.backward(losses)
+    else:
+        sum(losses.values()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _linear(
