@@ -57,7 +57,7 @@ def pairs_of(verdict):
 
 def claims_in(text):
     """Whether a sentence says that something is better or worse than something else."""
-    for harmless in ("no method is shown to beat", "No method is shown to beat", "this verdict", "would decide"):
+    for harmless in ("no method is shown to beat", "No method is shown to beat"):
         text = text.replace(harmless, "")
     return any(word in text.replace(",", " ").split() for word in ("beat", "beats", "worse"))
 
@@ -69,7 +69,7 @@ def test_a_clear_winner():
     )
     assert verdict.sentences[1].startswith("ema also beats equal weights in Δm (p < 0.01).")
     assert any("ema and mao" in s or "mao and ema beat single-task training" in s for s in verdict.sentences)
-    assert not any("instead of" in sentence for sentence in verdict.sentences)  # ema is told apart from mao
+    assert not any("the time of" in sentence for sentence in verdict.sentences)  # ema is told apart from mao
 
 
 def test_all_within_noise():
@@ -187,9 +187,48 @@ def test_a_nearly_equal_cheap_method_is_named():
     values = noisy({"ew": 1.5, "ema": 0.5, "mao": 0.5}, spread=0.02, seed=3)
     values["mao"] -= 0.001
     _, verdict = make(values, costs={"ew": 1.0, "ema": 1.02, "mao": 1.9})
-    [sentence] = [s for s in verdict.sentences if "instead of" in s]
-    assert sentence.startswith("ema takes 1.02 × the time of equal weights instead of mao's 1.90 ×")
-    assert "within noise" in sentence
+    [sentence] = [s for s in verdict.sentences if "the time of" in s and "takes" in s]
+    assert sentence.startswith("ema takes 0.54 × the time of mao, for a Δm that is ")
+    assert sentence.endswith("lower, within noise.")
+
+
+def test_equal_weights_are_several():
+    values = noisy({"ew": 0.5}, spread=0.02)
+    values["mao"] = values["ew"] - 0.001 + np.linspace(-0.02, 0.02, 5)[:, None]
+    _, verdict = make(values, costs={"ew": 1.0, "mao": 1.9})
+    assert any(s.startswith("Equal weights take 0.53 × the time of mao, for a Δm ") for s in verdict.sentences)
+    for level, words in ((0.5, "Equal weights beat single-task training in Δm"), (1.5, "; equal weights do worse")):
+        _, verdict = make(noisy({"ew": level, "mao": level}, spread=0.001) | {"mao": 1 + NOISE})
+        assert any(words in sentence for sentence in verdict.sentences), verdict.sentences
+        assert "equal weights does" not in " ".join(verdict.sentences)
+        assert "equal weights beats" not in " ".join(verdict.sentences)
+
+
+NOISE = 0.5 * np.random.default_rng(6).standard_normal((5, 3))
+
+
+@pytest.mark.parametrize(("methods", "last"), [(7, "1 more method beats"), (9, "3 more methods beat")])
+def test_methods_that_win_single_tasks_are_all_told_or_counted(methods, last):
+    values = noisy({"ew": 0.8} | {f"m{number}": 0.8 for number in range(methods)}, spread=0.001)
+    for name, errors in values.items():
+        if name != "ew":
+            errors += [-0.3, 0.5, 0.5]
+    _, verdict = make(values)
+    told = [s for s in verdict.sentences if re.match(r"m\d beats equal weights on task0", s)]
+    assert len(told) == 6
+    assert f"{last} equal weights on single tasks (p < 0.01)." in verdict.sentences
+    assert len({claim.better for claim in verdict.claims if claim.task == "task0"}) == methods
+
+
+@pytest.mark.parametrize(("seeds", "few"), [(3, True), (5, True), (6, False)])
+def test_what_the_five_per_cent_rest_on_is_said(seeds, few):
+    """Adding seeds as long as the advice asks for them: 14 % false claims in a simulation, where 5 % are promised."""
+    _, verdict = make(noisy({"ew": 1.0, "mao": 0.955}, seeds=seeds, tasks=2, spread=0.02, seed=1))
+    assert "at most 5%, provided that the number of seeds was fixed before any result was seen" in verdict.sentences[-1]
+    assert ("roughly normal" in verdict.sentences[-1]) == few
+    for sentence in verdict.sentences:
+        if "would decide" in sentence:
+            assert "plan a new comparison with that many, in a folder of its own" in sentence
 
 
 def test_how_many_seeds_would_decide():

@@ -23,6 +23,9 @@ SINGLE = "single-task"
 MIN_SEEDS = 3
 """Fewer pairs than this leave a paired t-test without a meaning: no stars."""
 
+ENOUGH_SEEDS = 6
+"""With fewer, a bootstrap interval cannot reach 95 %, and nobody sees how differences are distributed."""
+
 LEVEL = 0.05
 """The probability with which something may be called significant that is not."""
 

@@ -10,16 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.experiment.costs import REFERENCE
-from equipoise.experiment.statistics import MIN_SEEDS, SINGLE, Cell, Column, stars
+from equipoise.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
 from equipoise.experiment.verdict import judge
 
 if TYPE_CHECKING:
     from equipoise.experiment.comparison import Result
 
 RANK, TIME, MEMORY = "rank", "time ×", "memory ×"
-ENOUGH_SEEDS = 6
-"""With fewer, a bootstrap interval cannot reach 95 %."""
-
 WIDE = 8
 """With more tasks than this, the terminal shows Δm and costs; the files have everything."""
 

@@ -11,10 +11,22 @@ import numpy as np
 from scipy import special
 
 from equipoise.experiment.costs import REFERENCE, Cost
-from equipoise.experiment.statistics import LEVEL, MIN_SEEDS, SINGLE, Column, Summary, holm, paired_p_value
+from equipoise.experiment.statistics import (
+    ENOUGH_SEEDS,
+    LEVEL,
+    MIN_SEEDS,
+    SINGLE,
+    Column,
+    Summary,
+    holm,
+    paired_p_value,
+)
 
 MANY = 6
 """Of more tasks or methods than this, sentences give the number and not the names."""
+
+NORMAL = " and that differences between seeds are roughly normal, which so few of them cannot show"
+"""What a t-test rests on besides, with few seeds."""
 
 CHEAPER = 0.8
 """A method is called cheaper than another if it takes less than this share of its time."""
@@ -102,8 +114,9 @@ def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -
     claims = tuple(test for test in tests if test.certain)
     if any(not math.isnan(test.p_value) for test in tests):
         sentences.append(
-            f"The p-values of this verdict are corrected for all {len(tests)} comparisons that it looked at "
-            f"(Holm): the chance that it makes any false claim is at most {LEVEL:.0%}."
+            f"The p-values of this verdict are corrected for all {len(tests)} comparisons that it looked at (Holm): "
+            f"the chance that it makes any false claim is at most {LEVEL:.0%}, provided that the number of seeds was "
+            f"fixed before any result was seen{NORMAL if summary.seeds < ENOUGH_SEEDS else ''}."
         )
     return Verdict(tuple(sentences), claims, tests)
 
@@ -247,11 +260,11 @@ class _Writer:
             won = [test for test in tests if test.certain and test.worse == REFERENCE]
             lost = [test for test in tests if test.certain and test.better == REFERENCE]
             if won:
-                verb = "beats" if len(won) == 1 else "beat"
+                verb = _verb([test.better for test in won], "beats", "beat")
                 also = "also " if self._of(leader, REFERENCE).certain else ""
                 sentences.append(f"{_names([t.better for t in won])} {also}{verb} equal weights in Δm ({_p(won)})")
             if lost:
-                verb = "does" if len(lost) == 1 else "do"
+                verb = _verb([test.worse for test in lost], "does", "do")
                 sentences.append(
                     f"{_names([t.worse for t in lost])} {verb} worse than equal weights in Δm ({_p(lost)})"
                 )
@@ -259,14 +272,21 @@ class _Writer:
 
     def _single_tasks(self, methods: Sequence[str]) -> list[str]:
         """Tasks on which methods beat equal weights that do not in Δm."""
-        found = []
+        found: list[str] = []
+        more: list[list[PairedTest]] = []
         for method in methods:
             tests = [self._of(method, REFERENCE, task) for task in self._tasks]
             won = [test for test in tests if test.certain and test.better == method]
             whole = self._of(method, REFERENCE)
             if won and not (whole.certain and whole.better == method):
-                found.append(f"{_name(method)} beats equal weights {_on(won, len(tests))} ({_p(won)})")
-        return found[:MANY]
+                if len(found) < MANY:
+                    found.append(f"{_name(method)} beats equal weights {_on(won, len(tests))} ({_p(won)})")
+                else:
+                    more.append(won)
+        if more:
+            others = f"{len(more)} more method{'s beat' if len(more) > 1 else ' beats'}"
+            found.append(f"{others} equal weights on single tasks ({_p([test for won in more for test in won])})")
+        return found
 
     def _lead(self, leader: str, rest: Sequence[str]) -> str:
         """The leader's lead in Δm over other methods."""
@@ -300,11 +320,10 @@ class _Writer:
             return []
         other = min(equal, key=lambda method: self._costs[method].relative_time)
         test = self._of(leader, other)
-        takes = "take" if other == REFERENCE else "takes"
+        share = self._costs[other].relative_time / self._costs[leader].relative_time
         sentence = (
-            f"{_name(other)} {takes} {self._costs[other].relative_time:.2f} × the time of equal weights instead of "
-            f"{_name(leader)}'s {self._costs[leader].relative_time:.2f} ×, for a Δm that is {_points(test)} lower, "
-            "within noise"
+            f"{_name(other)} {_verb([other], 'takes', 'take')} {share:.2f} × the time of {_name(leader)}, for a Δm "
+            f"that is {_points(test)} lower, within noise"
         )
         return [_sentence(sentence)]
 
@@ -315,12 +334,12 @@ class _Writer:
         below = [test for test in tests if test.certain and test.better == SINGLE]
         parts = []
         if above:
-            verb = "beats" if len(above) == 1 else "beat"
+            verb = _verb([test.better for test in above], "beats", "beat")
             parts.append(f"{_names([test.better for test in above])} {verb} single-task training in Δm ({_p(above)})")
         else:
             parts.append("no method is shown to beat single-task training")
         if below:
-            verb = "does" if len(below) == 1 else "do"
+            verb = _verb([test.worse for test in below], "does", "do")
             names = "all of them" if len(below) == len(tests) > 1 else _names([test.worse for test in below])
             parts.append(f"{names} {verb} worse ({_p(below)})")
         return _sentence("; ".join(parts))
@@ -337,7 +356,8 @@ class _Writer:
                 if factor * 2 * special.stdtr(more - 1, -test.gap / test.spread * math.sqrt(more)) < LEVEL:
                     return [
                         f"About {more} seeds would decide between {_name(leader)} and {_name(rival)}, if the gap and "
-                        "its spread over seeds stay what they are."
+                        "its spread over seeds stay what they are: plan a new comparison with that many, in a folder "
+                        "of its own. Adding seeds to this one until a difference shows makes false claims likelier."
                     ]
             return []
         return []
@@ -360,6 +380,11 @@ def _state(summary: Summary, method: str) -> str:
 
 def _name(method: str) -> str:
     return {REFERENCE: "equal weights", SINGLE: "single-task training"}.get(method, method)
+
+
+def _verb(methods: Sequence[str], one: str, several: str) -> str:
+    """The verb's form: equal weights are several."""
+    return one if len(methods) == 1 and methods[0] != REFERENCE else several
 
 
 def _sentence(text: str) -> str:
