@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 # Tests and benchmarks want torchvision as well, of the same build.
 TORCH_VISION ?= torch torchvision
 DEMO ?= runs/demo
+# Few methods and five seeds: with more methods a verdict needs more seeds.
+DEMO_METHODS := ew,uw,dwa,gls,ema,amtl,cagrad,mao
 
 BIN := $(VENV)/bin
 TEST_BIN := $(VENV)-test/bin
@@ -16,7 +18,7 @@ TEST_BIN := $(VENV)-test/bin
 .PHONY: demo test lint system bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/equipoise compare digits --seeds 3 --workers 2 --out $(DEMO)
+	$(BIN)/equipoise compare digits --methods $(DEMO_METHODS) --seeds 5 --out $(DEMO)
 
 test: lint system
 	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile
