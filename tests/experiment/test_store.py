@@ -234,3 +234,22 @@ def test_passwords_are_not_shown():
     with pytest.raises(StorageError, match="cannot be used") as caught:
         Store(url, "name", create=True)
     assert "secret" not in str(caught.value)
+
+
+def test_one_comparison_at_a_time_works_on_a_study(store, monkeypatch):
+    other = Store(store.url, "name")
+    with store.coordinate():
+        monkeypatch.setattr(module, "worker_name", lambda process: "elsewhere:1")
+        with pytest.raises(StorageError, match=rf"\(.*:{os.getpid()}\) works on study"), other.coordinate():
+            pass
+        monkeypatch.setattr(module, "_lives", lambda worker: False)  # as if it had been killed
+        with other.coordinate():
+            pass
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "worker_name", lambda process: "elsewhere:1")
+        monkeypatch.setattr(module, "GRACE_SECONDS", 0)  # or had not answered for long
+        with other.coordinate():
+            pass
+    monkeypatch.setattr(module, "GRACE_SECONDS", 60)
+    with other.coordinate():
+        pass

@@ -256,12 +256,14 @@ def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_pa
     worker.wait()
     (victim,) = [trial for trial in comparison.store.view().trials if trial.state is TrialState.RUNNING]
     started = time.monotonic()
+    others = tmp_path / "out" / "checkpoints" / "of-another-study"
+    others.mkdir()
     result = comparison.run(1, 1, Quiet())
     assert time.monotonic() - started < store_module.GRACE_SECONDS / 2
     (again,) = [t for t in comparison.store.view().trials if run_of(t) == run_of(victim) and t.number != victim.number]
     assert min(again.intermediate_values) > max(victim.intermediate_values)
     assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == [others]
 
 
 def test_a_baseline_that_fails_ends_the_comparison_for_its_workers_too(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from equipoise.experiment.costs import REFERENCE, Cost, as_json, measure_costs
-from equipoise.experiment.execution import DONE, OPEN, POLL_SECONDS, STATE, LocalWorkers, Worker, open_problem
+from equipoise.experiment.execution import DONE, OPEN, POLL_SECONDS, STATE, LocalWorkers, Worker, open_problem, place_of
 from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.settings import OWN, Settings, SettingsError
 from equipoise.experiment.statistics import Summary, summarise
@@ -143,8 +143,13 @@ class Comparison:
         Raises:
             BaselineError: a single-task run failed.
             WorkerError: a worker process cannot work.
+            StorageError: another comparison works on the study.
             KeyboardInterrupt: Ctrl-C; what was finished is in the study.
         """
+        with self.store.coordinate():
+            return self._run(workers, threads, progress, costs)
+
+    def _run(self, workers: int, threads: int, progress: Progress, costs: bool) -> Result:
         self.folder.create()
         self.folder.write_json("settings.json", {"settings": self.settings.to_json(), "versions": self.versions})
         self.store.set("settings", self.settings.to_json())
@@ -158,7 +163,10 @@ class Comparison:
         finally:
             self.folder.write_runs(self.records().values())
         self.store.set(STATE, DONE)
-        shutil.rmtree(self._under_way, ignore_errors=True)
+        for run in records:  # what is left of them, where a worker died or was elsewhere
+            shutil.rmtree(place_of(self._under_way, run), ignore_errors=True)
+        with suppress(OSError):  # another study's runs are there
+            self._under_way.rmdir()
         return self._sum_up(records, found, threads, progress, costs)
 
     @property

@@ -22,6 +22,7 @@ from optuna.exceptions import StorageInternalError
 from equipoise.experiment.ranks import train_on_ranks
 from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.experiment.training import Outputs, Record, train
+from equipoise.experiment.tuning import Run
 from equipoise.problems import Problem, Splits, load_problem
 
 POLL_SECONDS = 0.2
@@ -91,7 +92,7 @@ class Worker:
         if claim is None:
             return None
         run = claim.definition.run
-        place = self._folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
+        place = place_of(self._folder, run)
         try:
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
@@ -259,6 +260,11 @@ def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], Non
             return
         else:
             time.sleep(IDLE_SECONDS)
+
+
+def place_of(folder: Path, run: Run) -> Path:
+    """Returns the folder of a run, where runs that are under way keep what they write."""
+    return folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
 
 
 def file_name(method: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import threading
+import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +36,9 @@ GRACE_SECONDS = 60
 
 MAX_DEATHS = 3
 """A run that so many workers died of is not tried again."""
+
+COORDINATOR = "coordinator:"
+"""The study's attributes with this before a process's name say when that comparison was last there."""
 
 SQLITE_PATIENCE = 120
 """Seconds for which a process waits for others to let go of the SQLite file."""
@@ -157,6 +162,43 @@ class Store:
             self._study.set_user_attr(name, value)
 
     # The coordinator's part.
+
+    @contextmanager
+    def coordinate(self) -> Iterator[None]:
+        """Holds the study for one comparison at a time.
+
+        Raises:
+            StorageError: another one works on it.
+        """
+        name, ended = worker_name(os.getpid()), threading.Event()
+        self.set(COORDINATOR + name, time.time())  # first: of two that begin together none goes unseen
+        with _clear_errors(self.url):
+            attributes = self._storage.get_study_user_attrs(self._id)
+        for key, seen in attributes.items():
+            other = key.removeprefix(COORDINATOR)
+            if key == other or other == name or seen is None:
+                continue
+            if time.time() - seen < GRACE_SECONDS and _lives(other):
+                self.set(COORDINATOR + name, None)
+                raise StorageError(
+                    f"Another `equipoise compare` ({other}) works on study {self.name!r} in {hide_password(self.url)}: "
+                    "wait for its end, or take another folder with --out."
+                )
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                with suppress(StorageError):
+                    self.set(COORDINATOR + name, time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with suppress(StorageError):  # it counts as gone soon
+                self.set(COORDINATOR + name, None)
 
     def enqueue(self, definitions: Iterable[Definition]) -> None:
         """Puts runs into the queue."""
