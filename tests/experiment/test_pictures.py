@@ -22,6 +22,9 @@ from equipoise.experiment.pictures import (
     tuning_chart,
     weights_chart,
 )
+from equipoise.experiment.report.why import steps_chart
+from equipoise.monitor import Recording
+from equipoise.monitor.pictures import draw_steps
 
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -150,6 +153,20 @@ def test_lines_of_one_colour_differ_otherwise(theme):
         for second in range(first):
             if styles[first][0] == styles[second][0] and first - second <= 18:
                 assert styles[first][1] != styles[second][1] or styles[first][2] != styles[second][2]
+
+
+def test_the_report_draws_a_task_as_the_monitor_does():
+    recording = Recording(["a", "b"], ["one"], 1)
+    contributions = {"a": [1.0], "b": [2.0]}
+    for step in (0, 1):
+        recording.records.append(
+            {"step": step, "weights": {"a": 1.0, "b": 1.0}, "gradient": contributions, "contribution": contributions}
+        )
+    [left, _] = draw_steps(recording).axes
+    theirs = drawn(steps_chart({"ew": recording}))
+    for one, two in zip(left.lines, theirs.lines, strict=True):
+        for what in ("color", "linestyle", "marker"):
+            assert getattr(one, f"get_{what}")() == getattr(two, f"get_{what}")()
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)

@@ -10,9 +10,10 @@ from networks import batch
 
 import equipoise as eq
 from equipoise.monitor import Recording
+from equipoise.monitor.style import line_style
 
 pytest.importorskip("matplotlib")
-from equipoise.monitor.pictures import _style, draw_conflicts, draw_layers, draw_steps, draw_weights
+from equipoise.monitor.pictures import draw_conflicts, draw_layers, draw_steps, draw_weights
 
 
 def record(name):
@@ -96,7 +97,7 @@ def test_names_are_drawn_as_they_are(recordings):
 
 
 def test_forty_tasks_have_forty_styles():
-    assert len({tuple(_style(index).values()) for index in range(40)}) == 40
+    assert len({tuple(line_style(index).values()) for index in range(40)}) == 40
 
 
 def test_nothing_to_draw_is_said(recordings):

@@ -23,13 +23,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from equipoise.experiment.statistics import DELTA, SINGLE, Column, pareto
 from equipoise.experiment.tables import WIDE, count, head_of, number
+from equipoise.monitor.style import COLOURS, line_style
 
 if TYPE_CHECKING:
     from equipoise.experiment.comparison import Result
     from equipoise.experiment.training import Record
 
-DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = 4
 """Panels side by side."""
 
@@ -94,17 +93,10 @@ class Theme:
         """Returns colour, dashes and marker of a line; those of single-task training for a negative index."""
         if index < 0:
             return {"color": self.ink, "linestyle": "-", "marker": ""}
-        turn = index // len(self.colours)  # the same colour again: with other dashes and another marker
-        return {
-            "color": self.colours[index % len(self.colours)],
-            "linestyle": DASHES[(index + 3 * turn) % len(DASHES)],
-            "marker": MARKERS[(index + 2 * turn) % len(MARKERS)],
-        }
+        return line_style(index, self.colours)
 
 
-LIGHT = Theme(
-    ("#0072B2", "#C75000", "#00875F", "#B4568C", "#9A6B00", "#4A4FB5"), "#1c1e21", "#62666d", "#e1e3e6", "white"
-)
+LIGHT = Theme(COLOURS, "#1c1e21", "#62666d", "#e1e3e6", "white")
 DARK = Theme(
     ("#56B4E9", "#F58442", "#2CC295", "#E397C4", "#E8B93A", "#A9ABFF"), "#e8e9eb", "#9a9ea6", "#34373d", "#15171b"
 )

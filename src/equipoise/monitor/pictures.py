@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from equipoise.monitor.recording import Recording
+from equipoise.monitor.style import line_style
 
 Recordings = Recording | Mapping[str, Recording]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUANTITIES = {"gradient": "norm of the gradient", "contribution": "mean contribution to an element"}
 NAMED = 40
 """More layers than this are numbered at the axis, and more tasks than this are not written into a matrix."""
@@ -152,19 +149,10 @@ def _lines(
     for task, values in curves.items():
         heights = [math.nan if value is None else value for value in values]
         every = 1 if dots else max(1, len(heights) // 12)
-        axes.plot(places, heights, markersize=4, markevery=every, linewidth=1.2, **_style(tasks.index(task)))
+        axes.plot(places, heights, markersize=4, markevery=every, linewidth=1.2, **line_style(tasks.index(task)))
     if numbers and min(numbers) > 0:
         axes.set_yscale("log")
     axes.grid(linewidth=0.4)
-
-
-def _style(index: int) -> dict[str, Any]:
-    turn = index // len(COLOURS)  # the same colour again: with other dashes and another marker
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[(index + 3 * turn) % len(DASHES)],
-        "marker": MARKERS[(index + 2 * turn) % len(MARKERS)],
-    }
 
 
 def _describe(axes: Axes, title: str, height: str, width: str) -> None:
@@ -175,7 +163,7 @@ def _describe(axes: Axes, title: str, height: str, width: str) -> None:
 
 def _legend(figure: Figure, named: Mapping[str, Recording]) -> None:
     tasks = _tasks(named)
-    handles = [Line2D([], [], **_style(index)) for index in range(len(tasks))]
+    handles = [Line2D([], [], **line_style(index)) for index in range(len(tasks))]
     legend = figure.legend(
         handles, list(map(str, range(len(tasks)))), loc="outside lower center", ncols=8, fontsize=9, frameon=False
     )
