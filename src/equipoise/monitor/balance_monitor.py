@@ -57,8 +57,9 @@ class BalanceMonitor:
 
     MAO: with `groups`, what is recorded is of groups in place of tasks, for a group has one gradient and one set of
     moments. With `streaming=True` the gradients are never there together: cosines are None. With `max_norm`, gradients
-    are as clipped. On several ranks, make a monitor on each of them: the numbers are those of all ranks' samples
-    together, and the first rank writes them.
+    are as clipped. What clips `.grad` between `backward` and the step, the monitor does not see: contributions are then
+    too large by the factor of clipping, for all tasks alike. On several ranks, make a monitor on each of them: the
+    numbers are those of all ranks' samples together, and the first rank writes them.
 
     Args:
         method: what `make_method` gives, a Balancer with its `optimizer=`, or MAO.
