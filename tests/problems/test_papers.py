@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset
 
 from equipoise.problems import ProblemError, load_problem, with_options
 from equipoise.problems._dense import DepthTask, SegmentationTask
-from equipoise.problems.data import NYUDMT, AffWild2, NYUDepthPairs, NYUv2
+from equipoise.problems.data import NYUDMT, AffectNet, AffWild2, DamagedDataError, NYUDepthPairs, NYUv2
 from equipoise.problems.data._samples import (
     write_affectnet,
     write_affwild2,
@@ -336,3 +336,36 @@ def test_data_are_read_by_processes_of_their_own(tmp_path):
     again = list(problem.loader(data.train, 4, torch.Generator().manual_seed(0)))
     assert all(torch.equal(one["input"], other["input"]) for one, other in zip(batches, again, strict=True))
     assert sum(len(batch["input"]) for batch in problem.loader(data.test, 3, None)) == 4
+
+
+@pytest.mark.parametrize("loading", [0, 1])
+def test_damage_is_told_by_the_files_name_whichever_process_reads_it(loading, tmp_path):
+    write_affectnet(tmp_path, images=(12, 4))
+    problem = load_problem(with_options("affectnet", data=str(tmp_path), loading=loading))
+    data = problem.data()
+    path = next((tmp_path / "Manually_Annotated_Images").rglob("validation0.jpg"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedDataError, match=r"^AffectNet: .*validation0\.jpg .*--on-damaged skip") as raised:
+        list(problem.loader(data.test, 2, None))
+    assert str(path) in str(raised.value).splitlines()[0]
+
+
+def test_processes_that_read_fit_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cores, expected in ((2, 2), (64, 4)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert load_problem("affectnet").loading == expected
+    assert load_problem("affectnet?loading=8").loading == 8
+    assert load_problem("affectnet?smoke=true").loading == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_problem("affectnet").loading == 0
+
+
+def test_training_files_are_looked_at_once(tmp_path, monkeypatch):
+    write_affectnet(tmp_path, images=(40, 6))
+    seen = []
+    read = AffectNet._read
+    monkeypatch.setattr(AffectNet, "_read", lambda self, index: seen.append(self) or read(self, index))
+    data = load_problem(with_options("affectnet", data=str(tmp_path), on_damaged="skip")).data()
+    assert len(seen) == 46
+    assert len(data.train) + len(data.validation) == 40

@@ -176,7 +176,7 @@ class Reader(Dataset[Sample], ABC):
         return sample if self.transform is None else self.transform(sample)
 
 
-ADVICE = 'Fetch the data again, or pass on_damaged="skip" to leave out what is damaged.'
+ADVICE = 'Fetch the data again, or leave out what is damaged: on_damaged="skip", in the command line --on-damaged skip.'
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,6 +20,7 @@ from equipoise.problems.data import (
     DamagedDataError,
     MissingDataError,
     Reader,
+    Sample,
     Source,
     augmentation,
     collate,
@@ -30,6 +32,9 @@ QUICK = {"train": 2000, "validation": 500, "test": 500}
 SMOKE = {"train": 4, "validation": 8, "test": 8}
 """At most so many samples of a split are taken."""
 
+MOST_PROCESSES = 4
+"""Processes that read the data, at most, unless more are asked for."""
+
 
 class PaperProblem(Problem):
     """A problem of a paper. Subclasses say what is read, and give network and tasks.
@@ -39,7 +44,8 @@ class PaperProblem(Problem):
         pretrained: start backbones from timm's weights, where the paper does.
         smoke: two steps at a small size on a few samples, to see that everything works; no pretrained weights.
         on_damaged: "error" or "skip", as for the readers.
-        loading: processes that read the data.
+        loading: processes that read the data. By default up to 4 where there is a GPU, not more than there are cores;
+            without one, training itself takes the cores, and reads the data too.
 
     Attributes:
         source: what the data set is, which files are read, and where to request it.
@@ -62,13 +68,13 @@ class PaperProblem(Problem):
         pretrained: bool = True,
         smoke: bool = False,
         on_damaged: str = "error",
-        loading: int = 4,
+        loading: int | None = None,
     ) -> None:
         self.root = None if data is None else Path(str(data))
         self.pretrained = pretrained and not smoke
         self.smoke = smoke
         self.on_damaged = check_choice("on_damaged", on_damaged, ("error", "skip"))
-        self.loading = 0 if smoke else loading
+        self.loading = 0 if smoke else _processes() if loading is None else loading
 
     @classmethod
     @abstractmethod
@@ -76,7 +82,7 @@ class PaperProblem(Problem):
         """Writes made-up data in the official layout into an empty folder, for smoke runs."""
 
     @abstractmethod
-    def read(self, root: Path, split: str, transform: Transform) -> Reader | ConcatDataset[Any]:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader | ConcatDataset[Any]:
         """Returns a split of the data set: "train", `test_split` or, if nothing is held out, "validation"."""
 
     def train_transform(self, size: tuple[int, int]) -> Any:
@@ -111,13 +117,14 @@ class PaperProblem(Problem):
         size = self.smoke_size if self.smoke else self.size
         augment, prepare = self.train_transform(size), self.test_transform(size)
         try:
-            train: MapDataset = self.read(self.root, "train", augment)
             test = self.read(self.root, self.test_split, prepare)
             if self.held_out:
-                rest, chosen = halve(train) if self.smoke else hold_out(train, self.held_out)
-                train = Subset(cast("Dataset[Any]", train), rest)
-                validation: MapDataset = Subset(self.read(self.root, "train", prepare), chosen)
+                both = self.read(self.root, "train", None)  # once: with on_damaged="skip" every file is read here
+                rest, chosen = halve(both) if self.smoke else hold_out(both, self.held_out)
+                train: MapDataset = _Transformed(Subset(both, rest), augment)
+                validation: MapDataset = _Transformed(Subset(both, chosen), prepare)
             else:
+                train = self.read(self.root, "train", augment)
                 validation = self.read(self.root, "validation", prepare)
         except (MissingDataError, DamagedDataError) as error:
             raise ProblemError(str(error)) from error
@@ -150,20 +157,92 @@ class PaperProblem(Problem):
         return replace(protocol, epochs=max(1, protocol.epochs // 10)) if quick else protocol
 
     def loader(self, dataset: MapDataset, batch_size: int, generator: torch.Generator | None) -> Loader:
-        """Returns batches, read by worker processes; in evaluation as many at once as the problem says."""
+        """Returns batches, read by worker processes; in evaluation as many at once as the problem says.
+
+        Iterating raises a DamagedDataError that names the file, whichever process found it.
+        """
         sampler: Sampler[int] = SequentialSampler(dataset)
         if generator is not None:
             sampler = RandomSampler(dataset, generator=generator)
-        return DataLoader(
-            cast("Dataset[Any]", dataset),
-            batch_size,
-            sampler=sampler,
-            drop_last=generator is not None and len(dataset) >= batch_size,
-            collate_fn=collate,
-            num_workers=self.loading,
-            pin_memory=torch.cuda.is_available(),
-            generator=generator,
+        return _Batches(
+            DataLoader(
+                _Handed(dataset),
+                batch_size,
+                sampler=sampler,
+                drop_last=generator is not None and len(dataset) >= batch_size,
+                collate_fn=_collate_sound,
+                num_workers=self.loading,
+                pin_memory=torch.cuda.is_available(),
+                generator=generator,
+            )
         )
+
+
+class _Transformed(Dataset[Sample]):
+    """A dataset with a transform of its own, where others read the same one with another."""
+
+    def __init__(self, dataset: MapDataset, transform: Transform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.transform(self.dataset[index])
+
+
+class _Handed(Dataset["Sample | DamagedDataError"]):
+    """A dataset that hands damage over as an item: raised in a process of its own, an error loses its message."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | DamagedDataError:
+        try:
+            return cast("Sample", self.dataset[index])
+        except DamagedDataError as error:
+            return error
+
+
+class _Batches:
+    """Batches of a loader of `_Handed` samples; damage among them is raised."""
+
+    def __init__(self, loader: DataLoader[Sample | DamagedDataError]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(_raise_damage, self.loader)
+
+
+def _collate_sound(samples: Sequence[Sample | DamagedDataError]) -> Sample | DamagedDataError:
+    """Returns a batch, or the first damage among the samples."""
+    sound: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DamagedDataError):
+            return sample
+        sound.append(sample)
+    return collate(sound)
+
+
+def _raise_damage(batch: Sample | DamagedDataError) -> Sample:
+    if isinstance(batch, DamagedDataError):
+        raise batch
+    return batch
+
+
+def _processes() -> int:
+    """How many processes read the data unless the problem is told."""
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_PROCESSES, cores)
 
 
 def hold_out(dataset: MapDataset, share: float) -> tuple[list[int], list[int]]:

@@ -44,7 +44,7 @@ class AffectNetAffect(PaperProblem):
         """Writes twelve pictures, in the form of tables."""
         write_affectnet(folder)
 
-    def read(self, root: Path, split: str, transform: Transform) -> Reader:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader:
         """Returns an official split."""
         return AffectNet(root, split, transform, self.on_damaged)
 

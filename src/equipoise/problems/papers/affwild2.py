@@ -45,7 +45,7 @@ class AffWild2Affect(PaperProblem):
         """Writes the frames of four videos."""
         write_affwild2(folder)
 
-    def read(self, root: Path, split: str, transform: Transform) -> Reader:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader:
         """Returns an official split."""
         return AffWild2(root, split, transform, self.on_damaged)
 

@@ -41,7 +41,7 @@ class CelebAAttributes(PaperProblem):
         """Writes eight pictures."""
         write_celeba(folder, images=(4, 2, 2))
 
-    def read(self, root: Path, split: str, transform: Transform) -> Reader:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader:
         """Returns an official split."""
         return CelebA(root, split, transform, self.on_damaged)
 

@@ -50,7 +50,7 @@ class EmoticEmotions(PaperProblem):
         """Writes twelve pictures of one or two people."""
         write_emotic(folder)
 
-    def read(self, root: Path, split: str, transform: Transform) -> Reader:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader:
         """Returns an official split."""
         return Emotic(root, split, self.separate, transform, self.on_damaged)
 

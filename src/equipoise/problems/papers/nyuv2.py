@@ -47,7 +47,7 @@ class NYUDv2(PaperProblem):
         """Writes eleven pictures as NYUD_MT."""
         write_nyud_mt(folder, images=(8, 3))
 
-    def read(self, root: Path, split: str, transform: Transform) -> Reader:
+    def read(self, root: Path, split: str, transform: Transform | None) -> Reader:
         """Returns a split, from whichever form lies in the folder."""
         if (root / "nyu_depth_v2_labeled.mat").exists():
             return NYUv2(root, split, CLASSES, transform, self.on_damaged)

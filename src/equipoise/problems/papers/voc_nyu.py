@@ -67,7 +67,7 @@ class VOCWithNYUDepth(PaperProblem):
             (folder / part).mkdir()
             write(folder / part)
 
-    def read(self, root: Path, split: str, transform: Transform) -> ConcatDataset[Sample]:
+    def read(self, root: Path, split: str, transform: Transform | None) -> ConcatDataset[Sample]:
         """Returns a split of both together."""
         for part in ("VOC", "NYU"):
             self.source.find(root, part)
