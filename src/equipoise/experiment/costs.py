@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def measure_costs(problem: Problem, data: Splits, trials: Sequence[Trial]) -> di
     try:
         base = _Stepper(problem, reference, batches)
         base_steps = base.warm_up()
-        base_bytes = _peak(problem, reference, batches[0])
+        base_bytes = _peak_of(problem, reference, batches[0])
         base_seconds = statistics.median(base.run(base_steps) for _ in range(ROUNDS))
     except Exception:  # its run has said why
         return costs
@@ -75,7 +75,7 @@ def measure_costs(problem: Problem, data: Splits, trials: Sequence[Trial]) -> di
             stepper = _Stepper(problem, trial, batches)
             steps = stepper.warm_up()
             rounds = [(base.run(base_steps), stepper.run(steps)) for _ in range(ROUNDS)]
-            held = _peak(problem, trial, batches[0])
+            held = _peak_of(problem, trial, batches[0])
         except Exception:  # its run has said why
             continue
         costs[trial.method] = Cost(
@@ -123,7 +123,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
+def _peak_of(problem: Problem, trial: Trial, batch: Batch) -> int:
     """Most bytes held at once while the model is built and makes two steps."""
 
     def run() -> None:
@@ -131,7 +131,11 @@ def _peak(problem: Problem, trial: Trial, batch: Batch) -> int:
         for _ in range(2):
             learner.step(batch)
 
-    device = torch.device(trial.device)
+    return peak_bytes(run, torch.device(trial.device))
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Returns the most bytes that PyTorch holds at once while `run()` is called, beyond those before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
