@@ -126,7 +126,8 @@ def test_another_folder_with_the_same_study_is_held_to_its_settings(tiny, tmp_pa
     folder, _ = tiny
     storage = ["--storage", f"sqlite:///{folder / 'study.db'}", "--study", "out"]
     done = run(*TINY, "--lr", "0.01", *storage, "--out", "other", cwd=tmp_path, code=2)
-    assert "lr is 0.001 there and 0.01 here" in done.stderr
+    assert "Study 'out' in sqlite:" in done.stderr
+    assert "lr is 0.001 there and 0.01 here. Take another study with --study" in done.stderr
     assert not (tmp_path / "other").exists()
     again = run(*TINY, *storage, "--out", "other", cwd=tmp_path).stdout
     assert "5 of 5 runs are in the folder already." in again
@@ -267,6 +268,9 @@ def test_killed_workers_parent_leaves_no_orphans(tmp_path):
         (["compare", "digits", "--methods", "ew", "--set", "ema.beta=0.2"], "not compared"),
         (["compare", "digits", "--config", "missing.toml"], "missing.toml"),
         (["compare", "digits", "--lr", "-1"], "--lr must be"),
+        (["compare", "digits", "--set", "ema.lr=inf"], "ema.lr must be a finite number"),
+        (["compare", "digits", "--set", "ema.lr=0"], "ema's learning rate must be more than 0"),
+        (["compare", "digits", "--device", "cpu:1"], "write --device cpu"),
         (["compare", "digits", "--device", "nonsense"], "--device nonsense"),
         (["compare", "digits", "--out", "file"], "file"),
         (["compare", "digits", "--batch-size", "9000"], "--batch-size 9000 is more than the 8000 training samples"),
@@ -353,6 +357,17 @@ def test_a_method_that_diverges_is_told_and_the_rest_goes_on(tmp_path):
     assert "mao failed in 1 of 1 runs" in output
     statuses = {record["method"]: record["status"] for record in runs_in(tmp_path / "out")}
     assert statuses == {"single:a": "finished", "single:b": "finished", "ew": "finished", "mao": "diverged"}
+
+
+def test_methods_that_all_fail_are_no_success(tmp_path):
+    (tmp_path / "mine.py").write_text(DIVERGING)
+    arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--out", "out[x]"]
+    output = run(*arguments, "--set", "ew.lr=1e9", cwd=tmp_path, code=1).stdout
+    assert "ew failed in 1 of 1 runs" in output
+    (tmp_path / "out[x]" / "settings.json").write_text("[1, 2]")
+    done = run(*arguments, cwd=tmp_path, code=2)
+    assert "settings.json is not a comparison's" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_baseline_that_diverges_ends_the_comparison(tmp_path):

@@ -76,6 +76,13 @@ class Format(str, Enum):
     CSV = "csv"
 
 
+class OnDamaged(str, Enum):
+    """What `reproduce` does about a damaged file."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
 WRITERS: dict[Format, Callable[[Result], str]] = {
     Format.HTML: to_html,
     Format.MARKDOWN: to_markdown,
@@ -187,7 +194,9 @@ def compare(
             monitor_every=monitor_every,
         )
         folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
-        _carry_out(settings, folder, workers, storage, study)
+        result = _carry_out(settings, folder, workers, storage, study)
+        if not any(result.summary.cells[method] for method in result.settings.methods):
+            raise typer.Exit(1)  # the table's notes have said why
 
 
 @app.command(
@@ -218,8 +227,8 @@ def reproduce(
         ),
     ] = False,
     on_damaged: Annotated[
-        str, typer.Option(help="What to do about a damaged file: `error`, or `skip` it and say how many.")
-    ] = "error",
+        OnDamaged, typer.Option(help="What to do about a damaged file: `error`, or `skip` it and say how many.")
+    ] = OnDamaged.ERROR,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/NAME. One that exists is gone on with.")
     ] = None,
@@ -256,7 +265,7 @@ def reproduce(
             write_samples(experiment, data)
         names = methods or ",".join(experiment.methods[-1:] if smoke else experiment.methods)
         settings = _settings(
-            problem=problem_name(experiment, data, smoke, on_damaged),
+            problem=problem_name(experiment, data, smoke, on_damaged.value),
             methods=names,
             seeds=seeds or (1 if smoke else experiment.seeds),
             lr=None,
@@ -313,7 +322,9 @@ def worker(
     with _clear_errors():
         try:
             store = _wait_for_study(storage, study, wait)
-            console.print(f"Working on {store.name}. Ctrl-C gives the run that is under way back.", highlight=False)
+            console.print(
+                f"Working on {store.name}. Ctrl-C gives the run that is under way back.", markup=False, highlight=False
+            )
             folder = checkpoints or Path("checkpoints") / store.name
             serve(store, folder, wait, lambda record: console.print(describe(record), markup=False, highlight=False))
         except KeyboardInterrupt:
@@ -360,9 +371,10 @@ def _carry_out(
         with ConsoleProgress(console, comparison.problem) as progress:
             result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
     except KeyboardInterrupt:
+        finished = sum(record["status"] != "failed" for record in comparison.records().values())
         console.print(
-            f"Interrupted. {len(comparison.records())} finished runs are kept in {folder}; "
-            "the same command goes on from there.",
+            f"Interrupted. {finished} finished runs are kept in {folder}; the same command goes on from there.",
+            markup=False,
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
@@ -462,6 +474,8 @@ def _settings(
     for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
         if value is not None and not 0 <= value < float("inf"):
             raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
+    if lr == 0:
+        raise SettingsError("--lr must be more than 0: nothing is learnt at 0.")
     if tune and lr is not None:
         raise SettingsError("--tune finds each method's learning rate: leave --lr out, or name rates with --grid.")
     if grid is not None and not tune:
@@ -472,6 +486,8 @@ def _settings(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if torch.device(device).type == "cpu" and torch.device(device).index is not None:
+        raise SettingsError(f"--device {device} names a CPU by number: write --device cpu.")
     return Settings(
         problem=problem,
         methods=names,

@@ -1,12 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
 
 BASE = Settings("digits", ("ew", "ema"), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant", {"ema": {"beta": 0.2}})
-FOLDER = Path("runs/digits")
+PLACE = ("runs/digits", "another folder with --out")
 
 
 def test_hyperparameters_from_file_and_command_line(tmp_path):
@@ -47,10 +46,10 @@ def test_json_round_trip():
 
 def test_more_methods_and_seeds_extend():
     wanted = replace(BASE, methods=("mao", "ema"), seeds=5)
-    extended = wanted.extend(BASE, FOLDER)
+    extended = wanted.extend(BASE, *PLACE)
     assert extended.methods == ("ew", "ema", "mao")
     assert extended.seeds == 5
-    assert replace(BASE, methods=("ew",), seeds=1).extend(BASE, FOLDER) == BASE
+    assert replace(BASE, methods=("ew",), seeds=1).extend(BASE, *PLACE) == BASE
 
 
 @pytest.mark.parametrize(
@@ -65,11 +64,11 @@ def test_more_methods_and_seeds_extend():
 )
 def test_other_settings_are_refused_and_named(change, message):
     with pytest.raises(SettingsError, match=message):
-        replace(BASE, **change).extend(BASE, FOLDER)
+        replace(BASE, **change).extend(BASE, *PLACE)
 
 
 def test_hyperparameters_of_a_new_method_are_no_difference():
     given = {"ema": {"beta": 0.2}, "mao": {"lr": 3e-4}}
-    extended = replace(BASE, methods=("mao",), hyperparameters={"mao": {"lr": 3e-4}}).extend(BASE, FOLDER)
+    extended = replace(BASE, methods=("mao",), hyperparameters={"mao": {"lr": 3e-4}}).extend(BASE, *PLACE)
     assert extended.hyperparameters == given
     assert extended.hyperparameters_of("single:left") == {}

@@ -188,11 +188,11 @@ def test_failures_count_until_they_are_tried_again(store):
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), failed, {})
     assert store.view().records()[DEFINITION.run]["message"] == "no memory"
-    assert store.view().records(after=0) == {}
+    assert store.view().records({0}) == {}
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), RECORD, {})
-    for after in (-1, 0, 1):
-        assert store.view().records(after)[DEFINITION.run]["status"] == "finished"
+    for forgiven in (set(), {0}, {0, 1}):
+        assert store.view().records(forgiven)[DEFINITION.run]["status"] == "finished"
 
 
 def test_a_run_that_its_workers_die_of_is_given_up(store):
@@ -210,7 +210,7 @@ def test_diverged_runs_are_settled(store):
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), RECORD | {"status": "diverged", "message": "nan"}, {})
     assert store.view().trials[0].value == -math.inf
-    assert store.view().records(after=5)[DEFINITION.run]["status"] == "diverged"
+    assert store.view().records({0})[DEFINITION.run]["status"] == "diverged"
 
 
 def test_runs_of_another_version_are_refused_and_left(store, monkeypatch):
@@ -253,3 +253,45 @@ def test_one_comparison_at_a_time_works_on_a_study(store, monkeypatch):
     monkeypatch.setattr(module, "GRACE_SECONDS", 60)
     with other.coordinate():
         pass
+
+
+def test_a_run_that_waits_when_a_session_begins_may_fail_in_it(store):
+    store.enqueue([DEFINITION])
+    forgiven = store.view().failures
+    store.finish(store.claim("me"), RECORD | {"status": "failed", "message": "no memory"}, {})
+    assert store.view().records(forgiven)[DEFINITION.run]["message"] == "no memory"
+    assert store.view().records(store.view().failures) == {}
+
+
+def test_a_record_left_by_a_worker_that_died_before_it_counted_does_not_count(store):
+    store.enqueue([DEFINITION])
+    claim = store.claim("me")
+    store._storage.set_trial_user_attr(claim.trial_id, "record", RECORD)
+    store.abandon("me")
+    assert store.view().records() == {}
+
+
+def test_a_run_taken_again_is_not_its_dead_workers(store, monkeypatch):
+    """Between being taken and its new worker's name being known."""
+    gone = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    gone.start()
+    gone.join()
+    store.enqueue([DEFINITION])
+    store.give_back(store.claim(module.worker_name(gone.pid)))
+    write = store._storage.set_trial_user_attr
+
+    def tidied_before(trial_id, name, value):
+        Store(store.url, "name").tidy()
+        write(trial_id, name, value)
+
+    monkeypatch.setattr(store._storage, "set_trial_user_attr", tidied_before)
+    store.claim("me")
+    assert states(store) == [TrialState.RUNNING]
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me@here/x", "oracle://me@here/x", "postgresql+psycopg://here:port/x", "sqlite://", "nonsense"]
+)
+def test_what_is_no_database_that_can_be_used(url):
+    with pytest.raises(StorageError, match="no database that can be used: write sqlite:///FILE"):
+        Store(url, "name", create=True)

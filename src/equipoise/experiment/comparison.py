@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -20,7 +21,7 @@ from equipoise.experiment.execution import DONE, OPEN, POLL_SECONDS, STATE, Loca
 from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.settings import OWN, Settings, SettingsError
 from equipoise.experiment.statistics import Summary, summarise
-from equipoise.experiment.store import Definition, Store, sqlite_url
+from equipoise.experiment.store import Definition, Store, hide_password, sqlite_url
 from equipoise.experiment.training import MIN_POTENTIAL, SHARDED, Record, Trial, build_method, make_fabric
 from equipoise.experiment.tuning import Plan, Run, curves, plan
 from equipoise.problems import Problem, load_problem
@@ -115,20 +116,21 @@ class Comparison:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
         self.folder = RunFolder(path)
         database = path / DATABASE
-        earlier = self.folder.read_json("settings.json")
-        if earlier is not None:
-            settings = settings.extend(Settings.from_json(earlier["settings"]), path)
+        there = _stored_settings(self.folder)
+        if there is not None:
+            settings = settings.extend(there[0], str(path), "another folder with --out")
         self._check(settings)
         if storage is None:
             self.folder.create()
         self.store = Store(storage or sqlite_url(database), study or path.absolute().name, create=True)
         earlier = self.store.get("settings")
         if earlier is not None:
-            settings = settings.extend(Settings.from_json(earlier), path)
+            place = f"Study {self.store.name!r} in {hide_password(self.store.url)}"
+            settings = settings.extend(Settings.from_json(earlier), place, "another study with --study")
             self._check(settings)
         self.settings = settings
         self.versions = versions(settings)
-        self._failures = max((trial.number for trial in self.store.view().trials), default=-1)
+        self._forgiven = self.store.view().failures  # what failed before is tried again
 
     def run(self, workers: int, threads: int, progress: Progress, costs: bool = True) -> Result:
         """Does what is not yet done, and sums it up in the folder.
@@ -175,7 +177,7 @@ class Comparison:
 
     def records(self) -> dict[Run, Record]:
         """Returns what has been run, by this comparison or before."""
-        return self.store.view().records(self._failures)
+        return self.store.view().records(self._forgiven)
 
     def _train(self, workers: int, threads: int, progress: Progress) -> tuple[dict[Run, Record], Plan]:
         """Plans, enqueues and waits, until nothing is missing."""
@@ -196,7 +198,7 @@ class Comparison:
                     self.store.tidy()
                     tidied = looked
                 view = self.store.view()
-                records = view.records(self._failures)
+                records = view.records(self._forgiven)
                 found = plan(self.settings, tasks, records)
                 if told is None:
                     told = set(records)
@@ -307,8 +309,12 @@ class Comparison:
                 raise SettingsError(f"{method} is always trained: leave it out of --methods.")
             for name in OWN:
                 value = settings.hyperparameters_of(method).get(name, 0.0)
-                if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-                    raise SettingsError(f"{method}.{name} must be a number that is not negative, found {value!r}.")
+                if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+                    raise SettingsError(
+                        f"{method}.{name} must be a finite number that is not negative, found {value!r}."
+                    )
+            if settings.hyperparameters_of(method).get("lr", settings.lr) == 0:
+                raise SettingsError(f"{method}'s learning rate must be more than 0.")
             try:
                 build_method(
                     self.problem, _plain_trial(settings, Run(method, 0, settings.lr), None, potentials), network
@@ -326,16 +332,30 @@ def load_result(path: Path) -> Result:
         ProblemError: its problem cannot be had.
     """
     folder = RunFolder(path)
-    stored = folder.read_json("settings.json")
+    stored = _stored_settings(folder)
     if stored is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
-    settings = Settings.from_json(stored["settings"])
+    settings, made_with = stored
     problem = load_problem(settings.problem)
     records = {Run.of(record): record for record in folder.runs()}
     found = plan(settings, [task.name for task in problem.tasks], records)
     if found.missing or found.failed:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(settings, problem, records, found, folder.read_json("costs.json"), path, stored["versions"])
+    return _result(settings, problem, records, found, folder.read_json("costs.json"), path, made_with)
+
+
+def _stored_settings(folder: RunFolder) -> tuple[Settings, dict[str, Any]] | None:
+    """What `settings.json` holds: the settings, and what the comparison was made with."""
+    found = folder.read_json("settings.json")
+    if found is None:
+        return None
+    try:
+        settings, made_with = dict(found["settings"]), dict(found["versions"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise FolderError(
+            f"{folder.path / 'settings.json'} is not a comparison's: take another folder (--out), or remove this one."
+        ) from error
+    return Settings.from_json(settings), made_with
 
 
 def _result(

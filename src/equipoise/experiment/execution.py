@@ -17,10 +17,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
-from optuna.exceptions import StorageInternalError
 
 from equipoise.experiment.ranks import train_on_ranks
-from equipoise.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
+from equipoise.experiment.store import HEARTBEAT_SECONDS, MAX_DEATHS, Claim, StorageError, Store, worker_name
 from equipoise.experiment.training import Outputs, Record, train
 from equipoise.experiment.tuning import Run
 from equipoise.problems import Problem, Splits, load_problem
@@ -161,7 +160,7 @@ def _heartbeat(store: Store, claim: Claim) -> Iterator[threading.Event]:
                 if not store.alive(claim):
                     lost.set()
                     return
-            except StorageInternalError:
+            except StorageError:
                 continue  # the database is away for a while: the next time, or the run is given to another worker
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -187,6 +186,7 @@ class LocalWorkers:
         self._store, self._folder, self._threads = store, folder, threads
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.Event()
+        self._idle_deaths = 0
         self._processes = [self._start() for _ in range(count)]
 
     def __enter__(self) -> LocalWorkers:
@@ -201,14 +201,21 @@ class LocalWorkers:
         """Puts a new process in the place of one that was killed, and its run back.
 
         Raises:
-            WorkerError: a process ended by itself; it has said why.
+            WorkerError: a process ended by itself and has said why, or several were killed before they took a run.
         """
         for index, process in enumerate(self._processes):
             if process.exitcode is not None:
                 assert process.pid is not None
                 if process.exitcode >= 0:
                     raise WorkerError(f"A worker process ended with exit code {process.exitcode}; see above.")
-                self._store.abandon(worker_name(process.pid))
+                name = worker_name(process.pid)
+                self._store.abandon(name)
+                self._idle_deaths += all(trial.user_attrs.get("worker") != name for trial in self._store.view().trials)
+                if self._idle_deaths >= MAX_DEATHS:
+                    raise WorkerError(
+                        f"{self._idle_deaths} worker processes were killed before they took a run, the last by signal "
+                        f"{-process.exitcode}: is there too little memory? Try fewer --workers."
+                    )
                 self._processes[index] = self._start()
 
     def _start(self) -> SpawnProcess:

@@ -77,11 +77,17 @@ class Settings:
             return cls(**{**value, "methods": tuple(value["methods"]), "grid": tuple(value["grid"])})
         except (TypeError, KeyError) as error:
             raise SettingsError(
-                "The comparison there is of another version of equipoise: take another folder with --out."
+                "The comparison there is of another version of equipoise: "
+                "take another folder with --out, and with --storage another --study."
             ) from error
 
-    def extend(self, earlier: Settings, folder: Path) -> Settings:
-        """Returns these settings with the methods and seeds that a folder already has.
+    def extend(self, earlier: Settings, place: str, another: str) -> Settings:
+        """Returns these settings with the methods and seeds that a comparison already has.
+
+        Args:
+            earlier: that comparison's.
+            place: where it is.
+            another: what to take if these are others.
 
         Raises:
             SettingsError: something that decides the outcome of the runs there is different.
@@ -98,8 +104,8 @@ class Settings:
                 differences.append(f"{method}'s hyperparameters are {old} there and {new} here")
         if differences:
             raise SettingsError(
-                f"{folder} holds a comparison with other settings: {'; '.join(differences)}. "
-                "Take another folder with --out, or the same settings."
+                f"{place} holds a comparison with other settings: {'; '.join(differences)}. "
+                f"Take {another}, or the same settings."
             )
         methods = (*earlier.methods, *(method for method in self.methods if method not in earlier.methods))
         return replace(

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 class Store:
-    """A study in a database. Every method raises `StorageError` if that can no longer be reached.
+    """A study in a database. Every method but `epoch` raises `StorageError` if that can no longer be reached.
 
     Every run is an Optuna trial, enqueued with its definition as a user attribute. A worker takes it by setting it to
     RUNNING, which the database lets one of them do, tells that it is alive, and leaves the record as another user
@@ -260,8 +260,9 @@ class Store:
 
     def alive(self, claim: Claim) -> bool:
         """Tells that a run is being worked on; returns whether it still is this worker's."""
-        self._storage.record_heartbeat(claim.trial_id)
-        return self._storage.get_trial(claim.trial_id).state is TrialState.RUNNING
+        with _clear_errors(self.url):
+            self._storage.record_heartbeat(claim.trial_id)
+            return self._storage.get_trial(claim.trial_id).state is TrialState.RUNNING
 
     def epoch(self, claim: Claim, epoch: int, score: float) -> None:
         """Tells the score of a run's finished epoch; that it was told is not needed for anything."""
@@ -284,7 +285,10 @@ class Store:
 
     def give_back(self, claim: Claim) -> None:
         """Puts a run that is not finished back into the queue."""
-        self._settle(claim.trial_id, TrialState.WAITING)
+        with suppress(UpdateFinishedTrialError):
+            with _clear_errors(self.url):  # first: whoever takes it is not this worker, even before it says so
+                self._storage.set_trial_user_attr(claim.trial_id, "worker", None)
+            self._settle(claim.trial_id, TrialState.WAITING)
 
     def _settle(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
         try:
@@ -326,11 +330,16 @@ class View:
                 self.queued.add(run)
                 self.epochs += len(trial.intermediate_values)
 
-    def records(self, after: int = -1) -> dict[Run, Record]:
+    @property
+    def failures(self) -> frozenset[int]:
+        """The numbers of the trials that failed."""
+        return frozenset(trial.number for trial in self.trials if trial.state is TrialState.FAIL)
+
+    def records(self, forgiven: Collection[int] = ()) -> dict[Run, Record]:
         """Returns every run's record.
 
         Args:
-            after: failures count only of trials with a greater number: earlier ones are to be tried again.
+            forgiven: numbers of trials whose failure does not count: their runs are to be tried again.
         """
         found: dict[Run, Record] = {}
         deaths: dict[Run, int] = {}
@@ -339,10 +348,10 @@ class View:
             if trial.state is TrialState.COMPLETE:
                 if run not in found or found[run]["status"] == "failed":
                     found[run] = self._record(trial)
-            elif trial.state is TrialState.FAIL and trial.number > after:
-                if "record" in trial.user_attrs:
+            elif trial.state is TrialState.FAIL and trial.number not in forgiven:
+                if "record" in trial.user_attrs and self._record(trial)["status"] == "failed":
                     found.setdefault(run, self._record(trial))
-                else:
+                else:  # with another record it died before that counted
                     deaths[run] = deaths.get(run, 0) + 1
         for run, count in deaths.items():
             if count >= MAX_DEATHS:
@@ -398,12 +407,18 @@ def hide_password(url: str) -> str:
 
 
 def _parse(url: str) -> URL:
+    cause: Exception | None = None
     try:
-        return make_url(url)
-    except ArgumentError as error:
-        raise StorageError(
-            f"--storage {url!r} is no database: write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
-        ) from error
+        parsed = make_url(url)
+        on_disk = parsed.database not in (None, "", ":memory:")
+        if {"sqlite": on_disk, "postgresql": True}.get(parsed.get_backend_name(), False):
+            return parsed
+    except (ArgumentError, ValueError) as error:  # a port that is no number
+        cause = error
+    raise StorageError(
+        f"--storage {url!r} is no database that can be used: "
+        "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
+    ) from cause
 
 
 def study_names(url: str) -> list[str]:
