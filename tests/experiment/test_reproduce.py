@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,14 @@ from typer.testing import CliRunner
 from equipoise.cli import app
 from equipoise.experiment.execution import open_problem
 from equipoise.experiment.folder import RunFolder
-from equipoise.experiment.reproduce import EXPERIMENTS, hyperparameters_for, measured, paper_markdown
+from equipoise.experiment.reproduce import (
+    EXPERIMENTS,
+    find_experiment,
+    hyperparameters_for,
+    measured,
+    paper_markdown,
+    problem_name,
+)
 from equipoise.experiment.reproduce.table import printed
 from equipoise.methods import METHODS
 from equipoise.problems import load_problem, split_options
@@ -94,7 +102,28 @@ def test_an_unknown_experiment_is_told_the_known_ones():
 
 def test_a_wrong_choice_about_damaged_files_is_told(tmp_path):
     output = run("celeba", "--data", tmp_path, "--on-damaged", "ignore", code=2)
-    assert "on_damaged must be" in output
+    assert "--on-damaged" in output
+    assert all(word in output for word in ("'ignore'", "'error'", "'skip'"))
+
+
+@pytest.mark.parametrize(("option", "below"), [("--data", ""), ("--data", "deeper"), ("--out", "")])
+def test_a_file_where_made_up_data_need_a_folder_is_told(option, below, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    output = run("emotic", "--smoke", option, file / below, code=2)
+    assert f"{file} is a file" in output
+    assert option in output
+    assert file.read_text() == "mine"
+
+
+def test_an_experiments_problem_takes_options():
+    experiment = find_experiment("nyudv2-mtan-scratch?loading=0&on_damaged=error")
+    name = problem_name(experiment, Path("/data"), smoke=False, on_damaged="skip")
+    assert split_options(name) == (
+        "nyudv2-mtan",
+        {"pretrained": False, "loading": 0, "data": "/data", "on_damaged": "skip"},
+    )
+    assert find_experiment("nyudv2-mtan-scratch") == EXPERIMENTS["nyudv2-mtan-scratch"]
 
 
 def test_the_list_names_every_experiment():
@@ -153,9 +182,9 @@ def test_methods_have_the_papers_hyperparameters():
         experiment = EXPERIMENTS[name]
         return hyperparameters_for(experiment, experiment.methods, given, tune)
 
-    assert {values["beta"] for values in own("celeba").values()} == {0.2}
-    assert set(own("celeba")) == {"ema", "rema", "dwema"}
-    assert {values["beta"] for name in ("affwild2", "affectnet") for values in own(name).values()} == {0.1}
+    for name, beta in (("celeba", 0.2), ("affwild2", 0.1), ("affectnet", 0.1)):
+        averaged = {method: {"beta": beta} for method in ("ema", "rema", "dwema")}
+        assert own(name) == {"dwa": {"interval": 1}, **averaged}
     assert own("emotic") == own("emotic-26") == {"mao": {"lr": 1e-3}}
     assert own("emotic", tune=True) == {}
     assert own("emotic", mao={"lr": 1e-4}, ew={"lr": 1e-3}) == {"mao": {"lr": 1e-4}, "ew": {"lr": 1e-3}}

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from equipoise.experiment.reproduce.experiments import EXPERIMENTS, Experiment
 from equipoise.experiment.settings import SettingsError
-from equipoise.problems import load_problem, with_options
+from equipoise.problems import load_problem, split_options, with_options
 
 
 def find_experiment(name: str | None) -> Experiment:
-    """Returns the experiment of that name.
+    """Returns the experiment of that name, whose problem has the options that stand behind it (`emotic?loading=0`).
 
     Raises:
         SettingsError: there is none, or none is named.
+        ProblemError: the options are not of the form `name=value&name=value`.
     """
     if name is None:
         raise SettingsError(f"Name an experiment: one of {', '.join(EXPERIMENTS)}.")
-    if name not in EXPERIMENTS:
-        raise SettingsError(f"Unknown experiment {name!r}: take one of {', '.join(EXPERIMENTS)}.")
-    return EXPERIMENTS[name]
+    plain, options = split_options(name)
+    if plain not in EXPERIMENTS:
+        raise SettingsError(f"Unknown experiment {plain!r}: take one of {', '.join(EXPERIMENTS)}.")
+    experiment = EXPERIMENTS[plain]
+    return replace(experiment, options={**experiment.options, **options})
 
 
 def problem_name(experiment: Experiment, data: Path | None, smoke: bool, on_damaged: str) -> str:
@@ -33,13 +37,13 @@ def problem_name(experiment: Experiment, data: Path | None, smoke: bool, on_dama
         smoke: two steps at a small size.
         on_damaged: "error" or "skip".
     """
-    return with_options(
-        experiment.problem,
-        data=None if data is None else str(data.absolute()),
-        smoke=smoke or None,
-        on_damaged=None if on_damaged == "error" else on_damaged,
-        **experiment.options,
-    )
+    asked = {
+        "data": None if data is None else str(data.absolute()),
+        "smoke": smoke or None,
+        "on_damaged": None if on_damaged == "error" else on_damaged,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return with_options(experiment.problem, **{**experiment.options, **given})
 
 
 def hyperparameters_for(
@@ -64,7 +68,19 @@ def hyperparameters_for(
 
 
 def write_samples(experiment: Experiment, folder: Path) -> None:
-    """Writes made-up data in the official layout into a folder, unless there is something in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-        cast("Any", load_problem(experiment.problem)).write_samples(folder)
+    """Writes made-up data in the official layout into a folder, unless there is something in it.
+
+    Raises:
+        SettingsError: there is a file in the folder's place or above it, or it cannot be written.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise SettingsError(f"{there} is a file, a folder is needed: take another one with --data or --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            cast("Any", load_problem(experiment.problem)).write_samples(folder)
+    except OSError as error:
+        raise SettingsError(
+            f"Made-up data cannot be written into {folder} ({error.strerror}): take another one with --data or --out."
+        ) from error
