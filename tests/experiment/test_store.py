@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from equipoise.experiment import store as module
 from equipoise.experiment.store import Definition, StorageError, Store, sqlite_url
@@ -295,3 +297,29 @@ def test_a_run_taken_again_is_not_its_dead_workers(store, monkeypatch):
 def test_what_is_no_database_that_can_be_used(url):
     with pytest.raises(StorageError, match="no database that can be used: write sqlite:///FILE"):
         Store(url, "name", create=True)
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_record(store, monkeypatch):
+    store.enqueue([DEFINITION])
+    claim = store.claim("me")
+    write, failures = store._storage.set_trial_user_attr, iter(range(3))
+
+    def flaky(trial_id, name, value):
+        if next(failures, None) is not None:
+            raise StorageInternalError from OperationalError(
+                "UPDATE", {}, Exception("the server closed the connection")
+            )
+        write(trial_id, name, value)
+
+    monkeypatch.setattr(store._storage, "set_trial_user_attr", flaky)
+    with pytest.raises(StorageError, match="the server closed the connection"):
+        store.finish(claim, RECORD, {})  # an SQLite file does not come back
+    monkeypatch.setattr(module, "sqlite_path", lambda url: None)
+    assert store.finish(claim, RECORD, {})
+    assert states(store) == [TrialState.COMPLETE]
+    store.enqueue(definitions(1))
+    claim = store.claim("me")
+    failures = iter(range(99))
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
+    with pytest.raises(StorageError, match="the server closed the connection"):
+        store.finish(claim, RECORD, {})

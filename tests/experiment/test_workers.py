@@ -291,7 +291,7 @@ def test_a_server_that_goes_away_ends_a_worker_in_one_line(tmp_path):
         comparison.store.enqueue(plan_of(comparison))
         worker = start_worker(storage, "--checkpoints", str(tmp_path / "checkpoints"))
         until(lambda: under_way(comparison.store, worker), [worker])
-    output, _ = worker.communicate(timeout=60)
+    output, _ = worker.communicate(timeout=60 + store_module.GRACE_SECONDS)  # it tries again for so long
     assert worker.returncode == 2, output
     assert "Traceback" not in output
     assert "cannot be used" in output.splitlines()[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,23 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from equipoise.experiment.folder import write_whole
+
 if TYPE_CHECKING:
     from equipoise.experiment.training import Trial
 
 
 def save_checkpoint(path: Path, trial: Trial, state: Mapping[str, Any]) -> None:
     """Writes a run's state beside its place and moves it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"trial": _definition(trial), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: torch.save({"trial": _definition(trial), **state}, file))
 
 
 def load_checkpoint(path: Path, trial: Trial) -> dict[str, Any] | None:

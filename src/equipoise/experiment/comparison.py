@@ -214,7 +214,7 @@ class Comparison:
                 if not found.missing:
                     return records, found
                 self.store.enqueue(
-                    self._definition(run, records, found) for run in found.missing if run not in view.queued
+                    [self._definition(run, records, found) for run in found.missing if run not in view.queued]
                 )
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
                 if workers == 1 and Worker(self.store, self._under_way, on_epoch=epoch).work() is not None:

@@ -6,7 +6,6 @@ import functools
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
 import time
 import traceback
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from equipoise.experiment.ranks import train_on_ranks
+from equipoise.experiment.folder import file_name
+from equipoise.experiment.ranks import begin_process, train_on_ranks
 from equipoise.experiment.store import HEARTBEAT_SECONDS, MAX_DEATHS, Claim, StorageError, Store, worker_name
 from equipoise.experiment.training import Outputs, Record, train
 from equipoise.experiment.tuning import Run
@@ -226,17 +226,8 @@ class LocalWorkers:
 
 
 def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) -> None:
-    """A worker process: Ctrl-C is the parent's to answer, and the parent's end is the worker's too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    torch.set_num_threads(threads)
+    """A worker process."""
+    begin_process(threads)
     worker = Worker(Store(url, study), folder, stop.is_set)
     try:
         while not stop.is_set():
@@ -272,8 +263,3 @@ def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], Non
 def place_of(folder: Path, run: Run) -> Path:
     """Returns the folder of a run, where runs that are under way keep what they write."""
     return folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
-
-
-def file_name(method: str) -> str:
-    """Returns a method's name as it may stand in a file's."""
-    return method.replace(":", "-")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class FolderError(Exception):
@@ -46,17 +46,7 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> Path:
         """Writes a file of the folder whole or not at all; returns its path."""
         place = self.path / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_whole(place, lambda file: file.write(content))
         return place
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -99,6 +89,26 @@ class RunFolder:
             except ValueError as error:
                 raise FolderError(f"{place}, line {number} is damaged: the same comparison writes it anew.") from error
         return records
+
+
+def write_whole(place: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file beside its place and moves it there: it is whole or not there. Makes its folder."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def file_name(method: str) -> str:
+    """Returns a method's name as it may stand in a file's."""
+    return method.replace(":", "-")
 
 
 def storable(value: Any) -> Any:

@@ -79,10 +79,12 @@ def train_on_ranks(
             process.join()
 
 
-def _rank(
-    rank: int, port: int, writer: Connection, problem: str, quick: bool, trial: Trial, outputs: Outputs, threads: int
-) -> None:
-    """A device's process: the first one tells what happens and writes; Ctrl-C is the parent's to answer."""
+def begin_process(threads: int) -> None:
+    """Begins a process that a parent has started: Ctrl-C is the parent's to answer, and its end is this one's too.
+
+    Args:
+        threads: PyTorch's.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -92,10 +94,17 @@ def _rank(
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    torch.set_num_threads(threads)
+
+
+def _rank(
+    rank: int, port: int, writer: Connection, problem: str, quick: bool, trial: Trial, outputs: Outputs, threads: int
+) -> None:
+    """A device's process: the first one tells what happens and writes."""
+    begin_process(threads)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(trial.devices), "LOCAL_WORLD_SIZE": str(trial.devices)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "equipoise"}
-    torch.set_num_threads(threads)
 
     def tell(**message: object) -> None:
         writer.send_bytes(json.dumps(storable(message)).encode())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import socket
 import threading
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -21,11 +22,14 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
 from equipoise.experiment.folder import readable, storable
 from equipoise.experiment.training import Record, Trial
 from equipoise.experiment.tuning import Run, value_of
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 FORMAT = 1
 """Version of what a run's definition and record look like in the study."""
@@ -111,8 +115,36 @@ def sqlite_path(url: str) -> Path | None:
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
+def _patiently(method: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Has a method of a store try again while its server is away, for as long as a worker may be away.
+
+    What is done twice, because the answer was lost, counts once.
+    """
+
+    @functools.wraps(method)
+    def insistent(*arguments: Given.args, **options: Given.kwargs) -> Found:
+        deadline, pause = time.monotonic() + GRACE_SECONDS, 0.1
+        while True:
+            try:
+                return method(*arguments, **options)
+            except StorageError as error:
+                cause = error.__cause__
+                away = isinstance(getattr(cause, "__cause__", None) or cause, (OperationalError, InterfaceError))
+                store = arguments[0]
+                assert isinstance(store, Store)
+                if not away or sqlite_path(store.url) is not None or time.monotonic() > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    return insistent
+
+
 class Store:
-    """A study in a database. Every method but `epoch` raises `StorageError` if that can no longer be reached.
+    """A study in a database.
+
+    Every method but `epoch` raises `StorageError` if that cannot be reached; on a server most try again for
+    `GRACE_SECONDS` first.
 
     Every run is an Optuna trial, enqueued with its definition as a user attribute. A worker takes it by setting it to
     RUNNING, which the database lets one of them do, tells that it is alive, and leaves the record as another user
@@ -151,13 +183,18 @@ class Store:
 
     # What the comparison says about itself.
 
+    @_patiently
     def get(self, name: str) -> Any:
         """Returns what was `set`, None if nothing was."""
         with _clear_errors(self.url):
             return self._storage.get_study_user_attrs(self._id).get(name)
 
+    @_patiently
     def set(self, name: str, value: Any) -> None:
         """Keeps a value that JSON can hold with the study."""
+        self._put(name, value)
+
+    def _put(self, name: str, value: Any) -> None:
         with _clear_errors(self.url):
             self._study.set_user_attr(name, value)
 
@@ -171,7 +208,7 @@ class Store:
             StorageError: another one works on it.
         """
         name, ended = worker_name(os.getpid()), threading.Event()
-        self.set(COORDINATOR + name, time.time())  # first: of two that begin together none goes unseen
+        self._put(COORDINATOR + name, time.time())  # first: of two that begin together none goes unseen
         with _clear_errors(self.url):
             attributes = self._storage.get_study_user_attrs(self._id)
         for key, seen in attributes.items():
@@ -179,7 +216,7 @@ class Store:
             if key == other or other == name or seen is None:
                 continue
             if time.time() - seen < GRACE_SECONDS and _lives(other):
-                self.set(COORDINATOR + name, None)
+                self._put(COORDINATOR + name, None)
                 raise StorageError(
                     f"Another `equipoise compare` ({other}) works on study {self.name!r} in {hide_password(self.url)}: "
                     "wait for its end, or take another folder with --out."
@@ -188,7 +225,7 @@ class Store:
         def beat() -> None:
             while not ended.wait(HEARTBEAT_SECONDS):
                 with suppress(StorageError):
-                    self.set(COORDINATOR + name, time.time())
+                    self._put(COORDINATOR + name, time.time())
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -198,19 +235,22 @@ class Store:
             ended.set()
             thread.join()
             with suppress(StorageError):  # it counts as gone soon
-                self.set(COORDINATOR + name, None)
+                self._put(COORDINATOR + name, None)
 
-    def enqueue(self, definitions: Iterable[Definition]) -> None:
+    @_patiently
+    def enqueue(self, definitions: Sequence[Definition]) -> None:
         """Puts runs into the queue."""
         with _clear_errors(self.url):
             for definition in definitions:
                 self._study.enqueue_trial(asdict(definition.run), {"run": definition.to_json()})
 
+    @_patiently
     def view(self) -> View:
         """Returns what the study holds now."""
         with _clear_errors(self.url):
             return View(self._study.get_trials(deepcopy=False), self._decoded)
 
+    @_patiently
     def tidy(self) -> None:
         """Takes runs from workers that no longer answer, and trials that are there twice out of the queue.
 
@@ -239,6 +279,7 @@ class Store:
 
     # The workers' part.
 
+    @_patiently
     def claim(self, worker: str) -> Claim | None:
         """Takes the first run of the queue, for nobody else to take; None if the queue is empty.
 
@@ -269,6 +310,7 @@ class Store:
         with suppress(UpdateFinishedTrialError, StorageInternalError):
             self._storage.set_trial_intermediate_value(claim.trial_id, epoch, score)
 
+    @_patiently
     def finish(self, claim: Claim, record: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
         """Leaves a run's record and files; returns whether they count, which they do not if it was given away."""
         try:

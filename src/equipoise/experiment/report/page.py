@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
-from equipoise.experiment.execution import file_name
+from equipoise.experiment.folder import file_name
 from equipoise.experiment.pictures import (
     DARK,
     LIGHT,

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from equipoise.experiment.execution import file_name
+from equipoise.experiment.folder import file_name
 from equipoise.experiment.pictures import Chart, Panel, Theme, log_scale, said, short, styled
 from equipoise.monitor import Recording, read_monitor
 
