@@ -1,4 +1,3 @@
-import pickle
 from pathlib import Path
 
 import pytest
@@ -78,6 +77,22 @@ class Opened:
 def test_unpickles_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Opened()}, tmp_path / "weights.pth")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"weights\.pth' cannot be read \(UnpicklingError: "):
         EmoticNetwork(HEADS, "test_resnet", context_weights=tmp_path / "weights.pth")
     assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off", None])
+def test_a_broken_file_of_weights_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.pth.tar"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.pth\.tar' cannot be read"):
+        EmoticNetwork(HEADS, "test_resnet", context_weights=path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"conv1.weight": 3}}, torch.zeros(2)])
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth' does not hold weights"):
+        EmoticNetwork(HEADS, "test_resnet", context_weights=tmp_path / "other.pth")

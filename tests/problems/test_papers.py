@@ -283,6 +283,16 @@ def test_places_weights_in_the_data_folder_are_taken(tmp_path, monkeypatch):
     assert asked == {"context_weights": None}
 
 
+def test_broken_places_weights_are_told_by_the_files_name(tmp_path, monkeypatch):
+    from equipoise.models import emotic
+
+    create = emotic.create_backbone
+    monkeypatch.setattr(emotic, "create_backbone", lambda name, pretrained, **options: create(name, False, **options))
+    (tmp_path / "resnet18_places365.pth.tar").write_bytes(b"broken")
+    with pytest.raises(ProblemError, match=r"^emotic: .*resnet18_places365\.pth\.tar' cannot be read"):
+        load_problem(with_options("emotic", data=str(tmp_path))).model()
+
+
 def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch):
     import timm
 

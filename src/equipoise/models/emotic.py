@@ -28,7 +28,7 @@ class EmoticNetwork(MultiTaskNetwork):
         dropout: after it.
 
     Raises:
-        ValueError: the file's weights do not fit the encoder.
+        ValueError: the file cannot be read, or its weights do not fit the encoder.
 
     Source: Kosti et al., "Emotion Recognition in Context", CVPR 2017, with ResNet-18 in place of its low-rank filter
     networks as in the MAO paper, which leaves the number and width of the fully connected layers open: one of 256, as
@@ -101,10 +101,10 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     """Loads weights from a local file into an encoder without a classifier.
 
     Raises:
-        ValueError: names or shapes do not fit; the message says which.
+        ValueError: the file cannot be read or holds something else than tensors by name; or names or shapes do not
+            fit. The message says which.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {name.removeprefix("module."): tensor for name, tensor in content.get("state_dict", content).items()}
+    weights = _read_weights(path)
     expected = encoder.state_dict()
     wrong = [name for name, tensor in expected.items() if name in weights and weights[name].shape != tensor.shape]
     missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
@@ -116,3 +116,23 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
             "Take the file of the same architecture."
         )
     encoder.load_state_dict({name: weights.get(name, tensor) for name, tensor in expected.items()})
+
+
+def _read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Reads tensors by name, without "module.".
+
+    Raises:
+        ValueError: the file cannot be read or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a broken file make of the unpickler
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"The weights in {str(path)!r} cannot be read ({reason}). "
+            "Fetch the file again; nothing is unpickled but tensors."
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{str(path)!r} does not hold weights: expected a mapping of names to tensors (a state dict).")
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}

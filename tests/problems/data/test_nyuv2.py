@@ -21,6 +21,7 @@ from equipoise.problems.data import (
     normals_from_depth,
 )
 from equipoise.problems.data._samples import write_nyud_mt, write_nyuv2, write_nyuv2_arrays
+from equipoise.problems.data.nyuv2 import room_of
 
 SPLITS = pytest.mark.parametrize("split", ["train", "test"])
 
@@ -106,6 +107,27 @@ def test_a_label_beyond_the_classes_names_the_picture(tmp_path: Path) -> None:
     with pytest.raises(DamagedDataError, match=rf"nyu_depth_v2_labeled\.mat \(picture {number}\)"):
         NYUv2(tmp_path, "train")[1]
     assert len(NYUv2(tmp_path, "train", on_damaged="skip")) == 3
+
+
+def test_pictures_of_a_room_belong_together(tmp_path: Path) -> None:
+    write_nyuv2(tmp_path, (7, 3), (8, 8))
+    numbers = loadmat(tmp_path / "splits.mat")["trainNdxs"].ravel().tolist()
+    expected = [f"kitchen_{1 + (number - 1) // 3:04d}" for number in numbers]
+    assert NYUv2(tmp_path, "train").groups == expected
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as file:
+        fewer = file["scenes"][:, :9]
+        del file["scenes"]
+    assert NYUv2(tmp_path, "train").groups == [index * 80 // 7 for index in range(7)]
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as file:
+        file.create_dataset("scenes", data=fewer, dtype=h5py.ref_dtype)
+    with pytest.raises(DamagedDataError, match="has 10 pictures and the scenes of 9"):
+        NYUv2(tmp_path, "train")
+
+
+def test_rooms_have_their_scenes_names_without_the_letter() -> None:
+    scenes = ["basement_0001a", "basement_0001b", "kitchen_0028", "nyu_office_1", "reception_room_0001a", "cafe"]
+    rooms = ["basement_0001", "basement_0001", "kitchen_0028", "nyu_office_1", "reception_room_0001", "cafe"]
+    assert [room_of(scene) for scene in scenes] == rooms
 
 
 @SPLITS

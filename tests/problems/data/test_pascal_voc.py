@@ -146,6 +146,14 @@ def test_depth_pairs(split: str, tmp_path: Path, assert_samples) -> None:
     assert reader[0]["depth"].isnan().any()  # the sensor's holes
 
 
+def test_both_visits_to_a_room_belong_together(tmp_path: Path) -> None:
+    write_nyu_depth_pairs(tmp_path)
+    table = tmp_path / "nyudepthv2_train_files_with_gt.txt"
+    table.write_text(table.read_text().replace("playroom_0004", "kitchen_0028c", 2))
+    groups = NYUDepthPairs(tmp_path, "train").groups
+    assert groups == ["kitchen_0028", "kitchen_0028", "kitchen_0028", "playroom_0004", "kitchen_0028", "playroom_0004"]
+
+
 def test_depth_is_in_metres(tmp_path: Path) -> None:
     write_nyu_depth_pairs(tmp_path)
     values = np.full((96, 128), 2345, np.uint16)

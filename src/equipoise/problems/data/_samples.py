@@ -244,12 +244,12 @@ def write_nyuv2(
         file["rawDepths"] = file["depths"][()]
         stored = [np.where(parts < 0, 0, ids[parts] + 1) for (_, parts, *_), ids in zip(scenes, labels, strict=True)]
         file["labels"] = np.stack([part.T for part in stored]).astype(np.uint16)
-        references = file.create_dataset("names", (1, classes), dtype=h5py.ref_dtype)
-        for index, name in enumerate(names):
-            characters = file.create_dataset(
-                f"#refs#/{index}", data=np.array([[ord(c)] for c in name], dtype=np.uint16)
-            )
-            references[0, index] = characters.ref
+        rooms = [f"kitchen_{1 + index // 3:04d}{('', 'a', 'b')[index % 3]}" for index in range(count)]
+        for variable, strings in (("names", names), ("scenes", rooms)):
+            references = file.create_dataset(variable, (1, len(strings)), dtype=h5py.ref_dtype)
+            for index, string in enumerate(strings):
+                characters = np.array([[ord(character)] for character in string], dtype=np.uint16)
+                references[0, index] = file.create_dataset(f"#refs#/{variable}{index}", data=characters).ref
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2012 HDF5 schema 1.00 ."
     with (folder / "nyu_depth_v2_labeled.mat").open("r+b") as raw:
         raw.write(header.ljust(124) + b"\x00\x02IM")

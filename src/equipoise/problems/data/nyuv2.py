@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,15 @@ RUNS = 80
 """Into so many runs of neighbours a split is divided: pictures of one scene follow each other."""
 
 
-class _Indoor(Reader):
-    """What the three forms share: pictures in the order of the scenes, whose names only one of them has."""
+def room_of(scene: str) -> str:
+    """Returns the room that a scene of NYU Depth V2 shows: `basement_0001a` and `basement_0001b` are one."""
+    return re.sub(r"(?<=\d)[a-z]$", "", scene)
 
-    def _group(self, index: int) -> int:
+
+class _Indoor(Reader):
+    """What the three forms share: pictures in the order of the scenes, whose names only the authors' file has."""
+
+    def _group(self, index: int) -> Hashable:
         return index * RUNS // (int(self._order[-1]) + 1)
 
 
@@ -62,7 +69,8 @@ class NYUv2(_Indoor):
 
     Raises:
         MissingDataError: a file is not there.
-        DamagedDataError: a file cannot be read, or its classes are not those of the mapping.
+        DamagedDataError: a file cannot be read, its classes are not those of the mapping, or it has more or fewer
+            scenes than pictures.
         ValueError: `classes` is another number.
 
     Source: Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012; 40 classes:
@@ -96,7 +104,10 @@ class NYUv2(_Indoor):
         folder = Path(root)
         self._path = self.source.find(folder, "nyu_depth_v2_labeled.mat")
         with decoding(self._path, "MATLAB 7.3 file"), h5py.File(self._path) as file:
-            count, names = len(file["images"]), _names(file)
+            count, names = len(file["images"]), _strings(file, "names")
+            self._rooms = [room_of(scene) for scene in _strings(file, "scenes")] if "scenes" in file else []
+        if self._rooms and len(self._rooms) != count:
+            raise DamagedDataError(f"{self._path} has {count} pictures and the scenes of {len(self._rooms)}.")
         self._mapping = self._read_mapping(folder, names, classes)
         splits = self.source.find(folder, "splits.mat")
         with decoding(splits, "file of splits"):
@@ -134,6 +145,9 @@ class NYUv2(_Indoor):
                 f"{path} must give classes from 1 to {classes}, found {mapping.min()} to {mapping.max()}."
             )
         return np.concatenate([[-1], mapping - 1])
+
+    def _group(self, index: int) -> Hashable:
+        return self._rooms[int(self._pictures[index])] if self._rooms else super()._group(index)
 
     def _read(self, index: int) -> Sample:
         number = int(self._pictures[index])
@@ -300,9 +314,9 @@ class NYUDMT(_Indoor):
         }
 
 
-def _names(file: Any) -> list[str]:
-    """The classes' names: a cell array of strings, each 16-bit characters behind a reference."""
-    return ["".join(map(chr, file[reference][()].ravel())) for reference in file["names"][()].ravel()]
+def _strings(file: Any, name: str) -> list[str]:
+    """A cell array of strings, such as the classes' names: each 16-bit characters behind a reference."""
+    return ["".join(map(chr, file[reference][()].ravel())) for reference in file[name][()].ravel()]
 
 
 def _variable(path: Path, name: str) -> NDArray[Any]:

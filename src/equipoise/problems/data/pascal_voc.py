@@ -27,6 +27,7 @@ from equipoise.problems.data._files import (
     read_lines,
     read_map,
 )
+from equipoise.problems.data.nyuv2 import room_of
 
 CLASSES = (
     "aeroplane",
@@ -212,7 +213,7 @@ class NYUDepthPairs(Reader):
         self._finish(len(self._pairs))
 
     def _group(self, index: int) -> str:
-        return str(Path(self._pairs[index][0]).parent)
+        return room_of(Path(self._pairs[index][0]).parent.as_posix())
 
     def _read(self, index: int) -> Sample:
         picture, depth = (self._folder / name for name in self._pairs[index])

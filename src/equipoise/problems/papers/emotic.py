@@ -11,6 +11,7 @@ from torch import nn
 
 from equipoise.models import EmoticNetwork
 from equipoise.problems._base import Batch, Predictions, Task, Training
+from equipoise.problems._registry import ProblemError
 from equipoise.problems.data import Emotic, Reader
 from equipoise.problems.data._files import Transform
 from equipoise.problems.data._samples import write_emotic
@@ -55,10 +56,17 @@ class EmoticEmotions(PaperProblem):
         return Emotic(root, split, self.separate, transform, self.on_damaged)
 
     def network(self) -> nn.Module:
-        """Returns the two encoders with a head per task."""
+        """Returns the two encoders with a head per task.
+
+        Raises:
+            ProblemError: the weights in the data folder cannot be read or do not fit.
+        """
         places = self.root / PLACES if self.root is not None and self.pretrained else None
         found = places if places is not None and places.is_file() else None
-        return EmoticNetwork(self.heads, "resnet18.tv_in1k", self.pretrained, context_weights=found)
+        try:
+            return EmoticNetwork(self.heads, "resnet18.tv_in1k", self.pretrained, context_weights=found)
+        except ValueError as error:
+            raise ProblemError(f"{self.name}: {error}") from error
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Runs the network on the whole images and the people cut out of them."""
