@@ -187,10 +187,12 @@ def expected_record(by_hand, weights, x, tasks):
     moved = by_hand.step(weighted)
     layers = ("W", "a", "b")
     cosines = [[None, None], [None, None]]
+    by_layer = [None, None, None]
     if len(raw) == 2:
         a, b = (raw[task]["W"].ravel() for task in TASKS)
         cosine = a @ b / math.sqrt((a @ a) * (b @ b))
         cosines = [[1.0, cosine], [cosine, 1.0]]
+        by_layer[0] = [cosine]
     return {
         "weights": {task: shared.get(task) for task in TASKS},
         "gradient": {
@@ -199,6 +201,7 @@ def expected_record(by_hand, weights, x, tasks):
         },
         "contribution": {task: [moved.get(task, {}).get(name) for name in layers] for task in TASKS},
         "cosines": cosines,
+        "layer_cosines": by_layer,
     }
 
 
@@ -209,6 +212,11 @@ def assert_record(found, expected):
             for task, value in expected[key].items()
         }, key
     assert found["cosines"] == [approximately(row) for row in expected["cosines"]]
+    for own, theirs in zip(found["layer_cosines"], expected["layer_cosines"], strict=True):
+        if theirs is None:
+            assert own in (None, [None])  # of W, where one task is missing
+        else:
+            assert own == pytest.approx(theirs, abs=0.51e-4)
 
 
 def approximately(values):
@@ -303,3 +311,57 @@ def test_what_clipping_does_shows_in_the_rates():
         rate = LR if kind is torch.optim.SGD else factor * LR / np.abs(total)
         assert monitor.records[0]["contribution"]["a"][0] == pytest.approx(np.mean(np.abs(own) * rate), rel=1e-6)
         assert monitor.records[0]["gradient"]["a"][0] == pytest.approx(np.linalg.norm(own))
+
+
+PLANES = {
+    "a": ([1.0, 2.0, 0.0], [3.0, 0.0]),
+    "b": ([2.0, -1.0, 1.0], [1.0, 1.0]),
+    "c": ([-1.0, -2.0, 0.0], None),  # reaches p alone
+}
+
+
+class Planes(nn.Module):
+    """Task k's loss is u_k·p + w_k·q, with p and q in layers of their own: its gradients are u_k and w_k."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.q = nn.Module(), nn.Module()
+        self.p.value = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.q.value = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def losses(self, tasks="abc"):
+        found = {}
+        for task in tasks:
+            u, w = PLANES[task]
+            found[task] = self.p.value @ torch.tensor(u, dtype=torch.float64)
+            if w is not None:
+                found[task] = found[task] + self.q.value @ torch.tensor(w, dtype=torch.float64)
+        return found
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("name", ["ew", "pcgrad", "mao"])
+def test_cosines_by_layer(name):
+    """a and b are at right angles in p and at 45° in q; a and c are opposed in p. Together: 3/√(14·8) of a and b."""
+    model = Planes()
+    method = eq.make_method(name, model, list("abc"), lr=LR)
+    monitor = eq.BalanceMonitor(method, model, every=1)
+    for tasks in ("abc", "ab", "ac", "a"):
+        method.backward(model.losses(tasks))
+        method.step()
+        method.zero_grad()
+    assert monitor.recording.layers == ["p", "q"]
+    assert monitor.recording.pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+    first, second, third, last = (record["layer_cosines"] for record in monitor.records)
+    assert first == [[0.0, -1.0, 0.0], [0.7071, None, None]]
+    assert second == [[0.0, None, None], [0.7071, None, None]]
+    assert third == [[None, -1.0, None], [None, None, None]]
+    assert last in ([None, None], [[None] * 3] * 2)
+    whole = monitor.records[0]["cosines"]
+    assert whole[0][1] == pytest.approx(3 / math.sqrt(14 * 8), rel=1e-9)
+    assert whole[0][2] == pytest.approx(-5 / math.sqrt(14 * 5), rel=1e-9)
+    assert monitor.recording.mean_layer_cosines() == {
+        ("a", "b"): [0.0, pytest.approx(0.7071)],
+        ("a", "c"): [-1.0, None],
+        ("b", "c"): [0.0, None],
+    }

@@ -81,6 +81,9 @@ def train(path, steps, name="ema", **options):
     return monitor
 
 
+KEYS = ("step", "weights", "gradient", "contribution", "cosines", "layer_cosines")
+
+
 def test_a_file_round_trips(tmp_path):
     path = tmp_path / "monitor" / "ema-0.jsonl"
     monitor = train(path, 7)
@@ -91,7 +94,7 @@ def test_a_file_round_trips(tmp_path):
         "layers": ["trunk", "frozen", "branch", "own", "heads.a", "heads.b", "heads.c", "unused"],
         "every": 2,
     }
-    assert [list(line) for line in lines[1:]] == [["step", "weights", "gradient", "contribution", "cosines"]] * 4
+    assert [list(line) for line in lines[1:]] == [[*KEYS]] * 4
     assert lines[2]["weights"]["b"] is None
     assert lines[2]["gradient"]["b"] == [None] * 8
     assert lines[2]["cosines"][1] == [None] * 3

@@ -28,6 +28,9 @@ from equipoise.monitor.sums import Sums, fetch
 from equipoise.monitor.writers import as_writers
 from equipoise.optim import MAO
 
+DIGITS = 4
+"""Of the cosines by layer, which are most of a file."""
+
 
 class BalanceMonitor:
     """Records every n steps how much each task moves each layer, and how far the tasks agree.
@@ -39,10 +42,12 @@ class BalanceMonitor:
       `|w_k g_k| · η / (√v̂ + ε)` with the optimizer's `v̂` after the step; with MAO `|g_k| · η / (√v̂_k + ε)` with the
       task's own (see `equipoise.monitor.rates` for other optimizers);
 
-    and over all shared parameters
+    and of the shared parameters
 
     - `weights`: the weight of each task, as `backward` returns it;
-    - `cosines` `[K, K]`: between the tasks' gradients; negative where two tasks conflict.
+    - `cosines` `[K, K]`: between the tasks' gradients; negative where two tasks conflict;
+    - `layer_cosines`: the same of every layer by itself, a number for every pair of tasks (1 and 2, 1 and 3, …, 2 and
+      3, …), to four digits; None for a layer that no two tasks reach.
 
     None stands for what there is not: a task without a label in this step, a layer that the task does not reach. A
     layer is a module that holds parameters of its own, called as `model.named_modules()` calls it. Its numbers are of
@@ -229,19 +234,18 @@ class BalanceMonitor:
         """Measures the rows after the optimizer has taken them."""
         reached = Counter(p for row in rows.values() for p in row)
         self._shared |= {p for p, count in reached.items() if count > 1}
-        self._sample.sums.add(rows, self._optimizer, self._shared)
+        self._sample.sums.add(rows, self._optimizer, self._shared, self._layer)
 
     def _record(self) -> bool:
         """Appends the sample to the records; not if a gradient scaler had the optimizer's kernel leave the step out."""
         sample, sums = self._sample, self._sample.sums
         overflow = getattr(self._optimizer, "found_inf", None)
-        products = [] if sums.products is None else list(sums.products.flatten().unbind())
         norms, moved, factors, weights, flat, left_out = fetch(
             [norm for _, _, norm in sums.norms],
             [distance for _, _, distance in sums.moved],
             list(sample.factors.values()),
             list(sample.weights.values()),
-            products,
+            list(sums.products.values()),
             [] if overflow is None else [overflow.reshape(())],
         )
         if any(left_out):
@@ -256,13 +260,15 @@ class BalanceMonitor:
         for task in {task for task, _, _ in sums.norms}:
             self._norms[task] = math.sqrt(sum(total.square for total in totals[task]))
         weight = dict(zip(sample.weights, weights, strict=True))
+        overall, by_layer = _cosines(self.recording, sums, flat)
         self.recording.records.append(
             {
                 "step": self._step,
                 "weights": {task: weight.get(task) for task in self.recording.tasks},
                 "gradient": {task: [total.norm for total in found] for task, found in totals.items()},
                 "contribution": {task: [total.mean_distance for total in found] for task, found in totals.items()},
-                "cosines": _cosines(self.recording.tasks, sums.tasks, flat),
+                "cosines": overall,
+                "layer_cosines": by_layer,
             }
         )
         for writer in self._writers:
@@ -329,19 +335,36 @@ class _Total:
         return self.distance / self.elements if self.elements else None
 
 
-def _cosines(tasks: Sequence[str], present: Sequence[str], products: Sequence[float]) -> list[list[float | None]]:
-    """Returns the cosines `[K][K]` from the Gramian of the tasks present; None where a gradient is missing or 0."""
-    place = {task: index for index, task in enumerate(present)}
-    count = len(present)
+def _cosines(
+    recording: Recording, sums: Sums, products: Sequence[float]
+) -> tuple[list[list[float | None]], list[list[float | None] | None]]:
+    """Returns the cosines from the Gramians of the layers.
 
-    def cosine(one: str, other: str) -> float | None:
-        if one not in place or other not in place:
-            return None
-        i, j = place[one], place[other]
-        lengths = math.sqrt(products[i * count + i]) * math.sqrt(products[j * count + j])
-        return products[i * count + j] / lengths if lengths else None
+    Args:
+        recording: which tasks and layers there are.
+        sums: says of which tasks and layers the Gramians are.
+        products: the Gramians' elements, one Gramian after the other.
 
-    return [[cosine(one, other) for other in tasks] for one in tasks]
+    Returns:
+        `[K][K]` of all layers together, and of every layer a number a pair, or None. None where a gradient is missing
+        or 0.
+    """
+    size = len(sums.tasks)
+    gramians = torch.tensor(products, dtype=torch.float64).view(len(sums.products), size, size)
+    gramians = torch.cat([gramians.sum(0, keepdim=True), gramians])
+    lengths = gramians.diagonal(dim1=1, dim2=2).sqrt()
+    whole, *parts = (gramians / lengths[:, :, None] / lengths[:, None, :]).tolist()
+    place = {task: index for index, task in enumerate(sums.tasks)}
+
+    def cosine(matrix: list[list[float]], one: str, other: str) -> float | None:
+        value = matrix[place[one]][place[other]] if one in place and other in place else math.nan
+        return None if math.isnan(value) else value
+
+    by_layer: list[list[float | None] | None] = [None] * len(recording.layers)
+    for layer, matrix in zip(sums.products, parts, strict=True):
+        found = [cosine(matrix, one, other) for one, other in recording.pairs]
+        by_layer[layer] = [None if value is None else round(value, DIGITS) for value in found]
+    return [[cosine(whole, one, other) for other in recording.tasks] for one in recording.tasks], by_layer
 
 
 def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:

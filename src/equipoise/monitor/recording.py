@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -15,7 +16,8 @@ from equipoise._checks import check_choice
 FORMAT = 1
 
 Record = dict[str, Any]
-"""A sample: `step`; `weights` {task: w}; `gradient`, `contribution` {task: [a number a layer]}; `cosines` [K][K]."""
+"""A sample: `step`; `weights` {task: w}; `gradient`, `contribution` {task: [a number a layer]}; `cosines` [K][K];
+`layer_cosines` [a list of a number a pair, or None, a layer]."""
 
 QUANTITIES = ("gradient", "contribution")
 
@@ -41,6 +43,11 @@ class Recording:
     def header(self) -> dict[str, Any]:
         """A file's first line."""
         return {"format": FORMAT, "tasks": self.tasks, "layers": self.layers, "every": self.every}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every two tasks, in the order of the cosines by layer."""
+        return list(itertools.combinations(self.tasks, 2))
 
     @property
     def steps(self) -> list[int]:
@@ -100,6 +107,20 @@ class Recording:
         """Returns the mean over training of the cosine between every two tasks' gradients, `[K][K]`."""
         count = range(len(self.tasks))
         return [[_mean(record["cosines"][i][j] for record in self.records) for j in count] for i in count]
+
+    def mean_layer_cosines(self) -> dict[tuple[str, str], list[float | None]]:
+        """Averages over training where two tasks' gradients agree and where they are in conflict.
+
+        Returns:
+            Two tasks → the mean cosine between their gradients for each of `shared_layers`; None where there is none.
+        """
+        return {
+            pair: [
+                _mean(found[index] for record in self.records if (found := record["layer_cosines"][place]) is not None)
+                for place in self._shared_places()
+            ]
+            for index, pair in enumerate(self.pairs)
+        }
 
     def shares(self) -> dict[str, float]:
         """Returns each task's share of the contributions: its mean over layers and training, of the sum over tasks."""

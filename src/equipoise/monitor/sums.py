@@ -36,23 +36,24 @@ class Sums:
     Attributes:
         norms: the norm of the task's gradient on the parameter.
         moved: `Σ |g| · rate` over the parameter's elements; left out where the optimizer did not move it.
-        products: the Gramian of the tasks' gradients on shared parameters; None where there are no two of them.
-        tasks: the order of its rows.
+        products: layer → the Gramian of the tasks' gradients on its shared parameters; empty where there are no two.
+        tasks: the order of their rows.
     """
 
     norms: list[Entry] = field(default_factory=list)
     moved: list[Entry] = field(default_factory=list)
-    products: Tensor | None = None
+    products: dict[int, Tensor] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def add(self, rows: Rows, optimizer: Optimizer, shared: Container[Tensor]) -> None:
+    def add(self, rows: Rows, optimizer: Optimizer, shared: Container[Tensor], layer: Mapping[Tensor, int]) -> None:
         """Measures rows of parameters that the optimizer has just moved.
 
         Args:
             rows: task → parameter → gradient.
             optimizer: the optimizer.
             shared: holds those parameters on which the tasks are compared.
+            layer: every parameter's.
         """
         tasks = tuple(rows)
         columns: dict[Tensor, Column] = {}
@@ -61,7 +62,9 @@ class Sums:
                 if gradient.numel():
                     columns.setdefault(p, [None] * len(tasks))[index] = gradient
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        products, compared, together = [], [], {}
+        products: dict[int, list[Tensor]] = {}
+        compared: dict[int, list[Column]] = {}
+        together = {}
         for p, column in columns.items():
             large = p.device.type == "cpu" and p.numel() >= BLOCK
             if large:
@@ -70,14 +73,15 @@ class Sums:
                 together[p] = column
             if len(tasks) > 1 and p in shared:
                 if large:
-                    products.append(own)
+                    products.setdefault(layer[p], []).append(own)
                 else:
-                    compared.append(column)
+                    compared.setdefault(layer[p], []).append(column)
         self._add_lists(optimizer, groups, tasks, together)
-        if compared:
-            products.append(gramian(list(zip(*compared, strict=True))))
+        for place, found in compared.items():
+            products.setdefault(place, []).append(gramian(list(zip(*found, strict=True))))
         if products:
-            self.products, self.tasks = sum(products[1:], products[0]), tasks
+            self.products = {place: sum(found[1:], found[0]) for place, found in products.items()}
+            self.tasks = tasks
 
     def _add_lists(
         self, optimizer: Optimizer, groups: Groups, tasks: Sequence[str], columns: Mapping[Tensor, Column]
@@ -157,8 +161,8 @@ def _dtype(gradient: Tensor) -> torch.dtype:
 
 
 def fetch(*several: Sequence[Tensor]) -> list[list[float]]:
-    """Brings lists of 0-dim tensors to the host, all in one transfer."""
+    """Brings the elements of lists of tensors to the host, all in one transfer."""
     device = next((tensor.device for tensors in several for tensor in tensors), torch.device("cpu"))
-    stacked = [torch.stack([tensor.to(device) for tensor in tensors]) for tensors in several if tensors]
-    flat = iter(torch.cat([vector.to(wide_dtype(device)) for vector in stacked]).tolist() if stacked else [])
-    return [[next(flat) for _ in tensors] for tensors in several]
+    vectors = [torch.stack([tensor.to(device) for tensor in tensors]).flatten() for tensors in several if tensors]
+    flat = iter(torch.cat([vector.to(wide_dtype(device)) for vector in vectors]).tolist() if vectors else [])
+    return [[next(flat) for tensor in tensors for _ in range(tensor.numel())] for tensors in several]
