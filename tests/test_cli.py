@@ -370,6 +370,15 @@ def test_methods_that_all_fail_are_no_success(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_problem_that_was_edited_is_another(tmp_path):
+    (tmp_path / "mine.py").write_text(DIVERGING)
+    arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--out", "out"]
+    run(*arguments, cwd=tmp_path)
+    (tmp_path / "mine.py").write_text(DIVERGING.replace("pow(5)", "pow(3)"))
+    done = run(*arguments, cwd=tmp_path, code=2)
+    assert "the file of mine.py:problem was another one there" in done.stderr
+
+
 def test_a_baseline_that_diverges_ends_the_comparison(tmp_path):
     (tmp_path / "mine.py").write_text(DIVERGING)
     arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--out", "out"]

@@ -58,6 +58,7 @@ def test_more_methods_and_seeds_extend():
         ({"lr": 1e-4}, "lr is 0.001 there and 0.0001 here"),
         ({"epochs": 2, "quick": True}, "quick is False there and True here; epochs is 8 there and 2 here"),
         ({"problem": "other"}, "problem is 'digits' there"),
+        ({"source": "0123"}, "the file of digits was another one there"),
         ({"hyperparameters": {}}, r"ema's hyperparameters are {'beta': 0.2} there and {} here"),
         ({"hyperparameters": {"ema": {"beta": 0.2}, "single": {"lr": 0.1}}}, "single's hyperparameters"),
     ],

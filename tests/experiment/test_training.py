@@ -236,6 +236,11 @@ def interrupted(problem, trial, outputs, step):
     torch.manual_seed(99)  # another process: whatever its generator is at
 
 
+def stop_at(epoch, told):
+    told.append(epoch)
+    raise Stop
+
+
 RESUMED = ("ew", "rlw", "uw", "dwa", "rema", "dtp", "amtl", "imtl", "famo", "gradnorm", "graddrop", "mao", "single:b")
 
 
@@ -273,6 +278,14 @@ def test_a_checkpoint_of_another_run_is_left_alone(tmp_path):
     for found in (record, again, expected):
         del found["seconds"]
     assert again == record == expected
+    interrupted(Recording(), TRIAL, outputs, 7)
+    for origin, first in (("", 2), ("another problem", 1)):
+        epochs = []
+        problem = Recording()
+        place = replace(outputs, origin=origin)
+        with pytest.raises(Stop):
+            train(problem, problem.data(), TRIAL, lambda epoch, score, told=epochs: stop_at(epoch, told), outputs=place)
+        assert epochs == [first]
 
 
 def test_a_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):

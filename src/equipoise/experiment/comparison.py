@@ -19,7 +19,7 @@ import torch
 from equipoise.experiment.costs import REFERENCE, Cost, as_json, measure_costs
 from equipoise.experiment.execution import DONE, OPEN, POLL_SECONDS, STATE, LocalWorkers, Worker, open_problem, place_of
 from equipoise.experiment.folder import FolderError, RunFolder
-from equipoise.experiment.settings import OWN, Settings, SettingsError
+from equipoise.experiment.settings import OWN, Settings, SettingsError, source_of
 from equipoise.experiment.statistics import Summary, summarise
 from equipoise.experiment.store import Definition, Store, hide_password, sqlite_url
 from equipoise.experiment.training import MIN_POTENTIAL, SHARDED, Record, Trial, build_method, make_fabric
@@ -114,6 +114,7 @@ class Comparison:
 
     def __init__(self, settings: Settings, path: Path, storage: str | None = None, study: str | None = None) -> None:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
+        settings = replace(settings, source=source_of(settings.problem))
         self.folder = RunFolder(path)
         database = path / DATABASE
         there = _stored_settings(self.folder)
@@ -260,6 +261,7 @@ class Comparison:
             trial=self._trial(run, records, found),
             picture=first,
             monitor_every=settings.monitor_every if watched else 0,
+            source=settings.source,
         )
 
     def _trial(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Trial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ import torch
 
 from equipoise.experiment.folder import file_name
 from equipoise.experiment.ranks import begin_process, train_on_ranks
+from equipoise.experiment.settings import source_of
 from equipoise.experiment.store import HEARTBEAT_SECONDS, MAX_DEATHS, Claim, StorageError, Store, worker_name
 from equipoise.experiment.training import Outputs, Record, train
 from equipoise.experiment.tuning import Run
@@ -85,7 +87,7 @@ class Worker:
             StoppedError: `stopped` said so.
             KeyboardInterrupt: Ctrl-C.
             ProblemError: the problem cannot be had on this machine.
-            WorkerError: nor can the device.
+            WorkerError: nor can the device, or the problem's file is another one.
         """
         claim = self._store.claim(self._name)
         if claim is None:
@@ -121,6 +123,8 @@ class Worker:
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
         _check_device(definition.trial.device)  # not the run's
+        if source_of(definition.problem) != definition.source:
+            raise WorkerError(f"The file of {definition.problem} is another one here than where the comparison began.")
         try:
             files, name, every = place / FILES, file_name(run.method), definition.monitor_every
             outputs = Outputs(
@@ -128,6 +132,7 @@ class Worker:
                 picture=files / "predictions" / f"{name}.png" if definition.picture else None,
                 monitor=files / "monitor" / f"{name}-{run.seed}.jsonl" if every else None,
                 monitor_every=every,
+                origin=json.dumps([definition.problem, definition.quick, definition.source]),
             )
             if definition.trial.devices > 1:
                 return train_on_ranks(definition.problem, definition.quick, definition.trial, epoch, check, outputs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from equipoise.problems import split_options
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,6 +40,7 @@ class Settings:
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
+        source: what `source_of` says about the problem.
     """
 
     problem: str
@@ -57,6 +61,7 @@ class Settings:
     devices: int = 1
     precision: str = "32-true"
     strategy: str = "auto"
+    source: str = ""
 
     def hyperparameters_of(self, method: str) -> dict[str, Any]:
         """Returns what is given for a method, `lr` and `weight_decay` included."""
@@ -96,8 +101,11 @@ class Settings:
         differences = [
             f"{name} is {there[name]!r} there and {here[name]!r} here"
             for name in here
-            if name not in ("methods", "seeds", "hyperparameters", "monitor_every") and here[name] != there[name]
+            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source")
+            and here[name] != there[name]
         ]
+        if self.source != earlier.source and self.problem == earlier.problem:
+            differences.append(f"the file of {self.problem} was another one there")
         for method in ("single", *earlier.methods):
             old, new = earlier.hyperparameters_of(method), self.hyperparameters_of(method)
             if old != new and method in ("single", *self.methods):
@@ -114,6 +122,12 @@ class Settings:
             seeds=max(self.seeds, earlier.seeds),
             hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
         )
+
+
+def source_of(problem: str) -> str:
+    """Returns a hash of the file that a problem, as `load_problem` takes it, is in; "" if it is not in a `FILE.py`."""
+    file = Path(split_options(problem)[0].rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" else ""
 
 
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:

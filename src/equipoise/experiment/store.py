@@ -62,6 +62,7 @@ class Definition:
         trial: how it is trained.
         picture: whether a picture of predictions is wanted.
         monitor_every: steps between samples of the balance monitor; 0 for none.
+        source: what `source_of` says about the problem.
     """
 
     problem: str
@@ -69,6 +70,7 @@ class Definition:
     trial: Trial
     picture: bool = False
     monitor_every: int = 0
+    source: str = ""
 
     @property
     def run(self) -> Run:

@@ -348,12 +348,14 @@ class Outputs:
         picture: a picture of predictions, if the problem draws one.
         monitor: what the balance monitor saw.
         monitor_every: steps between its samples, fewer if that gave less than `MIN_SAMPLES`.
+        origin: what else than the trial decides the outcome; with another one a checkpoint is another run's.
     """
 
     checkpoint: Path | None = None
     picture: Path | None = None
     monitor: Path | None = None
     monitor_every: int = 50
+    origin: str = ""
 
 
 def train(
@@ -391,7 +393,7 @@ def train(
     best = -math.inf
     chosen: dict[str, Tensor] = {}
     checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
-    saved = None if checkpoint is None else load_checkpoint(checkpoint, trial)
+    saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
     watched = None if saved is None or saved["monitor_every"] != every else saved["monitor"]
     monitor = None
     if outputs.monitor is not None:
@@ -434,7 +436,7 @@ def train(
                 "selected": record["selected"],
                 "seconds": time.perf_counter() - started,
             }
-            save_checkpoint(checkpoint, trial, state)
+            save_checkpoint(checkpoint, trial, outputs.origin, state)
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
