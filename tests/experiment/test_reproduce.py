@@ -277,8 +277,6 @@ def test_settings_name_the_data_folder_absolutely(tmp_path, monkeypatch):
 
 
 def test_the_page_about_it_names_every_experiment():
-    from pathlib import Path
-
     text = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
     assert rows == set(EXPERIMENTS)

@@ -173,7 +173,7 @@ _ALL = (
             "The authors' neck and heads are their own variants; here they are EfficientDet's, with its losses.",
             "The authors warm up, lower the learning rate at plateaus and average the weights over time; here the rate "
             "follows a cosine.",
-            "A twentieth of the training pictures (of depth: whole scenes) is held out to select the epoch; pictures "
+            "A twentieth of the training pictures (of depth: whole rooms) is held out to select the epoch; pictures "
             "of VOC 2007 that are in 2012's segmentation val set are not trained on.",
             "Potentials are the single-task runs' accuracies of the same seed.",
             "The paper does not say how many seeds it has; 3 are the default here.",

@@ -193,7 +193,7 @@ def decoding(path: Path, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DamagedDataError(f"{path} is missing.") from None
     except DECODING_ERRORS as error:
-        raise DamagedDataError(f"{path} is not a readable {kind}: {error}") from error
+        raise DamagedDataError(f"{path} is not a readable {kind}: {str(error).rstrip('.')}.") from error
 
 
 def read_image(path: Path) -> tv_tensors.Image:

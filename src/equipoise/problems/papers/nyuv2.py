@@ -26,7 +26,8 @@ HEADS = {"segmentation": CLASSES, "depth": 1, "normals": 3}
 class NYUDv2(PaperProblem):
     """Forty classes, depth and normals at 480×640, from the archive NYUD_MT or the authors' own file.
 
-    Of the 795 training pictures a tenth is held out for selection, whole runs of neighbours; results are on the 654.
+    Of the 795 training pictures a tenth is held out for selection: whole rooms, or whole runs of neighbours of NYUD_MT,
+    which does not name the rooms. Results are on the 654.
 
     Args:
         data, pretrained, smoke, on_damaged, loading: see `PaperProblem`.

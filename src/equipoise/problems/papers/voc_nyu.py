@@ -35,7 +35,7 @@ class VOCWithNYUDepth(PaperProblem):
     The paper gives network, data and measures; the authors' configuration adds 640×640, batches of 32, 200 epochs,
     AdamW with a learning rate of 1e-4 and a weight decay of 5e-5. Chosen here: the authors' warm-up, plateau schedule
     and moving average of the weights are a cosine schedule; the losses are EfficientDet's; scales between ¾ and 1½,
-    mirroring and colours as in `NYUv2AMTL`; a twentieth of the training pictures (of depth: whole scenes) for
+    mirroring and colours as in `NYUv2AMTL`; a twentieth of the training pictures (of depth: whole rooms) for
     selection. Detection is measured by VOC's rule of 2012.
 
     The data folder has the folders `VOC` and `NYU`, as in the authors' code.
