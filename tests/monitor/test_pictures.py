@@ -13,7 +13,7 @@ from equipoise.monitor import Recording
 from equipoise.monitor.style import line_style
 
 pytest.importorskip("matplotlib")
-from equipoise.monitor.pictures import draw_conflicts, draw_layers, draw_steps, draw_weights
+from equipoise.monitor.pictures import draw_conflicts, draw_layers, draw_metrics, draw_steps, draw_weights
 
 
 def record(name):
@@ -107,3 +107,19 @@ def test_nothing_to_draw_is_said(recordings):
             draw(empty)
         with pytest.raises(ValueError, match="'none' has nothing to draw"):
             draw({"some": recordings["ema"], "none": empty})
+
+
+def test_metrics():
+    one = Recording(["a", "b", "c"], ["one"], 5)
+    one.metrics = [{"step": 10, "metrics": {"a": 0.5, "c": 3.0}}, {"step": 20, "metrics": {"a": 0.75}}]
+    two = Recording(["a", "b", "c"], ["one"], 5, metrics=[{"step": 10, "metrics": {"a": 0.25}}])
+    figure = draw_metrics({"_ew": one, "$mao": two})
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["a", "c"]
+    assert drawn(left) == [[0.5, 0.75], [0.25]]
+    assert list(left.lines[0].get_xdata()) == [10, 20]
+    assert drawn(right) == [[3.0], []]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_ew", r"\$mao"]
+    figure.savefig(BytesIO())
+    with pytest.raises(ValueError, match="No metrics were logged"):
+        draw_metrics(Recording(["a"], ["one"], 5))

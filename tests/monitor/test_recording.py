@@ -181,3 +181,25 @@ def test_what_is_not_finite_is_null_in_a_file(tmp_path):
     assert found["gradient"]["a"][0] is None
     assert found["gradient"]["c"] == monitor.records[0]["gradient"]["c"]
     assert None not in found["gradient"]["c"][:1]
+
+
+def test_metrics_round_trip_and_steps_taken_anew_have_metrics_anew(tmp_path):
+    path = tmp_path / "ema.jsonl"
+    monitor = train(path, 4)
+    monitor.log_metrics({"a": 0.5, "c": 2})
+    assert monitor.recording.metrics == [{"step": 4, "metrics": {"a": 0.5, "c": 2.0}}]
+    assert read_monitor(path) == monitor.recording
+    with pytest.raises(ValueError, match="Metrics are of the tasks a, b, c; found 'left'"):
+        monitor.log_metrics({"left": 1.0})
+    model, method = make("ema")
+    again = eq.BalanceMonitor(method, model, every=2, writers=path)
+    again.load_state_dict({"step": 2})
+    again.log_metrics({"b": 0.25})
+    assert read_monitor(path).metrics == [{"step": 2, "metrics": {"b": 0.25}}]
+    assert read_monitor(path).steps == [0]
+    method.backward(model.losses(batch(0)))
+    method.step()
+    assert read_monitor(path).steps == [0, 2]
+    assert read_monitor(path).metrics == [{"step": 2, "metrics": {"b": 0.25}}]
+    again.log_metrics({"b": 0.125})
+    assert [logged["step"] for logged in read_monitor(path).metrics] == [2, 3]

@@ -7,7 +7,8 @@ from contract.registry import make
 from networks import batch
 
 import equipoise as eq
-from equipoise.monitor import read_monitor
+from equipoise.monitor import Recording, read_monitor
+from equipoise.monitor.writers import scalars
 
 
 def train(writers):
@@ -69,3 +70,8 @@ def test_a_lightning_logger_and_a_file_together(tmp_path):
     for tag, numbers in wanted.items():
         assert found[tag] == pytest.approx(numbers)
     assert read_monitor(tmp_path / "monitor.jsonl") == monitor.recording
+
+
+def test_metrics_are_scalars():
+    recording = Recording(["a", "b"], ["one"], 5)
+    assert scalars(recording, {"step": 3, "metrics": {"b": 0.5}}) == {"metric/b": 0.5}

@@ -129,6 +129,23 @@ class BalanceMonitor:
         """The samples so far; see `Recording`."""
         return self.recording.records
 
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Records how well tasks do, say on validation after an epoch, with the number of steps taken so far.
+
+        Args:
+            metrics: task → its metric; some tasks may be left out.
+
+        Raises:
+            ValueError: a name is no task's.
+        """
+        unknown = [task for task in metrics if task not in self.recording.tasks]
+        if unknown:
+            raise ValueError(f"Metrics are of the tasks {', '.join(self.recording.tasks)}; found {unknown[0]!r}.")
+        record = {"step": self._step, "metrics": {task: float(value) for task, value in metrics.items()}}
+        self.recording.metrics.append(record)
+        for writer in self._writers:
+            writer.write(self.recording, record)
+
     def detach(self) -> None:
         """Ends the recording; what has been recorded stays."""
         self._balancing.watch(None)

@@ -42,7 +42,7 @@ def draw_layers(recordings: Recordings) -> Figure:
             _describe(axes, name, label, "layer" if len(layers) > NAMED else "")
             if len(layers) <= NAMED:
                 axes.set_xticks(range(len(layers)), list(map(_plain, layers)), rotation=90, fontsize=7)
-    _legend(figure, named)
+    _legend(figure, _tasks(named))
     return figure
 
 
@@ -61,7 +61,7 @@ def draw_steps(recordings: Recordings) -> Figure:
         for axes, (quantity, label) in zip(panels, QUANTITIES.items(), strict=True):
             _lines(axes, recording.steps, recording.by_step(quantity), _tasks(named))
             _describe(axes, name, label, "step")
-    _legend(figure, named)
+    _legend(figure, _tasks(named))
     return figure
 
 
@@ -111,7 +111,33 @@ def draw_weights(recordings: Recordings) -> Figure:
     for (name, recording), axes in zip(named.items(), panels, strict=True):
         _lines(axes, recording.steps, recording.weights(), _tasks(named))
         _describe(axes, name, "weight", "step")
-    _legend(figure, named)
+    _legend(figure, _tasks(named))
+    return figure
+
+
+def draw_metrics(recordings: Recordings) -> Figure:
+    """Each task's metric over training, a panel a task and a line a recording: MAO's Figure 6.
+
+    Args:
+        recordings: one, or name → recording.
+
+    Raises:
+        ValueError: no metrics were logged.
+    """
+    named = {"": recordings} if isinstance(recordings, Recording) else dict(recordings)
+    tasks = [t for t in _tasks(named) if any(t in log["metrics"] for r in named.values() for log in r.metrics)]
+    if not tasks:
+        raise ValueError("No metrics were logged: give them to BalanceMonitor.log_metrics during training.")
+    figure = Figure(figsize=(4.2 * len(tasks), 3.4), layout="constrained")
+    for task, axes in zip(tasks, figure.subplots(1, len(tasks), squeeze=False).flat, strict=True):
+        for index, recording in enumerate(named.values()):
+            logged = [(log["step"], log["metrics"][task]) for log in recording.metrics if task in log["metrics"]]
+            steps, values = [step for step, _ in logged], [math.nan if v is None else v for _, v in logged]
+            axes.plot(steps, values, markersize=4, linewidth=1.2, **line_style(index))
+        axes.grid(linewidth=0.4)
+        _describe(axes, task, "metric", "step")
+    if len(named) > 1:
+        _legend(figure, list(named))
     return figure
 
 
@@ -161,14 +187,13 @@ def _describe(axes: Axes, title: str, height: str, width: str) -> None:
     axes.set_xlabel(width, fontsize=9)
 
 
-def _legend(figure: Figure, named: Mapping[str, Recording]) -> None:
-    tasks = _tasks(named)
-    handles = [Line2D([], [], **line_style(index)) for index in range(len(tasks))]
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    handles = [Line2D([], [], **line_style(index)) for index in range(len(names))]
     legend = figure.legend(
-        handles, list(map(str, range(len(tasks)))), loc="outside lower center", ncols=8, fontsize=9, frameon=False
+        handles, list(map(str, range(len(names)))), loc="outside lower center", ncols=8, fontsize=9, frameon=False
     )
-    for text, task in zip(legend.get_texts(), tasks, strict=True):
-        text.set_text(_plain(task))  # not before: a legend leaves out names that begin with _
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(_plain(name))  # not before: a legend leaves out names that begin with _
 
 
 def _plain(name: str) -> str:

@@ -32,12 +32,15 @@ class Recording:
         every: steps from one sample to the next.
         records: the samples. None stands where there is no number: the task had no label in this step, or does not
             reach the layer.
+        metrics: what `BalanceMonitor.log_metrics` was given: `step`, the number of steps taken, and `metrics`
+            {task: value}.
     """
 
     tasks: list[str]
     layers: list[str]
     every: int
     records: list[Record] = field(default_factory=list)
+    metrics: list[Record] = field(default_factory=list)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -174,9 +177,15 @@ def read_monitor(path: str | PathLike[str]) -> Recording:
     recording = Recording(found["tasks"], found["layers"], found["every"])
     for number, line in enumerate(lines, 2):
         record = _parse(line, path, number)
-        while recording.records and recording.records[-1]["step"] >= record["step"]:
-            recording.records.pop()
-        recording.records.append(record)
+        own, others = recording.records, recording.metrics
+        if "metrics" in record:
+            own, others = others, own
+        while own and own[-1]["step"] >= record["step"]:
+            own.pop()
+        last = record["step"] - ("metrics" in record)  # a sample's step is taken after the metrics of that number
+        while others and others[-1]["step"] > last:
+            others.pop()
+        own.append(record)
     return recording
 
 

@@ -17,7 +17,7 @@ class Writer(Protocol):
     """Takes every sample as it is made."""
 
     def write(self, recording: Recording, record: Record) -> None:
-        """Takes a sample of the recording."""
+        """Takes a sample of the recording, or metrics."""
 
 
 def as_writers(given: Any, recording: Recording) -> list[Writer]:
@@ -96,7 +96,12 @@ class LightningLogger:
 
 
 def scalars(recording: Recording, record: Record) -> dict[str, float]:
-    """Returns tag → number: `weight/<task>`, `gradient/<task>/<layer>`, `contribution/…`, `cosine/<task>/<task>`."""
+    """Returns tag → number.
+
+    The tags are `weight/<task>`, `gradient/<task>/<layer>`, `contribution/…`, `cosine/<task>/<task>`, `metric/<task>`.
+    """
+    if "metrics" in record:
+        return {f"metric/{task}": value for task, value in record["metrics"].items()}
     found = {f"weight/{task}": weight for task, weight in record["weights"].items()}
     for quantity in ("gradient", "contribution"):
         for task, numbers in record[quantity].items():
