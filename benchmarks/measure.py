@@ -1,9 +1,7 @@
-"""Time and memory of alternatives, interleaved, as ratios."""
+"""Time of alternatives, interleaved, as ratios."""
 
 from __future__ import annotations
 
-import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +9,6 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
 
@@ -74,25 +71,3 @@ def relative(times: list[float], reference: list[float]) -> Ratio:
     ratios = [own / base for own, base in zip(times, reference, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Ratio(1000 * statistics.median(times), statistics.median(ratios), quartiles[0], quartiles[2])
-
-
-def peak_memory(step: Step, device: torch.device) -> int:
-    """Most bytes that a step, which has run before, holds beyond what was held before it."""
-    gc.collect()
-    if device.type == "cuda":
-        _wait(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        _wait(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torchvision
-from measure import Step, interleave, peak_memory, relative
+from measure import Step, interleave, relative
 from peers import LIBMTL, TORCHJD, libmtl_step, torchjd_step
 from report import write_report
 from rich.progress import Progress, TimeElapsedColumn
@@ -28,6 +28,7 @@ from sections import gramian_weights, optimizer_steps, training_steps
 from workloads import Workload, make_workload
 
 import equipoise as eq
+from equipoise.experiment.costs import peak_bytes
 from equipoise.methods import METHODS
 
 LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
@@ -173,7 +174,7 @@ def measure_case(case: Case, device: torch.device) -> list[dict[str, Any]]:
         memory = {}
         for name, step in steps.items():
             workload.model.zero_grad()
-            memory[name] = peak_memory(step, device)
+            memory[name] = peak_bytes(step, device)
         rows += [
             {
                 "name": name,

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import interleave, peak_memory, relative
+from measure import interleave, relative
 from peers import TORCHJD, AdaTask, MTAdam
 from workloads import Workload, make_workload
 
 import equipoise as eq
+from equipoise.experiment.costs import peak_bytes
 
 OURS = {
     "pcgrad": eq.PCGrad,
@@ -109,7 +110,7 @@ def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
             "name": name,
             "K": tasks,
             "ew": asdict(relative(times[name], times["equal weights, AdamW"])),
-            "step": peak_memory(step, device) / size,
+            "step": peak_bytes(step, device) / size,
             "moments": moments[name] / size,
         }
         for name, step in steps.items()
