@@ -225,7 +225,12 @@ def test_names_are_escaped(tmp_path):
 def test_the_command_asks_for_the_same(settings, monkeypatch):
     """What the command line makes of it is what it was made of."""
     asked = []
-    monkeypatch.setattr(cli, "_carry_out", lambda settings, *_: asked.append(settings))
+
+    def carry_out(settings, *_):
+        asked.append(settings)
+        return make_result()
+
+    monkeypatch.setattr(cli, "_carry_out", carry_out)
     words = shlex.split(command(settings))
     assert words[0] == "equipoise"
     done = CliRunner().invoke(cli.app, words[1:])
