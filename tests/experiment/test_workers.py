@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from collections import Counter
 
 import pandas as pd
 import pytest
+import torch
 from experiment.postgres import postgresql
 from optuna.trial import TrialState
 
+from equipoise.experiment import execution as execution_module
 from equipoise.experiment import store as store_module
 from equipoise.experiment.comparison import BaselineError, Comparison, load_result
 from equipoise.experiment.execution import DONE, STATE, serve
@@ -187,7 +190,7 @@ def plan_of(comparison):
     return [comparison._definition(run, {}, found) for run in found.missing]
 
 
-def test_a_worker_may_end_with_the_queue(tmp_path):
+def test_a_worker_may_end_with_the_queue(tmp_path, monkeypatch):
     asked = settings(tmp_path, 0, methods=("ew",), seeds=1)
     storage = sqlite_url(tmp_path / "out" / "study.db")
     too_early = start_worker(storage, "--once-empty")
@@ -201,8 +204,12 @@ def test_a_worker_may_end_with_the_queue(tmp_path):
     assert worker.returncode == 0, output
     assert "single:b, seed 0, lr 0.01" in output
     assert [trial.state for trial in comparison.store.view().trials] == [TrialState.COMPLETE] * 2
+    monkeypatch.setattr(execution_module, "versions", lambda device: {"torch": torch.__version__, "device": "a GPU"})
     result = comparison.run(1, 1, Quiet())
     assert [record["method"] for record in result.records] == ["single:a", "single:b", "ew"]
+    for found in (result, load_result(tmp_path / "out")):
+        assert found.versions["torch"] == torch.__version__
+        assert found.versions["device"] == f"mixed: {platform.machine()}, a GPU"
 
 
 def test_a_machine_without_the_problem_leaves_the_runs_alone(tmp_path):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,10 +28,6 @@ TIDY_SECONDS = 5.0
 
 DATABASE = "study.db"
 """The study's file in the run folder, unless it is elsewhere."""
-
-
-PACKAGES = ("lightning", "numpy", "scikit-learn", "timm", "torchmetrics", "torchvision")
-"""Whose versions numbers may depend on, besides PyTorch's."""
 
 CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
@@ -75,7 +68,7 @@ class Result:
         tuning: method → learning rates and the validation scores (seed 0) by which they were chosen, ascending; −∞
             where a run diverged. Methods that were not tuned are left out.
         folder: the run folder.
-        versions: what ran and where.
+        versions: what the runs were made with and where, "mixed: …" where that differs between them.
     """
 
     settings: Settings
@@ -119,7 +112,7 @@ class Comparison:
         database = path / DATABASE
         there = _stored_settings(self.folder)
         if there is not None:
-            settings = settings.extend(there[0], str(path), "another folder with --out")
+            settings = settings.extend(there, str(path), "another folder with --out")
         self._check(settings)
         if storage is None:
             self.folder.create()
@@ -130,7 +123,6 @@ class Comparison:
             settings = settings.extend(Settings.from_json(earlier), place, "another study with --study")
             self._check(settings)
         self.settings = settings
-        self.versions = versions(settings)
         self._forgiven = self.store.view().failures  # what failed before is tried again
 
     def run(self, workers: int, threads: int, progress: Progress, costs: bool = True) -> Result:
@@ -154,7 +146,7 @@ class Comparison:
 
     def _run(self, workers: int, threads: int, progress: Progress, costs: bool) -> Result:
         self.folder.create()
-        self.folder.write_json("settings.json", {"settings": self.settings.to_json(), "versions": self.versions})
+        self.folder.write_json("settings.json", {"settings": self.settings.to_json()})
         self.store.set("settings", self.settings.to_json())
         self.store.set(STATE, OPEN)
         torch.set_num_threads(threads)
@@ -230,7 +222,7 @@ class Comparison:
     ) -> Result:
         self._write_files(Run(method, 0, rate) for method, rate in found.rates.items())
         stored = self.folder.read_json("costs.json")
-        result = _result(self.settings, self.problem, records, found, stored, self.folder.path, self.versions)
+        result = _result(self.settings, self.problem, records, found, stored, self.folder.path)
         usable = [method for method in self.settings.methods if result.summary.cells[method]]
         if not costs or (stored is not None and set(usable) <= set(stored["tried"])):
             return result
@@ -334,30 +326,29 @@ def load_result(path: Path) -> Result:
         ProblemError: its problem cannot be had.
     """
     folder = RunFolder(path)
-    stored = _stored_settings(folder)
-    if stored is None:
+    settings = _stored_settings(folder)
+    if settings is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
-    settings, made_with = stored
     problem = load_problem(settings.problem)
     records = {Run.of(record): record for record in folder.runs()}
     found = plan(settings, [task.name for task in problem.tasks], records)
     if found.missing or found.failed:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(settings, problem, records, found, folder.read_json("costs.json"), path, made_with)
+    return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
 
 
-def _stored_settings(folder: RunFolder) -> tuple[Settings, dict[str, Any]] | None:
-    """What `settings.json` holds: the settings, and what the comparison was made with."""
+def _stored_settings(folder: RunFolder) -> Settings | None:
+    """What `settings.json` holds."""
     found = folder.read_json("settings.json")
     if found is None:
         return None
     try:
-        settings, made_with = dict(found["settings"]), dict(found["versions"])
+        settings = dict(found["settings"])
     except (TypeError, KeyError, ValueError) as error:
         raise FolderError(
             f"{folder.path / 'settings.json'} is not a comparison's: take another folder (--out), or remove this one."
         ) from error
-    return Settings.from_json(settings), made_with
+    return Settings.from_json(settings)
 
 
 def _result(
@@ -367,7 +358,6 @@ def _result(
     found: Plan,
     costs: Mapping[str, Any] | None,
     path: Path,
-    made_with: Mapping[str, Any],
 ) -> Result:
     final = [records[Run(method, seed, rate)] for method, rate in found.rates.items() for seed in range(settings.seeds)]
     return Result(
@@ -380,8 +370,19 @@ def _result(
         rates=found.rates,
         tuning=curves(settings, list(found.rates), records),
         folder=path,
-        versions=made_with,
+        versions=_made_with(final),
     )
+
+
+def _made_with(records: Iterable[Record]) -> dict[str, Any]:
+    found: dict[str, dict[Any, None]] = {}
+    for record in records:
+        for name, value in record.get("versions", {}).items():
+            found.setdefault(name, {})[value] = None
+    return {
+        name: next(iter(values)) if len(values) == 1 else f"mixed: {', '.join(map(str, values))}"
+        for name, values in found.items()
+    }
 
 
 def _costs(stored: Mapping[str, Any]) -> dict[str, Cost]:
@@ -409,23 +410,6 @@ def _plain_trial(
         reference=reference,
         potentials=potentials,
     )
-
-
-def versions(settings: Settings) -> dict[str, Any]:
-    """Returns what ran and where, to repeat it."""
-    device = torch.device(settings.device)
-    found = {
-        "equipoise": importlib.metadata.version("equipoise"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "processor cores": os.cpu_count(),
-    }
-    for package in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def methods_of(names: Iterable[str]) -> tuple[str, ...]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +28,9 @@ from equipoise.experiment.store import HEARTBEAT_SECONDS, MAX_DEATHS, Claim, Sto
 from equipoise.experiment.training import Outputs, Record, train
 from equipoise.experiment.tuning import Run
 from equipoise.problems import Problem, Splits, load_problem
+
+PACKAGES = ("lightning", "numpy", "scikit-learn", "timm", "torchmetrics", "torchvision")
+"""Whose versions numbers may depend on, besides PyTorch's."""
 
 POLL_SECONDS = 0.2
 """How often a worker looks for a run, and the coordinator for what has changed."""
@@ -97,6 +103,7 @@ class Worker:
         try:
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
+            record["versions"] = versions(claim.definition.trial.device)
             files = {
                 path.relative_to(place / FILES).as_posix(): path.read_bytes()
                 for path in (place / FILES).rglob("*")
@@ -145,6 +152,23 @@ class Worker:
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             return {**vars(run), "status": "failed", "message": message, "traceback": traceback.format_exc()}
+
+
+def versions(device: str) -> dict[str, Any]:
+    """Returns what runs here and where, to repeat it."""
+    place = torch.device(device)
+    found = {
+        "equipoise": importlib.metadata.version("equipoise"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "processor cores": os.cpu_count(),
+    }
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _check_device(device: str) -> None:
