@@ -264,7 +264,7 @@ def test_killed_workers_parent_leaves_no_orphans(tmp_path):
         (["compare", "digits", "--set", "ema.beta"], "METHOD.NAME=VALUE"),
         (["compare", "digits", "--set", "ema.beta=2"], "beta must be"),
         (["compare", "digits", "--set", "ema.gamma=2"], "gamma"),
-        (["compare", "digits", "--set", "ema.lr=fast"], "ema.lr must be a number"),
+        (["compare", "digits", "--set", "ema.lr=fast"], "ema.lr must be a finite number"),
         (["compare", "digits", "--methods", "ew", "--set", "ema.beta=0.2"], "not compared"),
         (["compare", "digits", "--config", "missing.toml"], "missing.toml"),
         (["compare", "digits", "--lr", "-1"], "--lr must be"),

@@ -61,3 +61,5 @@ def attempt(function, *arguments):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # threads of PyTorch's that are still there can abort an interpreter that cleans up
