@@ -641,7 +641,10 @@ def test_a_loss_at_its_bound_is_named_with_the_bound():
 
 
 def test_after_step_is_free_to_call_for_others():
-    eq.Balancer(["a", "b"], eq.EMA()).after_step({"a": torch.tensor(1.0)})
+    balancer = eq.Balancer(["a", "b"], eq.EMA())
+    before = snapshot(balancer)[0]
+    assert balancer.after_step({"a": torch.tensor(1.0)}) is None
+    assert_same(snapshot(balancer)[0], before)
 
 
 # --- state ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equipoise.experiment.comparison import BaselineError, Comparison, Result, load_result, methods_of
+from equipoise._options import (
+    MONITOR_EVERY,
+    BatchSize,
+    Device,
+    Devices,
+    Epochs,
+    Grid,
+    Hyperparameters,
+    MonitorEvery,
+    OnDamaged,
+    Precision,
+    Storage,
+    Strategy,
+    Study,
+    Tune,
+    Workers,
+    read_settings,
+)
+from equipoise.experiment.comparison import BaselineError, Comparison, Result, load_result
 from equipoise.experiment.execution import IDLE_SECONDS, WorkerError, serve
 from equipoise.experiment.folder import FolderError, RunFolder
 from equipoise.experiment.pictures import draw_all
@@ -39,10 +57,9 @@ from equipoise.experiment.reproduce import (
     reproduction_remarks,
     write_samples,
 )
-from equipoise.experiment.settings import Settings, SettingsError, parse_hyperparameters
+from equipoise.experiment.settings import Settings, SettingsError
 from equipoise.experiment.store import StorageError, Store, hide_password, study_names
 from equipoise.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
-from equipoise.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.methods import METHODS
 from equipoise.problems import PROBLEMS, ProblemError, load_problem, split_options
 
@@ -55,9 +72,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Balanced multi-task training: find out which way of balancing serves your tasks.",
 )
-MONITOR_EVERY = 50
-"""Steps between samples of the balance monitor."""
-
 MAX_WORKERS = 8
 """Worker processes that are started on a CPU unless more are asked for: each holds the data and a model."""
 
@@ -74,13 +88,6 @@ class Format(str, Enum):
     MARKDOWN = "md"
     LATEX = "latex"
     CSV = "csv"
-
-
-class OnDamaged(str, Enum):
-    """What `reproduce` does about a damaged file."""
-
-    ERROR = "error"
-    SKIP = "skip"
 
 
 WRITERS: dict[Format, Callable[[Result], str]] = {
@@ -126,55 +133,30 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay; default: the problem's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
     quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer epochs; the table says so.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
-    ] = None,
+    set_: Hyperparameters = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of hyperparameters, a table per method; `--set` wins over it.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
     ] = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Choose each method's learning rate on validation, baselines' too.")
-    ] = False,
-    grid: Annotated[
-        str | None,
-        typer.Option(help="Learning rates to try first, comma-separated.", show_default="1e-5,1e-4,1e-3"),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Runs that train at the same time, a process each; 0: none here, `equipoise worker` takes them. "
-            "Default: one per core on a CPU, else 1.",
-        ),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Database for the runs, as `postgresql+psycopg://…`; default: a file in the run folder."),
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
-    ] = "auto",
-    devices: Annotated[
-        int, typer.Option(min=1, help="Devices for each run; they share every batch (Fabric's `devices`).")
-    ] = 1,
-    precision: Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")] = "32-true",
-    strategy: Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")] = "auto",
-    monitor_every: Annotated[
-        int,
-        typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
-    ] = MONITOR_EVERY,
+    tune: Tune = False,
+    grid: Grid = None,
+    workers: Workers = None,
+    storage: Storage = None,
+    study: Study = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32-true",
+    strategy: Strategy = "auto",
+    monitor_every: MonitorEvery = MONITOR_EVERY,
 ) -> None:
     """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
     with _clear_errors():
-        settings = _settings(
+        settings = read_settings(
             problem=problem,
             methods=methods,
             seeds=seeds,
@@ -212,12 +194,9 @@ def reproduce(
     data: Annotated[Path | None, typer.Option(help="The data set's folder, in its official layout.")] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; default: those of the paper's table.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; default: the paper's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; default: the paper's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the paper's.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    set_: Hyperparameters = None,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -232,25 +211,16 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/NAME. One that exists is gone on with.")
     ] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation.")] = False,
-    grid: Annotated[
-        str | None, typer.Option(help="Learning rates to try first.", show_default="1e-5,1e-4,1e-3")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Runs that train at the same time, a process each; 0: `equipoise worker` takes them."),
-    ] = None,
-    storage: Annotated[str | None, typer.Option(help="Database for the runs; default: a file in the folder.")] = None,
-    study: Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")
-    ] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Devices for each run; they share every batch.")] = 1,
-    precision: Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")] = "32-true",
-    strategy: Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")] = "auto",
-    monitor_every: Annotated[
-        int, typer.Option(min=0, help="Steps between samples of the balance monitor; 0: no monitor.")
-    ] = MONITOR_EVERY,
+    tune: Tune = False,
+    grid: Grid = None,
+    workers: Workers = None,
+    storage: Storage = None,
+    study: Study = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32-true",
+    strategy: Strategy = "auto",
+    monitor_every: MonitorEvery = MONITOR_EVERY,
 ) -> None:
     """Repeats a paper's experiment on its data set, and shows the paper's table with the results beside it."""
     if list_:
@@ -264,7 +234,7 @@ def reproduce(
             data = data or out / "data"
             write_samples(experiment, data)
         names = methods or ",".join(experiment.methods[-1:] if smoke else experiment.methods)
-        settings = _settings(
+        settings = read_settings(
             problem=problem_name(experiment, data, smoke, on_damaged.value),
             methods=names,
             seeds=seeds or (1 if smoke else experiment.seeds),
@@ -445,82 +415,6 @@ def report(
         except OSError as error:
             raise FolderError(f"{place} cannot be written: {error.strerror}.") from error
         typer.echo(place)
-
-
-def _settings(
-    problem: str,
-    methods: str,
-    seeds: int,
-    lr: float | None,
-    weight_decay: float | None,
-    epochs: int | None,
-    batch_size: int | None,
-    quick: bool,
-    set_: list[str] | None,
-    config: Path | None,
-    device: str,
-    tune: bool,
-    grid: str | None,
-    devices: int = 1,
-    precision: str = "32-true",
-    strategy: str = "auto",
-    monitor_every: int = MONITOR_EVERY,
-) -> Settings:
-    """The settings: the problem's own, where nothing else is asked for."""
-    own = load_problem(problem).training(quick)
-    names = tuple(METHODS) if methods.strip() == "all" else methods_of(methods.split(","))
-    if not names:
-        raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
-    for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
-    if lr == 0:
-        raise SettingsError("--lr must be more than 0: nothing is learnt at 0.")
-    if tune and lr is not None:
-        raise SettingsError("--tune finds each method's learning rate: leave --lr out, or name rates with --grid.")
-    if grid is not None and not tune:
-        raise SettingsError("--grid is for --tune: add it, or give one learning rate with --lr.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    if torch.device(device).type == "cpu" and torch.device(device).index is not None:
-        raise SettingsError(f"--device {device} names a CPU by number: write --device cpu.")
-    return Settings(
-        problem=problem,
-        methods=names,
-        seeds=seeds,
-        quick=quick,
-        epochs=own.epochs if epochs is None else epochs,
-        batch_size=own.batch_size if batch_size is None else batch_size,
-        evaluation_batch_size=own.evaluation_batch_size,
-        lr=own.lr if lr is None else lr,
-        weight_decay=own.weight_decay if weight_decay is None else weight_decay,
-        schedule=own.schedule,
-        hyperparameters=parse_hyperparameters(set_ or [], config),
-        device=device,
-        tune=tune,
-        grid=() if not tune else GRID if grid is None else _parse_grid(grid),
-        devices=devices,
-        precision=precision,
-        strategy=strategy,
-        monitor_every=monitor_every,
-    )
-
-
-def _parse_grid(text: str) -> tuple[float, ...]:
-    try:
-        grid = tuple(sorted({float(part) for part in text.split(",")}))
-    except ValueError:
-        grid = ()
-    if not grid or not MIN_RATE <= grid[0] <= grid[-1] <= MAX_RATE:
-        raise SettingsError(
-            f"--grid takes learning rates between {MIN_RATE:g} and {MAX_RATE:g}, as in --grid 1e-4,1e-3; "
-            f"found {text!r}."
-        )
-    return grid
 
 
 def _write(comparison: Comparison, result: Result) -> None:

@@ -1,14 +1,15 @@
 """Workers of their own on one study: killed, interrupted, too early, on a PostgreSQL server and on SQLite."""
 
-import json
 import os
 import platform
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -286,8 +287,13 @@ def test_nothing_is_pickled(tmp_path):
     asked = settings(tmp_path, 0, methods=("ew",), seeds=1)
     comparison = Comparison(asked, tmp_path / "out")
     comparison.run(1, 1, Quiet())
-    for trial in Store(comparison.store.url, "out").view().trials:
-        json.dumps(trial.user_attrs, allow_nan=False)
+    trials = Store(comparison.store.url, "out").view().trials
+    assert sorted(trial.user_attrs["record"]["method"] for trial in trials) == ["ew", "single:a", "single:b"]
+    with closing(sqlite3.connect(tmp_path / "out" / "study.db")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        cells = [cell for table in tables for row in database.execute(f'SELECT * FROM "{table}"') for cell in row]
+    assert any(isinstance(cell, str) and '"method": "ew"' in cell for cell in cells)
+    assert not any(isinstance(cell, bytes) for cell in cells)
 
 
 @pytest.mark.slow
