@@ -40,7 +40,7 @@ system:
 # LibMTL without its requirements, which the tests' environment has.
 bench: $(VENV)-test/installed
 	$(TEST_BIN)/python -m pip install --quiet --no-deps LibMTL==1.1.5
-	$(TEST_BIN)/python benchmarks/run.py
+	TORCH_CPP_LOG_LEVEL=ERROR $(TEST_BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-test build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -2,14 +2,15 @@
 
     python benchmarks/many_tasks.py            # about 20 minutes on two CPU cores
 
-Each way is tuned over the same learning rates by the best mean F1 on validation, then run with more seeds at its own
-best rate. Writes many_tasks.jsonl, a line a run, and many_tasks.md into benchmarks/results/; runs that are there are
-not repeated.
+Each way is tuned over the same learning rates by the best mean F1 on validation, further where the best lies at an end,
+then run with more seeds at its own best rate. Writes many_tasks.jsonl, a line a run, and many_tasks.md into
+benchmarks/results/; runs that are there are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -32,7 +33,9 @@ from torchmetrics.functional.classification import multilabel_f1_score
 import equipoise as eq
 from equipoise.problems.digit_attributes import DigitAttributes
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+FIRST = RATES[2:6]
+"""Tried for every way; then further, while the best of a way lies at an end."""
 EPOCHS = 8
 BATCH = 64
 Step = Callable[[Tensor, Tensor], None]
@@ -52,54 +55,45 @@ class Run:
     seconds: float
 
 
-def exact(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
-    """MAO with moments for every task."""
-    return _grouped(model, tasks, lr, None)
-
-
-def _grouped(model: nn.Module, tasks: Sequence[str], lr: float, groups: Any) -> Step:
-    optimizer = eq.MAO(model.parameters(), tasks, lr=lr, groups=groups)
+def stepping(optimizer: Any, backward: Callable[[Tensor, Tensor], object]) -> Step:
+    """A step: `backward(losses, representation)`, then the optimizer's."""
 
     def step(losses: Tensor, representation: Tensor) -> None:
-        optimizer.backward(dict(zip(tasks, losses.unbind(), strict=True)))
+        backward(losses, representation)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def grouped(count: int) -> Make:
-    """MAO with a fixed number of groups, the tasks dealt in turn."""
-    return lambda model, tasks, lr: _grouped(model, tasks, lr, count)
+def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of the ways that are not MAO's."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
+
+
+def mao(groups: Any = None) -> Make:
+    """MAO with moments for every task, or for groups of tasks: a number of them (dealt in turn), or by name."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        optimizer = eq.MAO(model.parameters(), tasks, lr=lr, groups=groups)
+        return stepping(optimizer, lambda losses, _: optimizer.backward(named(tasks, losses)))
+
+    return make
 
 
 def similar(count: int) -> Make:
     """MAO with groups of tasks whose gradients are similar after 50 steps with equal weights."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
-        first = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
         taken = 0
-        later: Step | None = None
+        chosen = stepping(adamw(model, 1e-3), lambda losses, _: losses.sum().backward())
 
         def step(losses: Tensor, representation: Tensor) -> None:
-            nonlocal taken, later
+            nonlocal taken, chosen
+            if taken == 50:
+                chosen = mao(_groups(tasks, _rows(model, losses), count))(model, tasks, lr)
             taken += 1
-            if later is not None:
-                later(losses, representation)
-            elif taken < 50:
-                losses.sum().backward()
-                first.step()
-                first.zero_grad()
-            else:
-                rows = _rows(model, losses)
-                cosines = functional.normalize(rows, dim=1) @ functional.normalize(rows, dim=1).T
-                distances = (1 - cosines)[tuple(torch.triu_indices(len(tasks), len(tasks), 1))]
-                labels = fcluster(linkage(distances.clamp(min=0).numpy(), "average"), count, "maxclust")
-                groups = {
-                    f"group{label}": [task for task, own in zip(tasks, labels, strict=True) if own == label]
-                    for label in sorted(set(labels))
-                }
-                later = _grouped(model, tasks, lr, groups)
+            chosen(losses, representation)
 
         return step
 
@@ -111,17 +105,12 @@ def rotating(size: int) -> Make:
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         optimizer = eq.MAO(model.parameters(), tasks, lr=lr * len(tasks) / size)
-        start = 0
+        turn = itertools.cycle(range(len(tasks)))
 
-        def step(losses: Tensor, representation: Tensor) -> None:
-            nonlocal start
-            drawn = [(start + offset) % len(tasks) for offset in range(size)]
-            start = (start + size) % len(tasks)
-            optimizer.backward({tasks[index]: losses[index] for index in drawn})
-            optimizer.step()
-            optimizer.zero_grad()
+        def backward(losses: Tensor, representation: Tensor) -> None:
+            optimizer.backward({tasks[index]: losses[index] for index in itertools.islice(turn, size)})
 
-        return step
+        return stepping(optimizer, backward)
 
     return make
 
@@ -130,21 +119,18 @@ def held_scales(every: int) -> Make:
     """AdamW on losses divided by their gradients' norms, which exact passes renew every so many steps."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
         scales = torch.ones(len(tasks))
         taken = 0
 
-        def step(losses: Tensor, representation: Tensor) -> None:
+        def backward(losses: Tensor, representation: Tensor) -> None:
             nonlocal taken, scales
             if taken % every == 0:
                 norms = _rows(model, losses).norm(dim=1)
                 scales = norms if taken == 0 else torch.lerp(scales, norms, 0.3)
             taken += 1
             (losses / scales).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
 
-        return step
+        return stepping(adamw(model, lr), backward)
 
     return make
 
@@ -154,13 +140,7 @@ def method(name: str) -> Make:
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         made = eq.make_method(name, model, tasks, lr=lr)
-
-        def step(losses: Tensor, representation: Tensor) -> None:
-            made.backward(dict(zip(tasks, losses.unbind(), strict=True)))
-            made.step()
-            made.zero_grad()
-
-        return step
+        return stepping(made, lambda losses, _: made.backward(named(tasks, losses)))
 
     return make
 
@@ -170,23 +150,19 @@ def at_representation(aggregator: Callable[[], eq.aggregators.Aggregator]) -> Ma
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         balancer = eq.Balancer(tasks, aggregator=aggregator())
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
-
-        def step(losses: Tensor, representation: Tensor) -> None:
-            balancer.backward(dict(zip(tasks, losses.unbind(), strict=True)), representation=representation)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
+        return stepping(
+            adamw(model, lr),
+            lambda losses, representation: balancer.backward(named(tasks, losses), representation=representation),
+        )
 
     return make
 
 
 WAYS: dict[str, Make] = {
-    "exact MAO": exact,
-    "MAO, 8 groups": grouped(8),
-    "MAO, 4 groups": grouped(4),
-    "MAO, 2 groups": grouped(2),
+    "exact MAO": mao(),
+    "MAO, 8 groups": mao(8),
+    "MAO, 4 groups": mao(4),
+    "MAO, 2 groups": mao(2),
     "MAO, 4 groups of similar gradients": similar(4),
     "MAO, 8 tasks in rotation": rotating(8),
     "AdamW, scales held for 25 steps": held_scales(25),
@@ -198,7 +174,24 @@ WAYS: dict[str, Make] = {
 }
 
 
+def named(tasks: Sequence[str], losses: Tensor) -> dict[str, Tensor]:
+    """Task → loss."""
+    return dict(zip(tasks, losses.unbind(), strict=True))
+
+
+def _groups(tasks: Sequence[str], rows: Tensor, count: int) -> dict[str, list[str]]:
+    """Clusters tasks by the cosines of their gradients `[K, P]`."""
+    directions = functional.normalize(rows, dim=1)
+    distances = (1 - directions @ directions.T)[tuple(torch.triu_indices(len(tasks), len(tasks), 1))]
+    labels = fcluster(linkage(distances.clamp(min=0).numpy(), "average"), count, "maxclust")
+    return {
+        f"group{label}": [task for task, own in zip(tasks, labels, strict=True) if own == label]
+        for label in sorted(set(labels))
+    }
+
+
 def _rows(model: nn.Module, losses: Tensor) -> Tensor:
+    """The tasks' gradients `[K, P]`."""
     parameters = list(model.parameters())
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
     return torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
@@ -236,6 +229,18 @@ def train(way: str, lr: float, seed: int) -> Run:
     return Run(way, lr, seed, best, seconds)
 
 
+def best(runs: Sequence[Run]) -> Run:
+    """The run of the highest quality."""
+    return max(runs, key=lambda run: run.quality)
+
+
+def beyond(runs: Sequence[Run]) -> list[float]:
+    """The rate to try next, if the best of one way's runs lies at an end of those tried."""
+    tried = [RATES.index(run.lr) for run in runs]
+    top = RATES.index(best(runs).lr)
+    return [RATES[index] for index in (top - 1, top + 1) if 0 <= index < len(RATES) and index not in tried]
+
+
 def main() -> None:
     """Tunes, repeats, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,9 +262,12 @@ def main() -> None:
                 file.write(json.dumps(asdict(runs[-1])) + "\n")
                 file.flush()
 
-    carry_out([(way, lr, 0) for way in ways for lr in RATES], "learning rates")
+    wanted = {(way, lr, 0) for way in ways for lr in FIRST}
+    while wanted:
+        carry_out(sorted(wanted), "learning rates")
+        wanted = {(way, lr, 0) for way in ways for lr in beyond([r for r in runs if r.way == way and r.seed == 0])}
     done = [way for way in WAYS if any(run.way == way for run in runs)]
-    tuned = {way: max((r for r in runs if r.way == way and r.seed == 0), key=lambda run: run.quality) for way in done}
+    tuned = {way: best([run for run in runs if run.way == way and run.seed == 0]) for way in done}
     carry_out([(way, tuned[way].lr, seed) for way in ways for seed in range(1, arguments.seeds)], "seeds")
     final = {way: [run for run in runs if run.way == way and run.lr == tuned[way].lr] for way in done}
     reference = statistics.mean(run.seconds for run in final["exact MAO"])

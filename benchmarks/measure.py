@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 import torch
 
 Step = Callable[[], object]
+Turn = Callable[[], float]
+"""Makes a step as often as lasts a while; returns the seconds of one."""
 
 
 @dataclass(frozen=True)
@@ -28,37 +30,61 @@ class Ratio:
     high: float
 
 
-def interleave(steps: Mapping[str, Step], device: torch.device, rounds: int, least: float) -> dict[str, list[float]]:
-    """Times all steps in turn, round after round, so that a machine that drifts slows all of them.
+@dataclass(frozen=True)
+class Times:
+    """Seconds a step, one entry a round.
 
-    Each round has an order of its own: what memory one step leaves to the allocator can help or hurt the next.
+    Attributes:
+        own: the alternative's.
+        reference: the reference's, whose turn came just before.
+    """
+
+    own: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+
+
+def make_turn(step: Step, device: torch.device, least: float, clock: Callable[[], float] = time.perf_counter) -> Turn:
+    """Warms a step up, and finds how often it is made in a turn: until that lasts `least` seconds.
+
+    The device is waited for before the clock is read. What the step raises is raised.
+    """
+    repeats = 1
+
+    def turn() -> float:
+        _wait(device)
+        start = clock()
+        for _ in range(repeats):
+            step()
+        _wait(device)
+        return (clock() - start) / repeats
+
+    while turn() * repeats < least:
+        repeats *= 2
+    return turn
+
+
+def interleave(turns: Mapping[str, Turn], rounds: int, reference: str) -> dict[str, Times]:
+    """Lets all take their turns, round after round, each right after the reference, so that a drift slows both alike.
+
+    Each round has an order of its own: what memory one step leaves to the allocator can help or hurt the next. The
+    reference is compared with itself, too: how far that is from 1 is what noise does.
 
     Args:
-        steps: name → what is timed; each has run before.
-        device: waited for before a clock is read.
+        turns: name → its turn.
         rounds: turns of each.
-        least: seconds that a turn lasts at least; a quick step is repeated.
+        reference: one of the names.
 
     Returns:
-        Name → seconds a step, one entry a round.
+        Name → its times.
     """
-    repeats = {name: max(1, round(least / max(_time(step, 1, device), 1e-6))) for name, step in steps.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order, random = list(steps), Random(0)
+    times = {name: Times() for name in turns}
+    order, random = list(turns), Random(0)
     for _ in range(rounds):
         random.shuffle(order)
         for name in order:
-            times[name].append(_time(steps[name], repeats[name], device))
+            times[name].reference.append(turns[reference]())
+            times[name].own.append(turns[name]())
     return times
-
-
-def _time(step: Step, repeats: int, device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    _wait(device)
-    return (time.perf_counter() - start) / repeats
 
 
 def _wait(device: torch.device) -> None:
@@ -66,7 +92,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def relative(times: list[float], reference: list[float]) -> Ratio:
+def relative(times: Sequence[float], reference: Sequence[float]) -> Ratio:
     """Divides each round's time by the reference's of the same round."""
     ratios = [own / base for own, base in zip(times, reference, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3

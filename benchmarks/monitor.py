@@ -10,12 +10,11 @@ data. On a CPU the time is this process's processor time, so that the ratio hold
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 
 import torch
-from measure import Step
+from measure import Step, interleave, make_turn
 from rich.console import Console
 from rich.table import Table
 from workloads import make_workload
@@ -41,32 +40,6 @@ def training_step(name: str, tasks: int, method_name: str, every: int | None, de
     return step
 
 
-def turn(step: Step, repeats: int, device: torch.device) -> float:
-    """Returns seconds a step: of the processor on a CPU, else on the clock."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    for _ in range(repeats):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (clock() - start) / repeats
-
-
-def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Times all steps in turn, in random order, round after round."""
-    repeats = {}
-    for name, step in steps.items():
-        turn(step, 3, device)
-        repeats[name] = max(1, round(0.2 / turn(step, 1, device)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name in random.sample(list(steps), len(steps)):
-            times[name].append(turn(steps[name], repeats[name], device))
-    return times
-
-
 def quartiles(values: list[float]) -> str:
     """Returns the median and what half of the values lie between."""
     low, middle, high = statistics.quantiles(values, n=4)
@@ -82,21 +55,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     table = Table(title=f"BalanceMonitor, K={arguments.tasks}, {device.type}")
     for column in ("model", "method", "step, ms", "a sample adds, steps", "no sample, %", f"every={EVERY}, %"):
         table.add_column(column)
     for model in arguments.models:
         for method in arguments.methods:
-            steps = {
-                what: training_step(model, arguments.tasks, method, every, device)
+            turns = {
+                what: make_turn(training_step(model, arguments.tasks, method, every, device), device, 0.2, clock)
                 for what, every in (("without", None), ("idle", 10**9), ("sampled", 1))
             }
-            times = measure(steps, arguments.rounds, device)
-            rounds = list(zip(times["without"], times["idle"], times["sampled"], strict=True))
+            times = interleave(turns, arguments.rounds, "without")
+            rounds = list(zip(*(times[what].own for what in ("without", "idle", "sampled")), strict=True))
             table.add_row(
                 model,
                 method,
-                f"{1000 * statistics.median(times['without']):.3g}",
+                f"{1000 * statistics.median(times['without'].own):.3g}",
                 quartiles([(sampled - idle) / without for without, idle, sampled in rounds]),
                 quartiles([100 * (idle / without - 1) for without, idle, _ in rounds]),
                 quartiles([100 * (sampled - idle) / without / EVERY for without, idle, sampled in rounds]),

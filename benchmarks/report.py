@@ -15,9 +15,22 @@ from equipoise.methods import METHODS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 GRAMIAN_LIMITS = {"pcgrad": 2, "cagrad": 2, "mgda": 2, "imtl-g": 2, "nash-mtl": 10}
 """Target for the weights from a 40×40 Gramian, in milliseconds."""
+
+SHOWN = {
+    "floor": (None, "--", "black"),
+    "equipoise ema": ("^", "-", "#0072b2"),
+    "equipoise imtl-g": ("o", "-", "#d55e00"),
+    "equipoise pcgrad": ("s", "-", "#009e73"),
+    "equipoise mao": ("D", "-", "#cc79a7"),
+    "TorchJD imtl-g, one by one": ("o", ":", "#d55e00"),
+    "TorchJD imtl-g, vmap": ("v", ":", "#d55e00"),
+    "LibMTL pcgrad": ("s", ":", "#009e73"),
+}
+"""Lines of the picture: marker, line style, colour; a colour a method, solid for ours."""
 
 LOSS_BASED = [f"equipoise {name}" for name, spec in METHODS.items() if spec.passes == "1"]
 
@@ -170,24 +183,23 @@ def _picture(steps: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> No
         model, tasks = workload.split(", K=")
         found = {row["name"]: row["ew"]["median"] for row in rows if "error" not in row}
         models.setdefault(model, {})[int(tasks)] = found
-    figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models), 4), squeeze=False, layout="constrained")
-    shown = {
-        "floor": "--",
-        "equipoise ema": "^-",
-        "equipoise imtl-g": "o-",
-        "equipoise pcgrad": "s-",
-        "equipoise mao": "D-",
-        "TorchJD imtl-g, one by one": "s:",
-        "TorchJD imtl-g, vmap": "v:",
-        "LibMTL pcgrad": "P:",
-    }
+    figure, axes = plt.subplots(1, len(models), figsize=(4 * len(models), 4), squeeze=False, layout="constrained")
     for axis, (model, by_tasks) in zip(axes[0], models.items(), strict=True):
-        for name, style in shown.items():
+        for name, (marker, line, color) in SHOWN.items():
             points = [(tasks, found[name]) for tasks, found in sorted(by_tasks.items()) if name in found]
             if points:
-                axis.loglog(*zip(*points, strict=True), style, label=name, color="black" if name == "floor" else None)
-        axis.set(title=model, xlabel="tasks K", ylabel="time of a step, equal weights = 1")
+                axis.loglog(*zip(*points, strict=True), marker=marker, linestyle=line, color=color, label=name)
+        axis.set(title=model, xlabel="tasks K")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_locator(NullLocator())
+        axis.set_xticks(sorted(by_tasks))
+        axis.set_yticks([ratio for ratio in (1, 2, 5, 10, 20, 50, 100) if ratio < axis.get_ylim()[1]])
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
+    axes[0][0].set_ylabel("time of a step, equal weights = 1")
+    handles = {
+        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

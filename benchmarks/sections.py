@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from measure import interleave, relative
+from measure import interleave, make_turn, relative
 from peers import TORCHJD, AdaTask, MTAdam
 from workloads import Workload, make_workload
 
@@ -43,11 +44,10 @@ def gramian_weights(rounds: int) -> list[dict[str, Any]]:
             steps[f"TorchJD {name}"] = (
                 partial(peer.gramian_weighting, gramian) if on_gramian else partial(peer, jacobian)
             )
-        for step in steps.values():
-            step()
-        times = interleave(steps, cpu, rounds, least=0.01)
+        turns = {name: make_turn(step, cpu, least=0.01) for name, step in steps.items()}
+        times = interleave(turns, rounds, "equipoise imtl-g")
         rows += [
-            {"name": name, "K": tasks, "milliseconds": 1000 * sorted(taken)[len(taken) // 2]}
+            {"name": name, "K": tasks, "milliseconds": 1000 * statistics.median(taken.own)}
             for name, taken in times.items()
         ]
     return rows
@@ -72,15 +72,14 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
             "AdaTask's loop": partial(adatask.step, list(gradients.values())),
             "MTAdam's loop": partial(mtadam.step, list(gradients.values())),
         }
-        for step in steps.values():
-            step()
-        times = interleave(steps, device, rounds, least=0.05)
+        turns = {name: make_turn(step, device, least=0.05) for name, step in steps.items()}
+        times = interleave(turns, rounds, "fused AdamW")
         rows += [
             {
                 "name": name,
                 "K": tasks,
-                "adamw": asdict(relative(taken, times["fused AdamW"])),
-                "k_adamw": asdict(relative([t / tasks for t in taken], times["fused AdamW"])),
+                "adamw": asdict(relative(taken.own, taken.reference)),
+                "k_adamw": asdict(relative([seconds / tasks for seconds in taken.own], taken.reference)),
             }
             for name, taken in times.items()
         ]
@@ -92,7 +91,7 @@ def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
 
     Memory is in copies of the parameters, over what is held between steps: the model, moments, the batch.
     """
-    steps, moments = {}, {}
+    steps, turns, moments = {}, {}, {}
     for name in ("equal weights, AdamW", "MAO", "MAO, streaming"):
         workload = make_workload("resnet18", tasks, device)
         parameters = list(workload.model.parameters())
@@ -102,14 +101,14 @@ def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
         else:
             optimizer = eq.MAO(parameters, workload.tasks, lr=1e-6, streaming="streaming" in name)
         steps[name] = partial(_train, workload, optimizer)
-        steps[name]()
+        turns[name] = make_turn(steps[name], device, least=0.05)
         moments[name] = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
-    times = interleave(steps, device, rounds=2, least=0.05)
+    times = interleave(turns, 2, "equal weights, AdamW")
     return [
         {
             "name": name,
             "K": tasks,
-            "ew": asdict(relative(times[name], times["equal weights, AdamW"])),
+            "ew": asdict(relative(times[name].own, times[name].reference)),
             "step": peak_bytes(step, device) / size,
             "moments": moments[name] / size,
         }
