@@ -177,8 +177,7 @@ def compare(
         )
         folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
         result = _carry_out(settings, folder, workers, storage, study)
-        if not any(result.summary.cells[method] for method in result.settings.methods):
-            raise typer.Exit(1)  # the table's notes have said why
+        _check_some_finished(result)
 
 
 @app.command(
@@ -263,6 +262,7 @@ def reproduce(
         console.print(paper_table(experiment, entries))
         for line in paper_notes(experiment, remarks):
             console.print(line, markup=False, highlight=False)
+        _check_some_finished(result)
 
 
 @app.command(
@@ -327,6 +327,12 @@ def problems() -> None:
             table.add_row(name, problem.description, ", ".join(shown))
     console.print(table)
     console.print("Your own: `equipoise compare my_problem.py:problem`; see examples/tabular.py.", markup=False)
+
+
+def _check_some_finished(result: Result) -> None:
+    """Ends with exit code 1 if every method failed; the table's notes have said why."""
+    if not any(result.summary.cells[method] for method in result.settings.methods):
+        raise typer.Exit(1)
 
 
 def _carry_out(

@@ -67,6 +67,12 @@ def test_a_second_smoke_run_finds_everything_done(tmp_path):
     assert (tmp_path / "out" / "paper.md").read_text() == before
 
 
+def test_methods_that_all_fail_are_no_success(tmp_path):
+    output = run("emotic", "--smoke", "--workers", "1", "--set", "mao.lr=1e30", "--out", tmp_path / "out", code=1)
+    assert "mao failed in 1 of 1 runs" in output
+    assert (tmp_path / "out" / "paper.md").exists()
+
+
 def test_a_smoke_run_fills_an_empty_data_folder_and_reads_what_lies_in_a_full_one(tmp_path):
     data = tmp_path / "data"
     run("affectnet", "--smoke", "--workers", "1", "--data", data)

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from equipoise.experiment import execution as execution_module
 from equipoise.experiment import store as store_module
 from equipoise.experiment.comparison import BaselineError, Comparison, load_result
-from equipoise.experiment.execution import DONE, STATE, serve
+from equipoise.experiment.execution import DONE, STATE, WorkerError, serve
 from equipoise.experiment.settings import Settings
 from equipoise.experiment.store import Store, run_of, sqlite_url
 from equipoise.experiment.tables import to_frame
@@ -251,6 +251,25 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
     assert len(result.records) == 5
     assert all(record["status"] == "finished" for record in result.records)
     assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
+
+
+def end_by_itself(*arguments):
+    os._exit(3)
+
+
+def be_killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [(end_by_itself, "ended with exit code 3"), (be_killed, "3 worker processes were killed before .* by signal 9")],
+)
+def test_local_worker_processes_that_cannot_work_end_the_comparison(tmp_path, monkeypatch, process, words):
+    monkeypatch.setattr(execution_module, "_work_here", process)
+    comparison = Comparison(settings(tmp_path, 0), tmp_path / "out")
+    with pytest.raises(WorkerError, match=words):
+        comparison.run(2, 1, Quiet())
 
 
 def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_path):
