@@ -156,7 +156,7 @@ def _step_targets(workload: str, tasks: int, measured: Sequence[Mapping[str, Any
         for library in ("TorchJD", "LibMTL"):
             peers = [row for peer, row in found.items() if peer.startswith(f"{library} {name}")]
             if peers and own:
-                gain = min(row["ew"]["median"] for row in peers) / own["ew"]["median"]
+                gain = min(row["floor"] for row in peers) / own["floor"]
                 rows.append(_target(f"{name}, times faster than {library}, {workload}", 1.5, gain, at_least=True))
         held = own and own["copies_over_ew"]
         rows.append(_target(f"{name}, copies of the trunk over EW's memory, {workload}", tasks + 1, held, "copies"))
