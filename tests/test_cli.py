@@ -287,7 +287,7 @@ def test_killed_workers_parent_leaves_no_orphans(tmp_path):
 def test_errors_are_one_clear_line(tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
-    done = run(*arguments, cwd=tmp_path, code=2)
+    done = run(*arguments, cwd=tmp_path, code=2, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     if "--seeds" not in arguments:
