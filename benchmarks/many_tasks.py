@@ -1,10 +1,11 @@
 """Forty tasks: what exact MAO reaches, and what reaches it in less time.
 
     python benchmarks/many_tasks.py            # about 20 minutes on two CPU cores
+    python benchmarks/many_tasks.py --unlike   # every tenth loss times 100: what sharing moments then costs
 
 Each way is tuned over the same learning rates by the best mean F1 on validation, further where the best lies at an end,
 then run with more seeds at its own best rate. Writes many_tasks.jsonl, a line a run, and many_tasks.md into
-benchmarks/results/; runs that are there are not repeated.
+benchmarks/results/ (with --unlike many_tasks-unlike.*); runs that are there are not repeated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ FIRST = RATES[2:6]
 """Tried for every way; then further, while the best of a way lies at an end."""
 EPOCHS = 8
 BATCH = 64
+UNLIKE = slice(0, None, 10)
+"""The tasks whose losses --unlike multiplies by 100."""
 Step = Callable[[Tensor, Tensor], None]
 """Takes the losses `[40]` and the representation `[N, 64]` that they were computed from."""
 Make = Callable[[nn.Module, Sequence[str], float], Step]
@@ -81,6 +85,17 @@ def mao(groups: Any = None) -> Make:
     return make
 
 
+def by_scale(count: int) -> Make:
+    """MAO with a group of the tasks that --unlike changes, the others dealt in turn to the other groups."""
+
+    def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
+        rest = [task for task in tasks if task not in tasks[UNLIKE]]
+        others = {f"others{index}": rest[index :: count - 1] for index in range(count - 1)}
+        return mao({"unlike": tasks[UNLIKE], **others})(model, tasks, lr)
+
+    return make
+
+
 def similar(count: int) -> Make:
     """MAO with groups of tasks whose gradients are similar after 50 steps with equal weights."""
 
@@ -100,15 +115,17 @@ def similar(count: int) -> Make:
     return make
 
 
-def rotating(size: int) -> Make:
-    """MAO on a rotating subset of the tasks, each of whose contributions counts for K/size."""
+def subset(size: int, drawn: bool) -> Make:
+    """MAO on a subset of the tasks, in rotation or drawn anew at every step, whose contributions count for K/size."""
 
     def make(model: nn.Module, tasks: Sequence[str], lr: float) -> Step:
         optimizer = eq.MAO(model.parameters(), tasks, lr=lr * len(tasks) / size)
         turn = itertools.cycle(range(len(tasks)))
+        random = Random(0)
 
         def backward(losses: Tensor, representation: Tensor) -> None:
-            optimizer.backward({tasks[index]: losses[index] for index in itertools.islice(turn, size)})
+            chosen = random.sample(range(len(tasks)), size) if drawn else itertools.islice(turn, size)
+            optimizer.backward({tasks[index]: losses[index] for index in chosen})
 
         return stepping(optimizer, backward)
 
@@ -164,7 +181,9 @@ WAYS: dict[str, Make] = {
     "MAO, 4 groups": mao(4),
     "MAO, 2 groups": mao(2),
     "MAO, 4 groups of similar gradients": similar(4),
-    "MAO, 8 tasks in rotation": rotating(8),
+    "MAO, 4 groups by scale": by_scale(4),
+    "MAO, 8 tasks in rotation": subset(8, drawn=False),
+    "MAO, 8 tasks drawn": subset(8, drawn=True),
     "AdamW, scales held for 25 steps": held_scales(25),
     "equal weights (AdamW)": method("ew"),
     "EMA": method("ema"),
@@ -197,7 +216,7 @@ def _rows(model: nn.Module, losses: Tensor) -> Tensor:
     return torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
 
 
-def train(way: str, lr: float, seed: int) -> Run:
+def train(way: str, lr: float, seed: int, unlike: bool) -> Run:
     """Trains once on one thread."""
     torch.set_num_threads(1)
     problem = DigitAttributes()
@@ -209,6 +228,9 @@ def train(way: str, lr: float, seed: int) -> Run:
     model = problem.model()
     generator = torch.Generator().manual_seed(seed)
     step = WAYS[way](model, tasks, lr)
+    scales = torch.ones(len(tasks))
+    if unlike:
+        scales[UNLIKE] = 100.0
     best = seconds = 0.0
     for _ in range(EPOCHS):
         start = time.process_time()
@@ -219,7 +241,7 @@ def train(way: str, lr: float, seed: int) -> Run:
             try:
                 if not losses.isfinite().all():
                     raise ValueError("diverged")
-                step(losses, representation)
+                step(scales * losses, representation)
             except ValueError:  # it diverged, or a loss that EMA divides by has become 0
                 return Run(way, lr, seed, best, seconds + time.process_time() - start)
         seconds += time.process_time() - start
@@ -246,17 +268,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--unlike", action="store_true", help="multiply every tenth task's loss by 100")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     ways = list(dict.fromkeys(["exact MAO", *arguments.ways]))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    kept = arguments.out / "many_tasks.jsonl"
+    kept = arguments.out / f"many_tasks{'-unlike' if arguments.unlike else ''}.jsonl"
     runs = [Run(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
 
     def carry_out(wanted: Sequence[tuple[str, float, int]], what: str) -> None:
         missing = [key for key in wanted if key not in {(run.way, run.lr, run.seed) for run in runs}]
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool, kept.open("a") as file:
-            futures = [pool.submit(train, *key) for key in missing]
+            futures = [pool.submit(train, *key, arguments.unlike) for key in missing]
             for future in track(as_completed(futures), what, total=len(futures)):
                 runs.append(future.result())
                 file.write(json.dumps(asdict(runs[-1])) + "\n")
@@ -278,7 +301,7 @@ def main() -> None:
         seconds = statistics.mean(run.seconds for run in own)
         lines.append(f"| {way} | {own[0].lr:g} | {statistics.mean(quality):.1f}{spread} | {seconds / reference:.2f} |")
     text = "\n".join(lines) + "\n"
-    (arguments.out / "many_tasks.md").write_text(text)
+    kept.with_suffix(".md").write_text(text)
     Console().print(Markdown(text))
 
 

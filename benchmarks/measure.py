@@ -58,8 +58,9 @@ def make_turn(step: Step, device: torch.device, least: float, clock: Callable[[]
         _wait(device)
         return (clock() - start) / repeats
 
-    while turn() * repeats < least:
-        repeats *= 2
+    if turn() < 1:  # the first call of a quick step takes longer than the rest
+        while turn() * repeats < least:
+            repeats *= 2
     return turn
 
 

@@ -66,7 +66,7 @@ def main() -> None:
                 for what, every in (("without", None), ("idle", 10**9), ("sampled", 1))
             }
             times = interleave(turns, arguments.rounds, "without")
-            rounds = list(zip(*(times[what].own for what in ("without", "idle", "sampled")), strict=True))
+            rounds = list(zip(times["idle"].reference, times["idle"].own, times["sampled"].own, strict=True))
             table.add_row(
                 model,
                 method,

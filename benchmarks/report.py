@@ -108,7 +108,7 @@ def _target(what: str, limit: float, value: float | None, unit: str = "×", at_l
     if value is None:
         return [what, target, "", "failed"]
     met = value >= limit if at_least else value <= limit
-    return [what, target, f"{value:.2f} {unit}", "met" if met else f"missed by {abs(value / limit - 1):.0%}"]
+    return [what, target, f"{value:.2f} {unit}", "met" if met else f"missed by {abs(value / limit - 1):.1%}"]
 
 
 def _targets(measured: Mapping[str, Any]) -> list[list[str]]:

@@ -18,8 +18,8 @@ from equipoise.problems import load_problem
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor."""
 
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's or the paper's.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's or the paper's.")]
 Hyperparameters = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
