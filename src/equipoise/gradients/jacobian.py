@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from equipoise._checks import check_losses
-from equipoise.gradients.batch import Batch
-from equipoise.gradients.graph import reached_leaves
+from equipoise.gradients.graph.cut import Cut
+from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.shared import parameter_list
 
-Rows = dict[str, dict[Tensor, Tensor]]
-"""Task → leaf → gradient; a leaf that a task does not reach is left out."""
+Row = dict[Tensor, Tensor]
+"""Leaf → gradient; a leaf that is not reached is left out. Gradients are autograd's: they are read, and not changed."""
+
+Rows = dict[str, Row]
+"""Task → its row."""
 
 
 def task_gradients(
@@ -33,7 +37,7 @@ def task_gradients(
     Raises:
         TypeError: a loss is not a tensor; `params` is a single tensor, or neither a module nor an iterable.
         ValueError: there is no loss, or one is not a scalar or has no graph; `params` holds something else.
-        RuntimeError: the graph allows no several backward passes (see `reached_leaves`).
+        RuntimeError: the graph allows no several backward passes (see `Graph`).
 
     Example:
         >>> import torch, equipoise as eq
@@ -45,7 +49,7 @@ def task_gradients(
     inputs = parameter_list("params", params)
     last = len(losses) - 1
     if last or retain_graph:
-        reached_leaves(list(losses.values()), together=True)
+        Graph(list(losses.values()), together=True)
     trained = [index for index, parameter in enumerate(inputs) if parameter.requires_grad]
     gradients: dict[str, tuple[Tensor | None, ...]] = {}
     for index, (task, loss) in enumerate(losses.items()):
@@ -60,105 +64,77 @@ def task_gradients(
     return gradients
 
 
-def task_rows(
-    batch: Batch,
-    leaves: Sequence[Sequence[Tensor]],
-    coefficients: Tensor,
+def rows_of(
+    losses: Sequence[Tensor],
+    wanted: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
+    cut: Cut | None,
     retain_graph: bool,
-    finish: Callable[[dict[Tensor, Tensor]], dict[Tensor, Tensor]] | None = None,
-) -> Rows:
-    """Computes `c_k · ∂L_k/∂leaf` for the leaves asked of each task, one backward pass a task.
+) -> Iterator[Row]:
+    """Computes `c_k · ∂L_k/∂leaf` loss after loss, one backward pass each.
+
+    With a cut each pass is made in two parts, and what is above it is freed as its part ends.
 
     Args:
-        batch: the K' tasks present.
-        leaves: for each of them the leaf tensors wanted.
-        coefficients: `c_k` `[K']`.
-        retain_graph: keep the graph after the last pass.
-        finish: takes each row as soon as its backward pass is done, and returns what to keep of it.
+        losses: the losses.
+        wanted: for each loss the leaves wanted, all of which it reaches.
+        weights: `c_k`, 0-dim, one a loss.
+        cut: where their graphs merge; None: they are not cut.
+        retain_graph: keep the graphs.
     """
-    rows = {}
-    weights = iter(batch.weights(coefficients))
-    left = len(batch.graphs)
-    for task, loss, wanted in zip(batch.tasks, batch.losses, leaves, strict=True):
-        row: dict[Tensor, Tensor] = {}
-        if loss is not None:
-            left -= 1
-            weight = next(weights)
-            keep = retain_graph or left > 0
-            if wanted:
-                gradients = torch.autograd.grad(loss, wanted, weight, retain_graph=keep, allow_unused=True)
-                row = owned(wanted, gradients, [weight])
-        if batch.shares is not None:
-            row = completed(row, wanted)
-        rows[task] = row if finish is None else finish(row)
-    return rows
+    if cut is None:
+        last = len(losses) - 1
+        for index, (loss, leaves, weight) in enumerate(zip(losses, wanted, weights, strict=True)):
+            yield gradients_of([loss], leaves, [weight], retain_graph or index < last)
+        return
+    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    last = max((index for index, leaves in enumerate(below) if leaves), default=-1)
+    for index, leaves in enumerate(wanted):
+        edges = cut.edges[index] if below[index] else []
+        at_cut, row = to_cut(losses[index], leaves, weights[index], edges, cut.above[index], retain_graph)
+        roots = list(at_cut)
+        yield row | gradients_of(roots, below[index], list(at_cut.values()), retain_graph or index < last)
 
 
-def joint_row(batch: Batch, leaves: Sequence[Tensor], coefficients: Tensor, retain_graph: bool) -> dict[Tensor, Tensor]:
-    """Computes `Σ_k c_k · ∂L_k/∂leaf` in one backward pass; arguments as in `task_rows`."""
-    row: dict[Tensor, Tensor] = {}
-    if batch.graphs:
-        weights = batch.weights(coefficients)
-        gradients = torch.autograd.grad(batch.graphs, leaves, weights, retain_graph=retain_graph, allow_unused=True)
-        row = owned(leaves, gradients, weights)
-    return row if batch.shares is None else completed(row, leaves)
-
-
-def rows_by_hooks(batch: Batch, leaves: Iterable[Tensor], coefficients: Tensor, retain_graph: bool) -> Rows:
-    """Computes task → leaf → gradient by backward passes that write `.grad`, for FSDP gives no other way.
-
-    Its graphs hold the gathered parameters, and it is at the end of a backward pass that it averages their gradients
-    over the ranks into the sharded parameters' `.grad`. That is taken from there, and what was there is put back.
-    Arguments as in `task_rows`; `leaves` is what the losses can reach: sharded parameters, and others.
-    """
-    before = {leaf: leaf.grad for leaf in leaves}
-    last = len(batch.tasks) - 1
-    rows = {}
-    try:
-        for index, (task, weight) in enumerate(zip(batch.tasks, batch.weights(coefficients), strict=True)):
-            for leaf in before:
-                leaf.grad = None
-            torch.autograd.backward(batch.graphs[index], weight, retain_graph=retain_graph or index < last)
-            rows[task] = {leaf: leaf.grad for leaf in before if leaf.grad is not None}
-    finally:
-        for leaf, gradient in before.items():
-            leaf.grad = gradient
-    return rows
-
-
-def completed(row: dict[Tensor, Tensor], leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """Adds zeros for the leaves that only other ranks' losses reach."""
-    return {leaf: row[leaf] if leaf in row else torch.zeros_like(leaf, requires_grad=False) for leaf in leaves}
-
-
-def owned(
-    leaves: Sequence[Tensor], gradients: Sequence[Tensor | None], outer: Sequence[Tensor] = ()
-) -> dict[Tensor, Tensor]:
-    """Makes the gradients dense, laid out like their leaf, and sharing memory with nothing else.
-
-    So they can be changed in place or become `.grad`, as PyTorch's own accumulation guarantees.
+def to_cut(
+    loss: Tensor,
+    leaves: Sequence[Tensor],
+    weight: Tensor,
+    edges: Sequence[GradientEdge],
+    above: Mapping[Tensor, None],
+    retain_graph: bool,
+) -> tuple[dict[GradientEdge, Tensor], Row]:
+    """Goes back from a loss to the edges of its cut.
 
     Args:
-        leaves: what the gradients are of.
-        gradients: one a leaf; None is left out.
-        outer: the gradients of the losses, which autograd can hand on as they are, or views of them.
+        loss: the loss.
+        leaves: the leaves wanted.
+        weight: of the loss.
+        edges: where its graph is cut.
+        above: the leaves that it leads to without passing them.
+        retain_graph: keep the graph above the cut.
+
+    Returns:
+        Edge → gradient, where there is one; and the row of those leaves that lie above.
     """
-    row: dict[Tensor, Tensor] = {}
-    taken = {_storage(gradient) for gradient in outer}
-    for leaf, gradient in zip(leaves, gradients, strict=True):
-        if gradient is None:
-            continue
-        gradient = gradient.detach()
-        if gradient.layout != torch.strided:
-            gradient = gradient.to_dense()
-        if gradient.stride() != leaf.stride() or _storage(gradient) in taken:
-            gradient = torch.empty_like(leaf, requires_grad=False).copy_(gradient)
-        taken.add(_storage(gradient))
-        row[leaf] = gradient
-    return row
+    if loss.grad_fn is not None and list(edges) == [GradientEdge(loss.grad_fn, loss.output_nr)]:
+        return {edges[0]: weight}, {}  # another loss is computed from this one
+    wanted = [leaf for leaf in leaves if leaf in above]
+    if not edges and not wanted:
+        return {}, {}
+    found = torch.autograd.grad(loss, [*edges, *wanted], weight, retain_graph=retain_graph, allow_unused=True)
+    at_edges = {edge: gradient for edge, gradient in zip(edges, found, strict=False) if gradient is not None}
+    return at_edges, _row(wanted, found[len(edges) :])
 
 
-def _storage(tensor: Tensor) -> int:
-    """Identifies the memory that the tensor is a view of; works for tensors like DTensor, too, which hold no data."""
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
+def gradients_of(
+    outputs: Sequence[Tensor | GradientEdge], leaves: Sequence[Tensor], weights: Sequence[Tensor], retain_graph: bool
+) -> Row:
+    """Computes `Σ weight · ∂output/∂leaf` in one backward pass."""
+    if not outputs or not leaves:
+        return {}
+    return _row(leaves, torch.autograd.grad(outputs, leaves, weights, retain_graph=retain_graph, allow_unused=True))
+
+
+def _row(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Row:
+    return {leaf: gradient for leaf, gradient in zip(leaves, gradients, strict=True) if gradient is not None}

@@ -2,73 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from equipoise.gradients.batch import Batch
-from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.sharded import locals_of
+from equipoise.gradients.clearing import Marks
+from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.owning import owned
+from equipoise.gradients.scale import times
+from equipoise.gradients.sparse import added
+from equipoise.gradients.step import Step
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Task gradients of the micro-batches so far; `plus` gives a new one, so that a failed call changes nothing.
+    """Task gradients and losses of the micro-batches so far; `plus` gives new ones, so a failed call changes nothing.
 
     Without counts, gradients and losses add up, as in plain PyTorch. With counts they are kept as sums over the
     samples, and `total` divides by the number of samples, so that the result is that of one large batch.
+
+    Attributes:
+        rows: task → its row; empty where gradients went into `.grad` at once.
+        values: task → its loss, 0-dim.
+        counts: task → its number of labelled samples, 0-dim; None without counts.
+        reached: task → the trained leaves that it reaches.
     """
 
     rows: Rows = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] | None = None
+    reached: dict[str, dict[Tensor, None]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.rows)
+        return bool(self.values)
 
-    def plus(self, batch: Batch, rows: Rows) -> MicroBatches:
-        """Adds a micro-batch's task gradients.
+    def check_counted(self, counted: bool) -> None:
+        """Checks that another micro-batch comes with counts if these do.
 
         Raises:
             ValueError: counts are given for some micro-batches and not for others.
         """
-        if self and (self.counts is None) != (batch.counts is None):
+        if self and (self.counts is not None) != counted:
             raise ValueError("Give counts for every micro-batch that is accumulated, or for none.")
-        values = dict(zip(batch.tasks, batch.values.unbind(), strict=True))
+
+    def plus(self, step: Step, rows: Rows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
+        """Adds a micro-batch; takes the rows over."""
+        values = dict(zip(step.tasks, step.values.unbind(), strict=True))
         counts = None
-        if batch.counts is not None:
-            new = dict(zip(batch.tasks, batch.counts.unbind(), strict=True))
-            counts = _added(self.counts or {}, new)
+        if step.counts is None:
+            rows = {task: owned(row) for task, row in rows.items()}
+        else:
+            new = dict(zip(step.tasks, step.counts.unbind(), strict=True))
+            counts = _sums(self.counts or {}, new)
             values = {task: value * new[task] for task, value in values.items()}
-            for task, row in rows.items():
-                _scale(row, new[task])
-        return MicroBatches(add_rows(self.rows, rows), _added(self.values, values), counts)
+            rows = {task: times(row, new[task]) for task, row in rows.items()}
+        seen = {task: {**self.reached.get(task, {}), **dict.fromkeys(leaves)} for task, leaves in reached.items()}
+        return MicroBatches(
+            {**self.rows, **{task: _summed(self.rows.get(task, {}), row) for task, row in rows.items()}},
+            _sums(self.values, values),
+            counts,
+            {**self.reached, **seen},
+        )
 
-    def total(self, tasks: Sequence[str]) -> tuple[Rows, Tensor]:
-        """Returns the rows of all micro-batches together, in the order of `tasks`, and the losses `[K']`.
-
-        Divides in place by the counts: call it once, at the last micro-batch.
-        """
-        rows = {task: self.rows[task] for task in tasks if task in self.rows}
-        values = torch.stack([self.values[task] for task in rows])
+    def total(self, tasks: Sequence[str]) -> Collected:
+        """Returns all micro-batches together, in the order of `tasks`."""
+        present = tuple(task for task in tasks if task in self.values)
+        values = torch.stack([self.values[task] for task in present])
+        rows = {task: self.rows[task] for task in present if task in self.rows}
+        usable = None
         if self.counts is not None:
-            values = values / torch.stack([self.counts[task] for task in rows])
-            for task, row in rows.items():
-                _scale(row, self.counts[task].reciprocal())
-        return rows, values
+            counts = torch.stack([self.counts[task] for task in present])
+            usable = counts > 0 if counts.device.type != "cpu" else None  # on the host tasks without labels are left out
+            counts = torch.where(counts > 0, counts, 1.0)
+            values = values / counts
+            inverse = dict(zip(present, counts.reciprocal().unbind(), strict=True))
+            rows = {task: times(row, inverse[task]) for task, row in rows.items()}
+        reached = {task: list(self.reached.get(task, {})) for task in present}
+        return Collected(present, rows, values, usable, reached)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The rows of a whole step.
+
+    Attributes:
+        tasks: the K' tasks of the step.
+        rows: task → its row `c_k ∂L_k`, over all micro-batches and ranks, unscaled.
+        values: their losses `[K']`.
+        usable: which of them take part, `[K']` bool, where the host does not know it; None: all.
+        reached: task → the trained leaves that it reaches.
+    """
+
+    tasks: tuple[str, ...]
+    rows: Rows
+    values: Tensor
+    usable: Tensor | None
+    reached: dict[str, list[Tensor]]
+
+
+class Waiting:
+    """What waits for the end of a step, and is forgotten as one: by whoever clears the gradients."""
+
+    def __init__(self) -> None:
+        self.micro_batches = MicroBatches()
+        self._marks = Marks()
+
+    def keep(self, micro_batches: MicroBatches) -> None:
+        """Has micro-batches wait for the next one."""
+        self.micro_batches = micro_batches
+        self._marks.put(dict.fromkeys(leaf for leaves in micro_batches.reached.values() for leaf in leaves))
+
+    def cleared(self) -> bool:
+        """Whether the gradients have been cleared while something waited; errors as in `Marks.cleared`."""
+        return bool(self.micro_batches) and self._marks.cleared()
+
+    def forget(self) -> None:
+        """Forgets all."""
+        self.micro_batches = MicroBatches()
+        self._marks.remove()
 
 
 def add_rows(old: Rows, new: Rows) -> Rows:
     """Adds gradients task by task, leaf by leaf; changes neither argument."""
-    return {**old, **{task: _added(old.get(task, {}), row) for task, row in new.items()}}
+    return {**old, **{task: _summed(old.get(task, {}), row) for task, row in new.items()}}
 
 
-def _added(old: Mapping, new: Mapping) -> dict:  # type: ignore[type-arg]
+def _summed(old: Row, new: Row) -> Row:
+    return {**old, **{leaf: added(old[leaf], g) if leaf in old else g for leaf, g in new.items()}}
+
+
+def _sums(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**old, **{key: old[key] + value if key in old else value for key, value in new.items()}}
-
-
-def _scale(row: dict[Tensor, Tensor], factor: Tensor) -> None:
-    if row:
-        torch._foreach_mul_(locals_of(row.values()), factor)

@@ -1,4 +1,4 @@
-"""Writing gradients into `.grad`, and the arithmetic of a gradient scaler."""
+"""Writing gradients into `.grad`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.sharded import locals_of
+from equipoise.gradients.ranks.shards import locals_of
 
 
-def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
+def write(gradients: Mapping[Tensor, Tensor]) -> None:
     """Adds each gradient into its leaf's `.grad`, or makes it the `.grad` where there is none.
 
     Hooks of `register_post_accumulate_grad_hook` are called, as autograd calls them.
+
+    Args:
+        gradients: leaf → gradient that shares memory with nothing else; see `owned`.
     """
     old, new = [], []
     for leaf, gradient in gradients.items():
@@ -30,15 +32,9 @@ def accumulate_gradients(gradients: Mapping[Tensor, Tensor]) -> None:
             hook(leaf)
 
 
-def unscale_rows(rows: Rows, scale: Tensor) -> None:
-    """Divides every gradient by the scaler's 0-dim `scale`, in place."""
-    inverse = scale.double().reciprocal() if scale.device.type != "mps" else scale.reciprocal()
-    for row in rows.values():
-        if row:
-            torch._foreach_mul_(locals_of(row.values()), inverse)
-
-
-def all_finite(gradients: Iterable[Tensor]) -> Tensor:
-    """Returns a 0-dim bool: whether every element is finite."""
+def all_finite(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Returns a 0-dim bool on the device: whether every element is finite."""
     some = [gradient for gradient in locals_of(gradients) if gradient.numel()]
-    return torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite()
+    if not some:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite().to(device)

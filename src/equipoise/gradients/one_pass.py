@@ -1,0 +1,30 @@
+"""OnePass: one backward pass of the weighted sum of the losses, which writes `.grad` by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equipoise.gradients.graph.walk import Graph, untouched_leaves
+from equipoise.gradients.step import Step
+
+
+def one_pass(step: Step, coefficients: Tensor) -> list[Tensor]:
+    """Adds `Σ_k c_k · ∂L_k/∂leaf` into `.grad` as `Tensor.backward` does, and so fires everyone's hooks.
+
+    Args:
+        step: the tasks present.
+        coefficients: `c_k` `[K']`.
+
+    Returns:
+        The leaves that were reached, where gradients have to be checked; else none.
+    """
+    reached: dict[Tensor, None] = {}
+    if step.scale.checked or step.retain_graph:
+        graph = Graph(step.held, together=True, repeatable=step.retain_graph)
+        reached = dict.fromkeys(leaf for row in graph.leaves for leaf in row)
+    untouched = [] if step.complete else [leaf for leaf in untouched_leaves(step.held) if leaf.grad is None]
+    torch.autograd.backward(step.held, step.weights(coefficients), retain_graph=step.retain_graph)
+    for leaf in untouched:
+        leaf.grad = None
+    return list(reached)

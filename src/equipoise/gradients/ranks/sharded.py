@@ -1,0 +1,102 @@
+"""Ranks over which `fully_shard` (FSDP2) spreads parameters: gradients come through its hooks, and only from losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.ranks.communication import Reduction
+from equipoise.gradients.ranks.several import Several
+from equipoise.gradients.ranks.shards import is_sharded
+from equipoise.gradients.step import Step
+
+FULLY_SHARD_AGAIN = (2, 7)
+"""PyTorch's first version whose `fully_shard` gathers parameters again for a second backward pass of one graph."""
+
+
+class Sharded(Several):
+    """As `Several`; a rank runs every task's backward pass, and all pass through the whole model."""
+
+    sharded = True
+
+    @property
+    def active(self) -> bool:  # type: ignore[override]
+        """Whether there are other ranks."""
+        return self.ranks.active
+
+    def read(self, read, tasks, called):  # type: ignore[no-untyped-def]
+        """See `Alone`."""
+        return super().read(read, tasks, called) if self.active else read()
+
+    def leaves(self, step: Step) -> list[list[Tensor]]:
+        """Returns for each task nothing: what it reaches is known after its backward pass."""
+        return [[] for _ in step.losses]
+
+    def rows(self, step: Step, wanted: Sequence[Sequence[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
+        """See `Alone`. The leaves are those that a row has, whatever is wanted; and rows are always reduced.
+
+        FSDP's graphs hold the gathered parameters, and it is at the end of a backward pass that it averages their
+        gradients over the ranks into the sharded parameters' `.grad`. That is taken from there, and what was there is
+        put back.
+
+        Raises:
+            RuntimeError: PyTorch's `fully_shard` does not allow a second backward pass.
+        """
+        if _version() < FULLY_SHARD_AGAIN:
+            raise RuntimeError(
+                "With a backward pass a task, a model under fully_shard is gone through several times, which takes "
+                f"PyTorch {'.'.join(map(str, FULLY_SHARD_AGAIN))} or later; this is {torch.__version__}. Take a method "
+                "of one backward pass, such as 'uw' or 'ema', or DistributedDataParallel."
+            )
+        size = self.ranks.size  # FSDP gives the mean over the ranks, where a sum is wanted
+        weights = step.weights(self.own(step, coefficients) * size)
+        before = {leaf: leaf.grad for leaf in [*self.order.parameters(), *self.walked(step, repeatable=True)]}
+        last = len(step.held) - 1
+        rows: list[Row] = []
+        try:
+            for index, (loss, weight) in enumerate(zip(step.held, weights, strict=True)):
+                for leaf in before:
+                    leaf.grad = None
+                torch.autograd.backward(loss, weight, retain_graph=step.retain_graph or index < last)
+                rows.append({leaf: leaf.grad for leaf in before if leaf.grad is not None})
+        finally:
+            for leaf, gradient in before.items():
+                leaf.grad = gradient
+        yield from self._reduced(rows) if self.active else rows
+
+    def _reduced(self, rows: Sequence[Row]) -> list[Row]:
+        """Adds up over the ranks what FSDP has not: parameters that are not sharded."""
+        reduction = Reduction(self.ranks, 1 / self.ranks.size)
+        whole = [{leaf: g for leaf, g in row.items() if not is_sharded(leaf)} for row in rows]
+        sums = [self._started(row, reduction) for row in whole]
+        reduction.wait()
+        return [row | added for row, added in zip(rows, sums, strict=True)]
+
+    def summed(self, rows: Rows) -> Rows:
+        """See `Alone`: they are."""
+        return rows
+
+    def one_pass(self, step: Step, coefficients: Tensor) -> list[Tensor]:
+        """See `Alone`."""
+        leaves = dict.fromkeys([*self.order.parameters(), *self.walked(step, step.retain_graph)])
+        weights = self.own(step, coefficients) * self.ranks.size
+        torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
+        found = [leaf for leaf in leaves if leaf.grad is not None]
+        self._unreduced |= dict.fromkeys(leaf for leaf in found if not is_sharded(leaf))
+        if not step.accumulate:
+            self.finish()
+        return found
+
+    def finish(self) -> None:
+        """See `Alone`."""
+        if self.active:
+            super().finish()
+        self._unreduced = {}
+
+
+def _version() -> tuple[int, int]:
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)

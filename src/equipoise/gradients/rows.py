@@ -1,0 +1,77 @@
+"""Rows: a backward pass a task, its gradients kept over micro-batches and added up over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from equipoise.gradients.micro_batches import Collected, MicroBatches, Waiting
+from equipoise.gradients.ranks import Alone, Company
+from equipoise.gradients.step import Step
+
+
+class Rows:
+    """Collects the rows of a step: what `Balancer` and `MAO` have in common.
+
+    Args:
+        company: how to go over ranks.
+        tasks: all tasks.
+
+    Attributes:
+        waiting: the micro-batches so far.
+    """
+
+    def __init__(self, company: Company, tasks: Sequence[str]) -> None:
+        self._company = company
+        self._tasks = tasks
+        self.waiting = Waiting()
+
+    def run(self, step: Step, coefficients: Tensor) -> Collected | None:
+        """Computes the rows `c_k ∂L_k` of a micro-batch.
+
+        Args:
+            step: the K' tasks present.
+            coefficients: `c_k` `[K']`.
+
+        Returns:
+            The whole step, or None if further micro-batches follow.
+        """
+        ranks = self._company.now()
+        before = self.waiting.micro_batches
+        last = not step.accumulate
+        leaves = ranks.leaves(step)
+        wanted = with_inputs(ranks, step, leaves)
+        found = ranks.rows(step, wanted, step.scale.coefficients(coefficients), reduce=last and not before)
+        rows = step.scale.unscaled(dict(zip(step.tasks, found, strict=True)))
+        reached = {
+            task: list(row) if ranks.sharded else own
+            for (task, row), own in zip(rows.items(), leaves, strict=True)
+        }
+        if last and not before:
+            return Collected(step.tasks, rows, step.values, step.usable, reached)
+        together = before.plus(step, rows, reached)
+        if step.accumulate:
+            self.waiting.keep(together)
+            return None
+        return self._finished(together)
+
+    def finish(self) -> Collected | None:
+        """Returns the step whose last micro-batch has no task; None if there were none before."""
+        return self._finished(self.waiting.micro_batches) if self.waiting.micro_batches.rows else None
+
+    def _finished(self, micro_batches: MicroBatches) -> Collected:
+        total = micro_batches.total(self._tasks)
+        rows = self._company.now().summed(total.rows)
+        return Collected(total.tasks, rows, total.values, total.usable, total.reached)
+
+
+def with_inputs(ranks: Alone, step: Step, leaves: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+    """Adds to each task's trained leaves the other ones that it reaches, for they get their gradients, too."""
+    if ranks.sharded:
+        return list(leaves)
+    own = iter(step.graph.leaves)
+    return [
+        row if loss is None else [*row, *(leaf for leaf in next(own) if not ranks.order.is_trained(leaf))]
+        for loss, row in zip(step.losses, leaves, strict=True)
+    ]

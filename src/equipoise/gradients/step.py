@@ -1,0 +1,258 @@
+"""What a call of `backward` was given, checked before anything changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from equipoise._checks import check_counts, check_losses, check_number
+from equipoise.gradients.gramian import wide_dtype
+from equipoise.gradients.graph.cut import Cut
+from equipoise.gradients.graph.walk import Graph
+from equipoise.gradients.scale import Scale
+
+
+@dataclass(frozen=True)
+class Step:
+    """The losses of the tasks present, checked and in the Balancer's order.
+
+    Attributes:
+        tasks: names of the K' tasks present, on any rank.
+        losses: their losses, with graphs; None for a task that only other ranks have.
+        values: the losses detached, over all ranks, `[K']`, float64 where the device has it.
+        counts: labelled samples behind each loss, over all ranks, `[K']`, or None.
+        usable: which of the tasks take part, `[K']` bool on the device, where the host does not know it; None: all.
+        shares: of each task's labelled samples, this rank's part, `[K']`; None where there is one rank.
+        everywhere: every rank has all the K' tasks.
+        unlabelled: those among them that are kept though their count is 0.
+        complete: no task is missing, and there are several.
+        accumulate: further micro-batches follow.
+        retain_graph: the graphs stay for another backward pass.
+        scale: the gradient scaler's.
+    """
+
+    tasks: tuple[str, ...]
+    losses: tuple[Tensor | None, ...]
+    values: Tensor
+    counts: Tensor | None = None
+    usable: Tensor | None = None
+    shares: Tensor | None = None
+    everywhere: bool = True
+    unlabelled: frozenset[str] = frozenset()
+    complete: bool = False
+    accumulate: bool = False
+    retain_graph: bool = False
+    scale: Scale = field(default_factory=Scale)
+
+    @cached_property
+    def held(self) -> list[Tensor]:
+        """The losses that this rank has."""
+        return [loss for loss in self.losses if loss is not None]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Their graphs, for a backward pass a task."""
+        return Graph(self.held)
+
+    @cached_property
+    def cut(self) -> Cut | None:
+        """Where the graphs merge, if a backward pass can be made in two parts, down to there and on."""
+        if len(self.held) < 2:
+            return None
+        cut = Cut(self.graph)
+        return cut if cut.usable else None
+
+    def at_held(self, per_task: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+        """Returns the entries of those tasks whose losses this rank has."""
+        return [entry for entry, loss in zip(per_task, self.losses, strict=True) if loss is not None]
+
+    def without(self, left_out: Sequence[int]) -> Step:
+        """Returns the step in which the tasks at these places of `tasks` are left out."""
+        kept = [index for index in range(len(self.tasks)) if index not in left_out]
+
+        def entries(vector: Tensor | None) -> Tensor | None:
+            return None if vector is None else torch.cat([vector[i : i + 1] for i in kept]) if kept else vector[:0]
+
+        values = entries(self.values)
+        assert values is not None
+        return replace(
+            self,
+            tasks=tuple(self.tasks[index] for index in kept),
+            losses=tuple(self.losses[index] for index in kept),
+            values=values,
+            counts=entries(self.counts),
+            usable=entries(self.usable),
+            shares=entries(self.shares),
+            complete=self.complete and not left_out,
+        )
+
+    def joined(self, groups: Mapping[str, Sequence[str]]) -> Step:
+        """Returns the step of the groups that have a task present: their losses are sums, without counts.
+
+        A rank's share of each loss goes into its part of the sum.
+        """
+        place = {task: index for index, task in enumerate(self.tasks)}
+        held = {group: [place[task] for task in members if task in place] for group, members in groups.items()}
+        held = {group: indices for group, indices in held.items() if indices}
+        values = self.values.unbind()
+        losses: list[Tensor | None] = []
+        with torch.enable_grad():
+            for indices in held.values():
+                parts = [
+                    loss if self.shares is None else loss * self.shares[index].to(loss)
+                    for index in indices
+                    if (loss := self.losses[index]) is not None
+                ]
+                losses.append(torch.stack(parts).sum() if parts else None)
+        return replace(
+            self,
+            tasks=tuple(held),
+            losses=tuple(losses),
+            values=torch.stack([torch.stack([values[index] for index in indices]).sum() for indices in held.values()]),
+            counts=None,
+            shares=None if self.shares is None else torch.ones_like(self.shares[: len(held)]),
+        )
+
+    def weights(self, coefficients: Tensor) -> list[Tensor]:
+        """Returns what to weigh each of `held` with in a backward pass: `coefficients` `[K']`, one tensor a loss.
+
+        They are copies: autograd may make one, or a view of it, the `.grad`.
+        """
+        return [
+            weight.to(loss.device, loss.dtype, copy=True)
+            for weight, loss in zip(coefficients.unbind(), self.losses, strict=True)
+            if loss is not None
+        ]
+
+
+def read_losses(
+    tasks: Sequence[str],
+    losses: Mapping[str, Tensor],
+    counts: Mapping[str, float | Tensor] | None,
+    check_finite: bool,
+    *,
+    graph: bool = True,
+    empty: torch.device | None = None,
+    keep_unlabelled: bool = False,
+) -> Step:
+    """Checks the losses and counts of one process, before anything changes.
+
+    A task whose count is 0 has no label and is left out. Where its count lies on an accelerator, the host does not know
+    that, and does not wait to: `usable` says so there.
+
+    Args:
+        tasks: all tasks.
+        losses: task → scalar loss with a graph.
+        counts: task → number of labelled samples behind its mean loss.
+        check_finite: raise for NaN or infinite losses.
+        graph: every loss must have a graph.
+        empty: the device of a step without any task; None: such a step is an error.
+        keep_unlabelled: keep tasks whose count is 0, with the value 0.
+
+    Raises:
+        TypeError: see `check_losses`.
+        ValueError: see `check_losses` and `read_counts`; a loss that is NaN or infinite.
+    """
+    if losses or empty is None or not isinstance(losses, Mapping):
+        check_losses(losses, tasks, graph=graph)
+    unlabelled: frozenset[str] = frozenset()
+    usable = None
+    if counts is not None:
+        known = read_counts(tasks, losses, counts)
+        unlabelled = frozenset(task for task, count in known.items() if not count)
+        if not keep_unlabelled:
+            losses = {task: loss for task, loss in losses.items() if task not in unlabelled}
+        if not losses and empty is None:
+            raise ValueError("No task in losses has a labelled sample (all counts are 0): skip the step.")
+    names = tuple(task for task in tasks if task in losses)
+    device = losses[names[0]].device if names else empty
+    assert device is not None
+    dtype = wide_dtype(device)
+    values = stack([0.0 if task in unlabelled else losses[task] for task in names], device, dtype)
+    samples = None
+    if counts is not None:
+        samples = stack([counts[task] for task in names], device, dtype)
+        if any(not on_host(counts[task]) for task in names):
+            usable = samples > 0
+            values = torch.where(usable, values, 0.0)
+    if check_finite:
+        check_each(names, values, values.isfinite(), "is {value}: a NaN or infinite loss must not enter the training")
+    return Step(
+        tasks=names,
+        losses=tuple(losses[task] for task in names),
+        values=values,
+        counts=samples,
+        usable=usable,
+        unlabelled=unlabelled,
+        complete=1 < len(tasks) == len(names),
+    )
+
+
+def on_host(count: float | Tensor) -> bool:
+    """Whether looking at the count costs no synchronisation."""
+    return not isinstance(count, Tensor) or count.device.type == "cpu"
+
+
+def read_counts(
+    tasks: Sequence[str], losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor]
+) -> dict[str, float]:
+    """Returns the counts of the losses as numbers, as far as the host has them.
+
+    Raises:
+        TypeError: see `check_counts`.
+        ValueError: see `check_counts`; a count that is negative or not finite.
+    """
+    check_counts(counts, losses, tasks)
+    given = {task: counts[task] for task in losses}
+    return {
+        task: check_number(f"counts[{task!r}]", count, at_least=0) for task, count in given.items() if on_host(count)
+    }
+
+
+def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:
+    """Raises for the first task whose entry in the bool tensor `passed` is false; synchronises with the host.
+
+    Raises:
+        ValueError: `message` with the task's name before it, and `{value}` filled in.
+    """
+    for task, value, fine in zip(tasks, values.tolist(), passed.tolist(), strict=True):  # sync: asked for
+        if not fine:
+            raise ValueError(f"The loss of task {task!r} {message.format(value=f'{value:g}')}.")
+
+
+def checks_values(check_finite: bool | None, device: torch.device) -> bool:
+    """Whether the host looks at the losses: as asked for, else where it costs no synchronisation."""
+    return device.type == "cpu" if check_finite is None else check_finite
+
+
+def above_bounds(values: Tensor, bounds: Sequence[Tensor | float]) -> Tensor | None:
+    """Returns which losses lie above every bound, `[K']` bool; None where nothing bounds them.
+
+    Args:
+        values: the losses `[K']`. NaN counts as above: it is no loss that a method may leave out.
+        bounds: numbers for all tasks, or one a task `[K']`.
+    """
+    above = None
+    for bound in bounds:
+        if not isinstance(bound, float) or bound > -math.inf:
+            here = ~(values <= bound)
+            above = here if above is None else above & here
+    return above
+
+
+@torch.no_grad()
+def stack(scalars: Sequence[float | Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Stacks numbers and 0-dim tensors of any dtype and device into a detached vector."""
+    if not scalars:
+        return torch.empty(0, dtype=dtype, device=device)
+    if all(not isinstance(scalar, Tensor) for scalar in scalars):
+        return torch.tensor(scalars, dtype=dtype, device="cpu").to(device, non_blocking=True)
+    tensors = [s if isinstance(s, Tensor) else torch.full((), s, dtype=dtype, device=device) for s in scalars]
+    if any(t.device != device or t.dtype != tensors[0].dtype for t in tensors):
+        tensors = [t.to(device, dtype, non_blocking=True) for t in tensors]
+    return torch.stack(tensors).to(dtype)
