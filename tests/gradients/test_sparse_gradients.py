@@ -304,8 +304,8 @@ def test_accumulates_over_micro_batches_as_a_sparse_gradient(dtype):
     torch.testing.assert_close(coalesced(leaf.grad).to_dense(), expected.to(dtype))
 
 
-def test_touched_rows_index_the_leaf():
+def test_touched_places_index_the_leaf():
     (rows,) = touched([sparse([7, 1, 7]), sparse([]), sparse([1, 3])])
-    assert rows.tolist() == [1, 3, 7]
+    assert rows.tolist() == [7, 1, 7, 1, 3]
     places = touched([sparse([(1, 2), (1, 2)]), sparse([(0, 1)])])
-    assert [place.tolist() for place in places] == [[0, 1], [1, 2]]
+    assert [place.tolist() for place in places] == [[1, 1, 0], [2, 2, 1]]

@@ -164,19 +164,21 @@ def test_moments_of_rows_that_are_not_touched_stay():
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["float", "tensor"])
 def test_decay_is_once_on_the_rows_that_any_task_touches(lr):
     group = {**GROUP, "lr": lr, "weight_decay": 0.5}
-    rows, mixed, plain, frozen = (table(seed=seed) for seed in range(4))
-    before = [parameter.detach().clone() for parameter in (rows, mixed, plain, frozen)]
+    parameters = [table(seed=seed) for seed in range(5)]
+    rows, mixed, _, still, unlike = parameters
+    before = [parameter.detach().clone() for parameter in parameters]
     dense = torch.ones(ROWS, WIDTH, dtype=torch.float64)
     gradients = [
         [look_up(rows, [2, 2, 5], 0), look_up(rows, [], 1), look_up(rows, [5, 7], 2)],
         [look_up(mixed, [2], 0), dense],
         [dense, dense],
-        [look_up(frozen, [], 0)],
+        [look_up(still, [], 0)],
+        [look_up(unlike, [2], 0), dense.to_sparse(2)],
     ]
-    decay([rows, mixed, plain, frozen], group, gradients)
+    decay(parameters, group, gradients)
     factor = torch.ones(ROWS, 1, dtype=torch.float64)
     factor[[2, 5, 7]] = 0.95
-    for parameter, old, by in zip((rows, mixed, plain, frozen), before, (factor, 0.95, 0.95, 1.0), strict=True):
+    for parameter, old, by in zip(parameters, before, (factor, 0.95, 0.95, 1.0, 0.95), strict=True):
         torch.testing.assert_close(parameter.detach(), old * by, rtol=1e-14, atol=0)
 
 

@@ -41,18 +41,23 @@ def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], C
     present = [gradient for gradient in column if gradient is not None]
     if not any(gradient.is_sparse for gradient in present):
         return column, _same
-    if not _alike(present):
+    if not alike(present):
         return [None if gradient is None else coalesced(gradient).to_dense() for gradient in column], _same
-    whole = present[0]
-    stacked = coalesced(torch.stack(present))  # [K', *places, *rest]: all of them in one go, so that one is waited for
-    entries, values = stacked.indices(), stacked.values()
-    places, slots = _distinct(entries[1:], whole.shape)
-    dense = values.new_zeros((len(present), places.shape[1], *values.shape[1:]))
-    dense[entries[0], slots] = values
+    shape = present[0].shape
+    stacked = coalesced(torch.stack(present))  # [K', *places, *rest]: in one go, for it waits for the device
+    (tasks, *indices), values = stacked.indices().unbind(), stacked.values()
+    flat = torch.zeros_like(tasks)
+    for index, size in zip(indices, shape, strict=False):
+        flat = flat * size + index
+    found, slots = torch.unique(flat, return_inverse=True)
+    places = tasks.new_empty((len(indices), len(found)))
+    places[:, slots] = stacked.indices()[1:]  # entries of one place write the same
+    dense = values.new_zeros((len(present), len(found), *values.shape[1:]))
+    dense[tasks, slots] = values
     rows = iter(dense.unbind())
 
     def restored(combined: Tensor) -> Tensor:
-        return torch.sparse_coo_tensor(places, combined, whole.shape, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(places, combined, shape, is_coalesced=True, check_invariants=False)
 
     return [None if gradient is None else next(rows) for gradient in column], restored
 
@@ -79,10 +84,8 @@ def values_of(gradients: Iterable[Tensor]) -> list[Tensor]:
 
 def added(old: Tensor, new: Tensor) -> Tensor:
     """Adds two gradients of one leaf: sparse if both are, dense otherwise; changes neither."""
-    if not new.is_sparse:
-        old, new = new, old  # PyTorch adds a sparse tensor to a dense one, not the other way round
-    if not _alike([old, new]):
-        return old.to_dense() + new
+    if not alike([old, new]):
+        return coalesced(old).to_dense() + coalesced(new)  # PyTorch adds no dense tensor to a sparse one
     entries = torch.cat([old._indices(), new._indices()], dim=1)
     values = torch.cat([old._values(), new._values()])
     return torch.sparse_coo_tensor(entries, values, old.shape, check_invariants=False)
@@ -107,38 +110,17 @@ def accumulate_gradient(leaf: Tensor, gradient: Tensor) -> None:
 
 
 def touched(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Returns the places that any of several sparse gradients of one leaf touches, once each, as an index `[U]` each.
+    """Returns the places of several sparse gradients' entries, some more than once, as one index `[entries]` each.
 
-    Indexing the leaf with them gives `[U, *rest]`.
+    Indexing the leaf with them gives `[entries, *rest]`. Nothing waits for the device.
     """
-    entries = torch.cat([gradient._indices() for gradient in gradients], dim=1)
-    return _distinct(entries, gradients[0].shape)[0].unbind()
+    return torch.cat([gradient._indices() for gradient in gradients], dim=1).unbind()
 
 
-def _same(gradient: Tensor) -> Tensor:
-    return gradient
-
-
-def _alike(gradients: Sequence[Tensor]) -> bool:
+def alike(gradients: Sequence[Tensor]) -> bool:
     """Whether all are sparse, in the same dimensions (`torch.gather` is sparse in all, an embedding in the first)."""
     return all(gradient.is_sparse for gradient in gradients) and len({g.sparse_dim() for g in gradients}) == 1
 
 
-def _distinct(entries: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Finds the distinct places among a sparse tensor's entries.
-
-    Args:
-        entries: `[sparse dimensions, entries]`.
-        shape: of the tensor.
-
-    Returns:
-        The places in order, `[sparse dimensions, U]`; and for each entry the number of its place, `[entries]`.
-    """
-    sizes = shape[: len(entries)]
-    flat = entries[0]
-    for index, size in zip(entries[1:], sizes[1:], strict=True):
-        flat = flat * size + index
-    found, slots = torch.unique(flat, return_inverse=True)
-    places = entries.new_empty((len(entries), len(found)))
-    places[:, slots] = entries  # those of one place write the same
-    return places, slots
+def _same(gradient: Tensor) -> Tensor:
+    return gradient

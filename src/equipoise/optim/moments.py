@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.sharded import locals_of
-from equipoise.gradients.sparse import coalesced, touched
+from equipoise.gradients.sparse import alike, coalesced, touched
 
 
 class Moments(NamedTuple):
@@ -100,9 +100,9 @@ def decay(
     factor = 1 - group["lr"] * group["weight_decay"]
     parameters, dense = list(parameters), []
     for parameter, own in zip(parameters, [()] * len(parameters) if gradients is None else gradients, strict=True):
-        if own and all(gradient.is_sparse for gradient in own):
+        if alike(own):
             rows = touched(own)
-            parameter[rows] = parameter[rows] * factor
+            parameter[rows] = parameter[rows] * factor  # once: a row that is named twice is written the same twice
         else:
             dense.append(parameter)
     if dense:
