@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.sharded import locals_of
+from equipoise.gradients.sparse import alike, coalesced, touched
 
 
 class Moments(NamedTuple):
@@ -26,19 +28,30 @@ def update(
 ) -> None:
     """Takes the gradients into the moments and adds `−η m̂ / (√v̂ + ε)` to the parameters, by PyTorch's own kernels.
 
+    Of a sparse gradient only the rows that it touches take part, as in `torch.optim.SparseAdam`: the moments of the
+    others do not decay, the number of updates is one for all rows, and ε is added to `√v` before its bias is corrected.
+
     Args:
         parameters: changed in place.
-        gradients: one a parameter.
+        gradients: one a parameter; dense or sparse.
         moments: one a parameter; changed in place.
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
     """
+    dense = []
+    for part in zip(parameters, gradients, moments, strict=True):
+        if part[1].is_sparse:
+            _update_touched(*part, group)
+        else:
+            dense.append(part)
+    if not dense:
+        return
     adamw(
-        locals_of(parameters),
-        locals_of(gradients),
-        locals_of(m.average for m in moments),
-        locals_of(m.square for m in moments),
+        locals_of(parameter for parameter, _, _ in dense),
+        locals_of(gradient for _, gradient, _ in dense),
+        locals_of(m.average for _, _, m in dense),
+        locals_of(m.square for _, _, m in dense),
         [],
-        [m.steps for m in moments],
+        [m.steps for _, _, m in dense],
         foreach=None if not group["fused"] else False,
         capturable=group["capturable"],
         fused=group["fused"],
@@ -52,8 +65,45 @@ def update(
     )
 
 
+def _update_touched(parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any]) -> None:
+    """Makes the update of the rows that a sparse gradient touches, in float32 at least."""
+    gradient = coalesced(gradient)
+    rows = gradient.indices().unbind()
+    dtype, wide = gradient.dtype, torch.promote_types(gradient.dtype, torch.float32)
+    values = gradient.values().to(wide)
+    beta1, beta2 = group["betas"]
+    average = moments.average[rows].to(wide).lerp_(values, 1 - beta1)
+    square = moments.square[rows].to(wide).lerp_(values.square(), 1 - beta2)
+    moments.average[rows] = average.to(dtype)
+    moments.square[rows] = square.to(dtype)
+    moments.steps.add_(1)
+    steps = moments.steps.to(wide_dtype(moments.steps.device))
+    rate = group["lr"] * (1 - beta2**steps).sqrt() / (1 - beta1**steps)
+    parameter[rows] = (parameter[rows] - rate * average / (square.sqrt() + group["eps"])).to(dtype)
+
+
 @torch.no_grad()
-def decay(parameters: Iterable[Tensor], group: Mapping[str, Any]) -> None:
-    """Multiplies the parameters by `1 − η λ`."""
-    if group["weight_decay"]:
-        torch._foreach_mul_(locals_of(parameters), 1 - group["lr"] * group["weight_decay"])
+def decay(
+    parameters: Iterable[Tensor],
+    group: Mapping[str, Any],
+    gradients: Iterable[Sequence[Tensor]] | None = None,
+) -> None:
+    """Multiplies the parameters by `1 − η λ`; where only sparse gradients move one, the rows that they touch.
+
+    Args:
+        parameters: changed in place.
+        group: the parameters' group, for `lr` and `weight_decay`.
+        gradients: the tasks' gradients of each parameter; None: all are dense.
+    """
+    if not group["weight_decay"]:
+        return
+    factor = 1 - group["lr"] * group["weight_decay"]
+    parameters, dense = list(parameters), []
+    for parameter, own in zip(parameters, [()] * len(parameters) if gradients is None else gradients, strict=True):
+        if alike(own):
+            rows = touched(own)
+            parameter[rows] = parameter[rows] * factor  # once: a row that is named twice is written the same twice
+        else:
+            dense.append(parameter)
+    if dense:
+        torch._foreach_mul_(locals_of(dense), factor)
