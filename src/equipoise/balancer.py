@@ -24,7 +24,7 @@ from equipoise.gradients.micro_batches import MicroBatches
 from equipoise.gradients.passes import Passes
 from equipoise.gradients.ranks import Ranks
 from equipoise.gradients.representation import Cut, Representation, take_representation
-from equipoise.gradients.sharded import locals_of
+from equipoise.gradients.ranks.shards import locals_of
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting

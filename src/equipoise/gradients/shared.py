@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from equipoise.gradients.wrappers import parameter_names
+from equipoise.gradients.graph.wrappers import parameter_names
 
 Parameters = nn.Module | Iterable[nn.Parameter]
 """A module, which stands for its parameters, or parameters."""
@@ -47,7 +47,7 @@ def parameter_set(name: str, parameters: Parameters) -> dict[Tensor, None]:
 
 
 class SharedParameters:
-    """The parameters that are shared: those given, else those that two or more losses have ever reached.
+    """The parameters that are shared: those given, else those that two or more tasks have ever reached in one step.
 
     Args:
         given: takes the place of what is found.
@@ -61,9 +61,9 @@ class SharedParameters:
     def __init__(self, given: Parameters | None, model: nn.Module | None) -> None:
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
-        self._given = None if given is None else parameter_set("shared", given)
+        self.given = None if given is None else parameter_set("shared", given)
         self._found = WeakIdKeyDictionary()
-        self.named = {} if model is None else parameter_names(model)
+        self._named = {} if model is None else parameter_names(model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_found": list(self._found)}
@@ -72,37 +72,34 @@ class SharedParameters:
         vars(self).update(state, _found=WeakIdKeyDictionary(dict.fromkeys(state["_found"])))
 
     def __contains__(self, leaf: Tensor) -> bool:
-        return leaf in (self._found if self._given is None else self._given)
+        return leaf in (self._found if self.given is None else self.given)
 
-    def find(self, leaves: Sequence[Sequence[Tensor]]) -> dict[Tensor, None]:
-        """Returns what is shared of the leaves that each loss reaches; `keep` takes note of it."""
-        if self._given is not None:
-            return {leaf: None for row in leaves for leaf in row if leaf in self._given}
-        reached = Counter(leaf for row in leaves for leaf in row)
-        return {leaf: None for leaf, count in reached.items() if count > 1 or leaf in self._found}
+    def find(self, reached: Iterable[Iterable[Tensor]]) -> dict[Tensor, None]:
+        """Returns what is shared of the trained leaves that each task reaches in a step; `keep` takes note of it."""
+        rows = list(reached)
+        if self.given is not None:
+            return {leaf: None for row in rows for leaf in row if leaf in self.given}
+        count = Counter(leaf for row in rows for leaf in row)
+        return {leaf: None for leaf, tasks in count.items() if tasks > 1 or leaf in self._found}
 
     def keep(self, found: Iterable[Tensor]) -> None:
         """Takes note of what `find` gave: it stays shared."""
-        if self._given is None:
+        if self.given is None:
             self._found.update((leaf, None) for leaf in found if leaf not in self._found)
 
-    def among(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """Returns the shared ones of the leaves, each once."""
-        return [leaf for leaf in dict.fromkeys(leaves) if leaf in self]
-
     @property
-    def given(self) -> bool:
-        """Whether they were given."""
-        return self._given is not None
+    def known(self) -> list[Tensor]:
+        """The shared parameters so far."""
+        return list(self._found if self.given is None else self.given)
 
     @property
     def names(self) -> list[str]:
         """The names of the found parameters that the model has."""
-        return [name for name, leaf in self.named.items() if leaf in self._found]
+        return [name for name, leaf in self._named.items() if leaf in self._found]
 
     def restore(self, names: Iterable[str]) -> None:
         """Takes over what `names` gave; what was found among the model's parameters before is forgotten."""
-        for leaf in self.named.values():
+        for leaf in self._named.values():
             if leaf in self._found:
                 del self._found[leaf]
-        self._found.update((self.named[name], None) for name in names if name in self.named)
+        self._found.update((self._named[name], None) for name in names if name in self._named)

@@ -71,8 +71,15 @@ class Step:
         """Returns the entries of those tasks whose losses this rank has."""
         return [entry for entry, loss in zip(per_task, self.losses, strict=True) if loss is not None]
 
-    def without(self, left_out: Sequence[int]) -> Step:
-        """Returns the step in which the tasks at these places of `tasks` are left out."""
+    def without(self, left_out: Sequence[int], usable: Tensor | None) -> Step:
+        """Returns the step in which the tasks at these places of `tasks` are left out.
+
+        Args:
+            left_out: the places.
+            usable: which of the other tasks take part, where the host does not know it.
+        """
+        if not left_out:
+            return replace(self, usable=usable)
         kept = [index for index in range(len(self.tasks)) if index not in left_out]
 
         def entries(vector: Tensor | None) -> Tensor | None:
@@ -86,9 +93,9 @@ class Step:
             losses=tuple(self.losses[index] for index in kept),
             values=values,
             counts=entries(self.counts),
-            usable=entries(self.usable),
+            usable=usable,
             shares=entries(self.shares),
-            complete=self.complete and not left_out,
+            complete=False,
         )
 
     def joined(self, groups: Mapping[str, Sequence[str]]) -> Step:

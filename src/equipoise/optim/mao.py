@@ -17,7 +17,7 @@ from equipoise.gradients.compiled import keep_buffers
 from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import MicroBatches, add_rows
 from equipoise.gradients.passes import Passes
-from equipoise.gradients.sharded import local, locals_of, total_norm
+from equipoise.gradients.ranks.shards import local, locals_of, total_norm
 from equipoise.gradients.watching import Watcher
 from equipoise.optim.moments import Moments, decay, update
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from equipoise.gradients.gramian import wide_dtype
-from equipoise.gradients.sharded import locals_of
+from equipoise.gradients.ranks.shards import locals_of
 from equipoise.gradients.sparse import alike, coalesced, touched
 
 

@@ -1,0 +1,138 @@
+"""The second stop of a step: the tasks' coefficients from the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from equipoise._notices import Notices
+from equipoise._state import Step as StateStep
+from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.gradients.jacobian import Row
+from equipoise.gradients.owning import owned
+from equipoise.gradients.step import Step, above_bounds
+from equipoise.objectives import Objective
+
+UNMOVED_STEPS = 10
+"""Steps after which learned weights that had gradients should have moved. (A scaler's first steps overflow.)"""
+
+
+class Weigh:
+    """Which of the tasks present a method can use, and how it weighs them.
+
+    Args:
+        tasks: all tasks.
+        objective: the objective, bound to them.
+        aggregator: what comes after it.
+        notices: gives warnings.
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], objective: Objective, aggregator: Aggregator | None, notices: Notices
+    ) -> None:
+        self._tasks = tasks
+        self._objective = objective
+        self._aggregator = aggregator
+        self._notices = notices
+        self._first: list[Tensor] | None = None  # learned weights at the first step that gave them gradients
+        self._steps = 0
+
+    def present(self, tasks: Sequence[str]) -> list[int] | None:
+        """The tasks' positions; None for all tasks."""
+        return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
+
+    def usable(self, step: Step, looks: bool) -> Step:
+        """Leaves out the tasks whose losses the method cannot use in this step, and says so once.
+
+        Args:
+            step: the tasks present.
+            looks: the host may look at the losses; else the tasks stay, and `step.usable` says which take part.
+        """
+        with self._objective.step(self.present(step.tasks), step.values.dtype):
+            bounds = [part.lower_bounds() for part in self._objective.task_modules()]
+        if self._aggregator is not None and self._aggregator.requires_positive:
+            bounds.append(0.0)
+        above = above_bounds(step.values, bounds)
+        if above is not None:
+            labelled = above if step.usable is None else above | ~step.usable
+            self._notices.ask("unusable", ~labelled, lambda flags: self._unusable(step.tasks, flags))
+        usable = above if step.usable is None else step.usable if above is None else step.usable & above
+        if usable is None:
+            return step
+        if looks or not self._masked:
+            left_out = [index for index, takes in enumerate(usable.tolist()) if not takes]  # sync: to pick the tasks
+            return step.without(left_out, None)
+        return step.without([], usable)
+
+    @contextmanager
+    def step(self, step: Step) -> Iterator[StateStep]:
+        """Opens a step of the objective's state."""
+        with self._objective.step(self.present(step.tasks), step.values.dtype, step.usable) as opened:
+            yield opened
+
+    def coefficients(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Row]:
+        """Returns `c_k = ∂objective/∂L_k` `[K']` and the gradients of the objective's own parameters.
+
+        Args:
+            values: the losses `[K']`.
+            usable: which of them take part, `[K']` bool; None: all. The others' coefficients are 0.
+            valid: whether the losses are finite, 0-dim bool; None: the host knows that they are. Where they are not, it
+                shows in the gradients.
+        """
+        parameters = [p for p in self._objective.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            values = (values.clone() if usable is None else torch.where(usable, values, 1.0)).requires_grad_()
+            total = self._objective(values)
+            if not isinstance(total, Tensor) or total.dim() or not total.requires_grad:
+                raise ValueError(
+                    f"{type(self._objective).__name__} must return a 0-dim tensor that depends on the losses and is "
+                    f"not detached from them, found {total!r}."
+                )
+            coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
+        learned = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        if usable is not None:
+            coefficients = torch.where(usable, coefficients, 0.0)
+        if valid is not None:
+            coefficients = torch.where(valid, coefficients, torch.nan)
+            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+        return coefficients, owned(learned)
+
+    def watch_learned(self, learned: Row) -> None:
+        """Warns once if learned weights have had gradients for some steps and have not moved."""
+        if not learned or self._steps > UNMOVED_STEPS:
+            return
+        if self._first is None:
+            self._first = [parameter.detach().clone() for parameter in learned]
+        elif self._steps == UNMOVED_STEPS and len(learned) == len(self._first):
+            same = [(now == then).all() for now, then in zip(learned, self._first, strict=True)]
+            name = type(self._objective).__name__
+            self._notices.ask(
+                "unmoved",
+                torch.stack(same).all()[None],
+                lambda _: f"{name} learns its weights, which had gradients in {UNMOVED_STEPS} steps and have not moved: "
+                "give balancer.parameters() to the optimizer (make_method does).",
+            )
+        self._steps += 1
+
+    @property
+    def _masked(self) -> bool:
+        """Whether the method can go without the host knowing which tasks take part."""
+        aggregator = self._aggregator
+        later = aggregator is None or isinstance(aggregator, GramianAggregator) or aggregator.masked
+        return later and all(part.masked for part in self._objective.task_modules())
+
+    def _unusable(self, tasks: Sequence[str], flags: Sequence[bool]) -> str:
+        names = ", ".join(repr(task) for task, flag in zip(tasks, flags, strict=True) if flag)
+        parts = [*self._objective.task_modules(), *([] if self._aggregator is None else [self._aggregator])]
+        methods = dict.fromkeys(type(part).__name__ for part in parts if part.requires_positive) or {
+            type(self._objective).__name__: None
+        }
+        return (
+            f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
+            "cannot use it, so the task is left out of such steps and the others are balanced among themselves. Methods "
+            "that take such losses: ew, static, rlw, uw, imtl-l, dtp, amtl-a, imtl-g, mgda, pcgrad, graddrop, cagrad, "
+            "nash-mtl, mao."
+        )

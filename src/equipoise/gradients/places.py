@@ -1,0 +1,147 @@
+"""Where gradient statistics are taken, and where a step's graphs are cut for it: a probe, or a representation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from equipoise.gradients.gramian import gramian, wide_dtype
+from equipoise.gradients.graph.walk import leaves_until
+from equipoise.gradients.jacobian import Row
+from equipoise.gradients.ranks import Alone
+from equipoise.gradients.step import Step
+
+Representation = Tensor | Iterable[Tensor]
+"""What the trunk gives and the tasks start from: one tensor or several, such as one a scale."""
+
+AtCut = dict[GradientEdge, Tensor]
+"""Edge of the cut → one task's gradient there."""
+
+
+class Place(Protocol):
+    """Where the Gramian of the rows is taken.
+
+    Attributes:
+        edges: for each loss of the step that this rank has, where its graph is cut.
+        above: for each of them the leaves that lie above.
+        joins_at_cut: whether the pass that all tasks take together starts at the cut; else it starts at the losses.
+    """
+
+    edges: Sequence[Sequence[GradientEdge]]
+    above: Sequence[Mapping[Tensor, None]]
+    joins_at_cut: bool
+
+    def leaves(self) -> Iterable[Tensor]:
+        """The shared leaves whose rows it takes."""
+
+    def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
+        """Returns the products `[K', K']` of what each task has there, over all ranks."""
+
+
+class Probe:
+    """Some of the shared parameters, say the last shared layer. See `Place`.
+
+    Args:
+        ranks: goes over ranks.
+        step: the step.
+        probe: the parameters, each reached by all tasks.
+    """
+
+    def __init__(self, ranks: Alone, step: Step, probe: Iterable[Tensor]) -> None:
+        self._ranks = ranks
+        self._probe = list(probe)
+        cut = step.cut
+        self.joins_at_cut = cut is not None
+        self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
+        self.above = cut.above if cut else [{} for _ in step.held]
+
+    def leaves(self) -> Iterable[Tensor]:
+        """See `Place`."""
+        return self._probe
+
+    def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
+        """See `Place`."""
+        own = {str(index): {p: row[p] for p in self._probe if p in row} for index, row in enumerate(rows)}
+        summed = self._ranks.summed({task: self._ranks.completed(row, self._probe) for task, row in own.items()})
+        return gramian([[row.get(p) for p in self._probe] for row in summed.values()])
+
+
+class RepresentationPlace:
+    """The outputs of the trunk that all losses are computed from. See `Place`.
+
+    Where a leaf lies on both sides, autograd cannot tell its two parts apart; then the pass that all tasks take
+    together starts at the losses.
+
+    Args:
+        ranks: goes over ranks.
+        step: the step.
+        tensors: what this rank's losses were computed from.
+
+    Raises:
+        ValueError: no loss depends on the representation, or a part of it on another one.
+        RuntimeError: see `Graph`.
+    """
+
+    def __init__(self, ranks: Alone, step: Step, tensors: Sequence[Tensor]) -> None:
+        self._ranks = ranks
+        self._device = step.values.device
+        above, met = leaves_until(step.held, tensors)
+        at = [tensors[index] for index in met]
+        if step.held and not met:
+            raise ValueError(
+                "No loss depends on representation. Give the very tensors that the losses were computed from, as the "
+                "trunk returned them (of one compiled or DistributedDataParallel model, outputs do not do)."
+            )
+        below, entangled = leaves_until(at, at)
+        if entangled:
+            raise ValueError(
+                f"Tensor {met[entangled[0]]} of representation is on the way from another one of its tensors to the "
+                "trunk, so its gradient would count twice. Have the tasks start from aliases, "
+                "representation = [z.view_as(z) for z in representation], and give those."
+            )
+        under = dict.fromkeys(leaf for row in below for leaf in row)
+        self._at = [GradientEdge(tensor.grad_fn, tensor.output_nr) for tensor in at if tensor.grad_fn is not None]
+        self.edges = [self._at for _ in step.held]
+        self.above = [{leaf: None for leaf in row if leaf not in under} for row in above]
+        self.joins_at_cut = not any(leaf in under for row in above for leaf in row)
+
+    def leaves(self) -> Iterable[Tensor]:
+        """See `Place`."""
+        return ()
+
+    def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
+        """See `Place`; every rank has its own samples' part of the representation."""
+        if any(at_cut):
+            products = gramian([[found.get(edge) for edge in self._at] for found in at_cut])
+        else:
+            products = torch.zeros(
+                len(at_cut), len(at_cut), dtype=wide_dtype(self._device), device=self._device
+            )
+        return self._ranks.sum_(products)
+
+
+def read_representation(representation: Representation, needed: bool) -> list[Tensor]:
+    """Returns the tensors of the representation; `needed`: there are losses, so there has to be one.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: there is none, or one has no graph.
+    """
+    if not isinstance(representation, Iterable):
+        raise TypeError(f"representation must be a tensor or a sequence of tensors, found {representation!r}.")
+    tensors = [representation] if isinstance(representation, Tensor) else list(representation)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"representation must be a tensor or a sequence of tensors, found {tensor!r} in it.")
+        if tensor.grad_fn is None:
+            raise ValueError(
+                "representation must be what the trunk returned, with its graph; found a tensor that was detached, "
+                "computed under torch.no_grad(), or computed from nothing that is trained."
+            )
+    if needed and not tensors:
+        raise ValueError("representation is empty: give the tensors that the losses were computed from.")
+    return tensors
