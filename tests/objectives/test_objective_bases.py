@@ -213,5 +213,5 @@ def test_all_zero_weights_count_as_equal(drive):
 
 
 def test_use_outside_a_step_is_an_error():
-    with pytest.raises(RuntimeError, match="Static is used outside a step"):
+    with pytest.raises(RuntimeError, match="GeometricMean is used outside a step"):
         GeometricMean(Static([1.0]))(torch.ones(1))
