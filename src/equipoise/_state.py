@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise._active import Active
 from equipoise._checks import check_seed, check_tasks
 
 
@@ -26,44 +27,86 @@ class StateView:
     _module: TaskModule
     _present: tuple[int, ...] | None
     _dtype: torch.dtype
+    _active: Active
     _written: dict[str, Tensor]
 
-    def __init__(self, module: TaskModule, present: tuple[int, ...] | None, dtype: torch.dtype) -> None:
-        vars(self).update(_module=module, _present=present, _dtype=dtype, _written={})
+    def __init__(self, module: TaskModule, present: tuple[int, ...] | None, dtype: torch.dtype, active: Active) -> None:
+        vars(self).update(_module=module, _present=present, _dtype=dtype, _active=active, _written={})
 
     def __getattr__(self, name: str) -> Tensor:
         if name in self._written:
             return self._written[name]
         if name in self._module._buffers:
-            value = self._restricted(self._module.get_buffer(name))
+            value = self._among_present(self._module.get_buffer(name))
         else:
             learned: list[Tensor] = list(self._module.get_submodule(name).parameters())
             value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
         return value.to(self._dtype) if value.is_floating_point() else value
 
-    def _restricted(self, buffer: Tensor) -> Tensor:
-        return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
+    def _among_present(self, values: Tensor) -> Tensor:
+        return values if self._present is None else values[_index(self._present, values.device)]
+
+    def _leave_out(self, tasks: Tensor) -> None:
+        vars(self).update(_active=self._active.without(tasks))
 
     def __setattr__(self, name: str, value: Tensor) -> None:
         self._written[name] = value.detach()
 
     def commit(self, valid: Tensor | None) -> None:
-        """Writes the new values into the buffers; where the 0-dim bool `valid` is false, keeps the old ones."""
-        for name, value in self._written.items():
-            buffer = self._module.get_buffer(name)
-            new = value.to(buffer.dtype)
-            if valid is not None:
-                new = torch.where(valid, new, self._restricted(buffer))
+        """Writes the new values of the active tasks into the buffers; where the 0-dim bool `valid` is false, none."""
+        if not self._written:
+            return
+        buffers = {name: self._module.get_buffer(name) for name in self._written}
+        taken = self._active.mask
+        if valid is not None:
+            if any(_is_elsewhere(valid, buffer) for buffer in buffers.values()):
+                self._module.revert({name: buffer.clone() for name, buffer in buffers.items()}, unless=valid)
+            else:
+                taken = valid if taken is None else taken & valid
+        for name, buffer in buffers.items():
+            new = self._written[name].to(buffer.dtype)
+            if taken is not None:
+                new = torch.where(taken, new, self._among_present(buffer))
             if self._present is None:
                 buffer.copy_(new)
             else:
                 buffer.index_copy_(0, _index(self._present, buffer.device), new)
 
 
+class Undecided:
+    """State to go back to, should a flag that another device has yet to compute turn out false.
+
+    The flag is on its way to the host while the host goes on, and only `valid` waits for it.
+    """
+
+    def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
+        self.old = old
+        self._event = None if unless.device.type == "cpu" else torch.Event(unless.device)
+        self._valid = unless.to("cpu", non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    @property
+    def valid(self) -> bool:
+        """The flag."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._valid)
+
+
+Snapshot = list[tuple[dict[str, Tensor], Tensor | None]]
+"""The states by name and the generator's state, of a module and each inside it."""
+
+
+def _is_elsewhere(flag: Tensor, state: Tensor) -> bool:
+    """Whether `torch.where` cannot choose by this flag what the state becomes."""
+    return flag.device != state.device
+
+
 @lru_cache(maxsize=1024)
 def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
     """The indices on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(present).to(device, non_blocking=True)
+    return torch.tensor(present, device="cpu").to(device, non_blocking=True)
 
 
 class TaskModule(nn.Module):
@@ -74,15 +117,26 @@ class TaskModule(nn.Module):
     tasks (`bind`) and opens a step (`step`) for the tasks present; from there state is saved in `state_dict`,
     follows `.to()` to any device, and changes only when the whole step succeeded.
 
+    Which of the tasks present take part may be known on an accelerator alone, as a bool `[K']` there. A formula that
+    looks at each task by itself need not care; what it does across tasks goes through `self.active`, as in
+    `self.active.softmax(rate)`.
+
     Attributes:
-        requires_positive: the method is undefined for losses ≤ 0.
+        masked: whatever the class does across tasks goes through `self.active`. Not inherited, as a subclass has
+            another formula. Where it is False, the tasks that take part are picked on the host, which waits for them.
+        requires_positive: the method is undefined for losses ≤ 0; a task with one takes no part in the step.
         needs_after_step: `after_step` wants the same batch's losses again after the optimizer's step.
         needs_accuracies: `observe` wants each task's accuracy after every evaluation.
     """
 
+    masked: bool = False
     requires_positive: bool = False
     needs_after_step: bool = False
     needs_accuracies: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.masked = vars(cls).get("masked", False)
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +145,7 @@ class TaskModule(nn.Module):
         self._states: dict[str, float | int] = {}
         self._learned: dict[str, float] = {}
         self._view: StateView | None = None
+        self._undecided: list[Undecided] = []
 
     def add_state(self, name: str, default: float | int) -> None:
         """Declares a `[K]` buffer that starts at `default`: float64 for a float, int64 for an int.
@@ -117,8 +172,8 @@ class TaskModule(nn.Module):
         Raises:
             ValueError: the seed is no integer of at most 64 bits.
         """
-        self.generator = torch.Generator()
-        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else check_seed(seed))
+        self.generator = torch.Generator(device="cpu")
+        self.generator.manual_seed(int(torch.randint(2**62, (), device="cpu")) if seed is None else check_seed(seed))
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Names the tasks, in the order of every `[K]` tensor, and creates what was declared for them.
@@ -140,10 +195,11 @@ class TaskModule(nn.Module):
                 module.tasks = names
                 for name, default in module._states.items():
                     kind = torch.int64 if isinstance(default, int) else torch.float64
-                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind))
+                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind, device="cpu"))
                 dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
                 for name, default in module._learned.items():
-                    module.register_module(name, nn.ParameterList(torch.tensor(default, dtype=dtype) for _ in names))
+                    learned = (torch.tensor(default, dtype=dtype, device="cpu") for _ in names)
+                    module.register_module(name, nn.ParameterList(learned))
                 module.on_bind()
         except Exception:
             for module in unbound:
@@ -174,17 +230,45 @@ class TaskModule(nn.Module):
             )
         return self._view
 
+    @property
+    def active(self) -> Active:
+        """The tasks that take part, and what a formula does across them; only within a step."""
+        return self.state._active
+
+    def among_present(self, values: Tensor) -> Tensor:
+        """Returns the entries `[K']` of `values` `[K]` that belong to the tasks present; only within a step."""
+        return self.state._among_present(values)
+
+    def leave_out(self, tasks: Tensor) -> None:
+        """Lets the tasks where the bool `[K']` is true take no part in the rest of the step."""
+        for module in self.task_modules():
+            module.state._leave_out(tasks)
+
     @contextmanager
-    def step(self, present: Iterable[int] | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
-        """Opens a step in which the tasks with the K' indices `present` take part (None: all K).
+    def step(
+        self,
+        present: Iterable[int] | None = None,
+        dtype: torch.dtype = torch.float64,
+        usable: Tensor | None = None,
+    ) -> Iterator[Step]:
+        """Opens a step of the tasks with the K' indices `present` (None: all K).
 
         What the methods write becomes lasting with `Step.commit`, and is dropped if the block ends without it.
+
+        Args:
+            present: the tasks' indices.
+            dtype: in which the state is read.
+            usable: bool `[K']` on the state's device, false for present tasks that take no part: they change no state,
+                and no formula looks at them. Their losses have to be 1, and their coefficients mean nothing. None: all
+                take part.
         """
         modules = list(self.task_modules())
         generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
         indices = None if present is None else tuple(int(index) for index in present)
+        active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
         for module in modules:
-            module._view = StateView(module, indices, dtype)
+            module.settle()
+            module._view = StateView(module, indices, dtype, active)
         step = Step(modules)
         try:
             yield step
@@ -194,6 +278,49 @@ class TaskModule(nn.Module):
             if not step.committed:
                 for generator, state in generators:
                     generator.set_state(state)
+
+    def snapshot(self) -> Snapshot:
+        """Returns the state of this module and those inside it, random generators included, for `restore`."""
+        return [
+            (
+                {name: module.get_buffer(name).clone() for name in module._states},
+                None if module.generator is None else module.generator.get_state(),
+            )
+            for module in self.task_modules()
+        ]
+
+    def restore(self, snapshot: Snapshot, unless: Tensor | None = None) -> None:
+        """Goes back to what `snapshot` gave; with a 0-dim bool tensor, only where it is false. The host does not wait.
+
+        Random generators go back only where the host knows that they have to: not by a flag on an accelerator.
+        """
+        failed = unless is None or (unless.device.type == "cpu" and not bool(unless))
+        for module, (states, generator) in zip(self.task_modules(), snapshot, strict=True):
+            module.revert(states, unless)
+            if module.generator is not None and generator is not None and failed:
+                module.generator.set_state(generator)
+
+    def revert(self, old: dict[str, Tensor], unless: Tensor | None) -> None:
+        """Goes back to old values of this module's states, by name; with a 0-dim bool tensor, only where it is false.
+
+        A flag on another device than the state decides when the state is next looked at (`settle`).
+        """
+        if unless is not None and any(_is_elsewhere(unless, value) for value in old.values()):
+            self._undecided.append(Undecided(old, unless))
+            return
+        for name, value in old.items():
+            buffer = self.get_buffer(name)
+            buffer.copy_(value if unless is None else torch.where(unless, buffer, value))
+
+    def settle(self) -> None:
+        """Takes back what was written in steps that turned out not to be valid; the host waits for what they say.
+
+        Called wherever this module's state is looked at, but for `buffers()`, which may be those of a module around it.
+        """
+        undecided, self._undecided = self._undecided, []
+        for step in undecided:
+            if not step.valid:
+                self.revert(step.old, unless=None)
 
     def observe(self, accuracies: Tensor) -> None:
         """Hook: takes the accuracies `[K']` of the evaluated tasks, within a step of those tasks."""
@@ -219,6 +346,23 @@ class TaskModule(nn.Module):
         if self.generator is not None:
             self.generator.set_state(state["generator"].cpu())
 
+    def __getattr__(self, name: str) -> Any:
+        if vars(self).get("_undecided") and name in self._buffers:
+            self.settle()
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        return vars(self).copy()
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.settle()
+        super()._load_from_state_dict(*arguments)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskModule:
         """Moves the state as told, but keeps it from becoming narrower: `.bfloat16()` is meant for the model."""
 
@@ -226,6 +370,7 @@ class TaskModule(nn.Module):
             new = fn(tensor)
             return tensor.to(new.device) if new.dtype.itemsize < tensor.dtype.itemsize else new
 
+        self.settle()
         apply: Callable[..., TaskModule] = super()._apply
         try:
             return apply(moved, recurse)

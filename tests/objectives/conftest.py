@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from equipoise.objectives import Objective, WeightedSum, Weighting
 
 TASKS = ("a", "b", "c")
 Losses = dict[str, float]
+Opened = dict[str, Any]
 
 
 class Driver:
@@ -23,21 +24,26 @@ class Driver:
         self.objective.bind(tasks)
         self.tasks = tuple(tasks)
 
-    def _values(self, numbers: Mapping[str, float]) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
+    def _values(self, numbers: Losses, usable: Container[str] | None) -> tuple[list[str], torch.Tensor, Opened]:
+        """The tasks present, their numbers (1 where a task is not `usable`), and what the step is opened with."""
         present = [task for task in self.tasks if task in numbers]
-        values = torch.tensor([numbers[task] for task in present], dtype=torch.float64)
-        indices = None if len(present) == len(self.tasks) else torch.tensor(list(map(self.tasks.index, present)))
-        return present, values, indices
+        taken = [usable is None or task in usable for task in present]
+        values = [numbers[task] if take else 1.0 for task, take in zip(present, taken, strict=True)]
+        indices = None if len(present) == len(self.tasks) else list(map(self.tasks.index, present))
+        mask = None if usable is None else torch.tensor(taken, device="cpu")
+        return present, torch.tensor(values, dtype=torch.float64, device="cpu"), {"present": indices, "usable": mask}
 
-    def step(self, losses: Mapping[str, float], commit: bool = True) -> tuple[float, Losses, dict[str, list[float]]]:
+    def step(
+        self, losses: Losses, commit: bool = True, usable: Container[str] | None = None
+    ) -> tuple[float, Losses, dict[str, list[float]]]:
         """Returns the objective's value, `c_k` by task, and parameters' gradients by name, one a task (absent: 0)."""
-        present, values, indices = self._values(losses)
-        with self.objective.step(indices) as step:
+        present, values, opened = self._values(losses, usable)
+        with self.objective.step(**opened) as step:
             value = self.objective(values.requires_grad_())
             assert value.shape == ()
             coefficients, *slopes = torch.autograd.grad(value, [values, *self.parameters], allow_unused=True)
             if commit:
-                step.commit()
+                step.commit(None if opened["usable"] is None else opened["usable"].any())
         gradients: dict[str, list[float]] = {}
         for (name, _), slope in zip(self.objective.named_parameters(), slopes, strict=True):
             gradients.setdefault(name.rpartition(".")[0], []).append(0.0 if slope is None else slope.item())
@@ -47,23 +53,23 @@ class Driver:
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.objective.parameters())
 
-    def weights(self, losses: Mapping[str, float]) -> Losses:
+    def weights(self, losses: Losses) -> Losses:
         """Returns `c_k` by task, which under a weighted sum are the weights."""
         return self.step(losses)[1]
 
-    def observe(self, accuracies: Mapping[str, float], commit: bool = True) -> None:
-        _, values, indices = self._values(accuracies)
-        self._hook("observe", values, indices=indices, commit=commit)
+    def observe(self, accuracies: Losses, commit: bool = True) -> None:
+        _, values, opened = self._values(accuracies, None)
+        self._hook("observe", values, opened=opened, commit=commit)
 
-    def after_step(self, losses: Mapping[str, float], commit: bool = True) -> None:
-        _, values, indices = self._values(losses)
-        self._hook("after_step", values, indices=indices, commit=commit)
+    def after_step(self, losses: Losses, commit: bool = True, usable: Container[str] | None = None) -> None:
+        _, values, opened = self._values(losses, usable)
+        self._hook("after_step", values, opened=opened, commit=commit)
 
     def end_epoch(self, commit: bool = True) -> None:
-        self._hook("end_epoch", indices=None, commit=commit)
+        self._hook("end_epoch", opened={}, commit=commit)
 
-    def _hook(self, name: str, *arguments: torch.Tensor, indices: torch.Tensor | None, commit: bool) -> None:
-        with self.objective.step(indices) as step:
+    def _hook(self, name: str, *arguments: torch.Tensor, opened: Opened, commit: bool) -> None:
+        with self.objective.step(**opened) as step:
             for module in self.objective.task_modules():
                 getattr(module, name)(*arguments)
             if commit:

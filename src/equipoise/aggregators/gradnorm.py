@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equipoise._adam import Adam
 from equipoise._checks import check_number
 from equipoise.aggregators._base import GramianAggregator
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 SMALLEST = 1e-3
 """Least weight after an update: a weight that has become 0 would not come back."""
@@ -53,11 +51,9 @@ class GradNorm(GramianAggregator):
         super().__init__()
         self.alpha = check_number("alpha", alpha, at_least=0)
         self.lr = check_number("lr", lr, above=0)
+        self.adam = Adam(self.lr)
         self.add_state("weight", 1.0)
         self.add_state("initial_loss", 0.0)
-        self.add_state("steps", 0)
-        self.add_state("first_moment", 0.0)
-        self.add_state("second_moment", 0.0)
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `w(t)` `[K']`, which sums to K', and keeps `w(t+1)`."""
@@ -66,18 +62,12 @@ class GradNorm(GramianAggregator):
         weights = _sum_to_count(state.weight.to(gramian.dtype))
         norms = gramian.diagonal().clamp(min=0).sqrt()
 
-        state.initial_loss = torch.where(state.steps == 0, losses, state.initial_loss)
-        state.steps = state.steps + 1
+        state.initial_loss = torch.where(self.adam.state.updates == 0, losses, state.initial_loss)
         rates = losses / state.initial_loss
         target = (weights * norms).mean() * (rates / rates.mean()) ** self.alpha
         gradient = norms * (weights * norms - target).sign()
 
-        state.first_moment = torch.lerp(gradient, state.first_moment, BETAS[0])
-        state.second_moment = torch.lerp(gradient.square(), state.second_moment, BETAS[1])
-        steps = state.steps.to(gramian.dtype)
-        first = state.first_moment / (1 - BETAS[0] ** steps)
-        second = state.second_moment / (1 - BETAS[1] ** steps)
-        updated = weights - self.lr * first / (second.sqrt() + EPSILON)
+        updated: Tensor = self.adam(weights, gradient)
         state.weight = _sum_to_count(updated.clamp(min=SMALLEST))
         return weights
 

@@ -41,5 +41,5 @@ class AccuracyWeighting(Weighting):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the weights `[K']` for the accuracies seen so far; the losses do not matter."""
-        measured = (self.accuracy.state.count > 0).all()
+        measured = self.active.all(self.accuracy.state.count > 0)
         return torch.where(measured, self.focus(self.accuracy.state.value), torch.ones_like(losses))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from equipoise._state import TaskModule
@@ -14,7 +13,8 @@ class Objective(TaskModule, ABC):
     """Turns the losses of the tasks present into one scalar.
 
     `forward` takes losses `[K']` and returns a 0-dim tensor, differentiable in the losses and in the
-    objective's own parameters; the Balancer takes the coefficients `c_k = ∂objective/∂L_k` from it.
+    objective's own parameters; the Balancer takes the coefficients `c_k = ∂objective/∂L_k` from it. With `masked`,
+    it does through `self.active` whatever it does across tasks, the sum included.
     """
 
     @abstractmethod
@@ -27,6 +27,8 @@ class Weighting(TaskModule, ABC):
 
     `forward` takes detached losses `[K']` and returns weights `[K']`. A weighting becomes an objective under
     `WeightedSum` or `GeometricMean`; where an objective is expected, a bare weighting means `WeightedSum`.
+    With `masked`, it does through `self.active` whatever it does across tasks; weights of tasks that take no
+    part in the step do not matter.
     """
 
     @abstractmethod
@@ -67,11 +69,13 @@ class WeightedSum(Objective):
         super().__init__()
         _check_weighting(type(self).__name__, weighting)
         self.weighting = weighting
+        self.masked = weighting.masked
         self.requires_positive = weighting.requires_positive
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Σ_k w_k L_k` of the losses `[K']`."""
-        return (_weights(self.weighting, losses) * losses).sum()
+        weights = self.active.where(_weights(self.weighting, losses), 0.0)
+        return (weights * losses).sum()
 
 
 class GeometricMean(Objective):
@@ -102,10 +106,9 @@ class GeometricMean(Objective):
         super().__init__()
         _check_weighting(type(self).__name__, weighting)
         self.weighting = weighting
+        self.masked = weighting.masked
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Π_k L_k^{w_k}` of the losses `[K']`, all positive."""
-        weights = _weights(self.weighting, losses)
-        total = weights.sum()
-        weights = torch.where(total > 0, weights / total, torch.full_like(weights, 1 / len(weights)))
+        weights = self.active.shares(_weights(self.weighting, losses))
         return (weights * losses.log()).sum().exp()

@@ -35,4 +35,4 @@ def per_task(name: str, values: Mapping[str, float], tasks: Sequence[str]) -> Te
             f"{name}: nothing given for task {', '.join(map(repr, missing))}; expected a number for each of "
             f"{', '.join(map(repr, tasks))}."
         )
-    return torch.tensor([values[task] for task in tasks], dtype=torch.float64)
+    return torch.tensor([values[task] for task in tasks], dtype=torch.float64, device="cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from equipoise._checks import check_choice, check_number
@@ -47,6 +46,7 @@ class Achievement(AccuracyWeighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.GeometricMean(eq.Achievement(potentials)))
     """
 
+    masked = True
     potential: Tensor
 
     def __init__(
@@ -77,6 +77,5 @@ class Achievement(AccuracyWeighting):
         """Returns the normalised weights `[K']` for the accuracies seen so far; the losses do not matter."""
         weights = super().forward(losses)
         if self.normalization == "softmax":
-            return weights.softmax(0)
-        total = weights.sum()
-        return torch.where(total > 0, weights / total, 1 / len(weights))
+            return self.active.softmax(weights)
+        return self.active.shares(weights)

@@ -34,6 +34,8 @@ class DTP(AccuracyWeighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.DTP(gamma=1.0))
     """
 
+    masked = True
+
     def __init__(self, gamma: float = 1.0, momentum: float = 0.1) -> None:
         super().__init__(momentum)
         self.gamma = check_number("gamma", gamma, at_least=0)

@@ -33,6 +33,7 @@ class DWA(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.DWA(temperature=2.0))
     """
 
+    masked = True
     requires_positive = True
 
     def __init__(self, temperature: float = 2.0, interval: int | Literal["epoch"] = "epoch") -> None:
@@ -43,4 +44,4 @@ class DWA(Weighting):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `K·softmax(r/T)` `[K']` and takes the losses `[K']` into the current interval."""
         rate: Tensor = self.rate(losses)
-        return len(losses) * (rate / self.temperature).softmax(0)
+        return self.active.count * self.active.softmax(rate / self.temperature)

@@ -35,6 +35,7 @@ class DWEMA(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.DWEMA(beta=0.1, temperature=2.0))
     """
 
+    masked = True
     requires_positive = True
 
     def __init__(self, beta: float = 0.1, temperature: float = 2.0, interval: int | Literal["epoch"] = 1) -> None:

@@ -28,6 +28,7 @@ class EMA(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.EMA(beta=0.1))
     """
 
+    masked = True
     requires_positive = True
 
     def __init__(self, beta: float = 0.1) -> None:

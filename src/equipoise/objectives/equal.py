@@ -16,6 +16,8 @@ class Equal(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.Equal())
     """
 
+    masked = True
+
     def forward(self, losses: Tensor) -> Tensor:
         """Returns ones `[K']`."""
         return torch.ones_like(losses)

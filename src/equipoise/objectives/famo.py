@@ -7,13 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from equipoise._adam import Adam
 from equipoise._checks import check_number
 from equipoise.objectives._base import Objective
 from equipoise.objectives._per_task import check_values, per_task
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-"""Adam's defaults, which the authors keep for the logits."""
 
 
 class FAMO(Objective):
@@ -26,9 +23,9 @@ class FAMO(Objective):
     than the others loses weight. The logits and their moments are state, kept per task; the softmax is over
     the tasks present.
 
-    `after_step` changes nothing unless every one of its tasks took part in a step since it was last called
-    for it, so it may be called after a step that was dropped for an overflow. The authors add 1e-8 to
-    `L_k − b_k`; here a loss at or below its bound is an error.
+    `after_step` leaves out tasks that took part in no step since it was last called for them, so it may be called
+    after a step that was dropped for an overflow. The authors add 1e-8 to `L_k − b_k`; here a task whose loss is at or
+    below its bound is left out.
 
     Args:
         lr: learning rate of the logits, > 0.
@@ -47,6 +44,7 @@ class FAMO(Objective):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.FAMO(lr=0.025))
     """
 
+    masked = True
     needs_after_step = True
     bound: Tensor
 
@@ -58,13 +56,11 @@ class FAMO(Objective):
     ) -> None:
         super().__init__()
         self.lr = check_number("lr", lr, above=0)
+        self.adam = Adam(self.lr)
         self.weight_decay = check_number("weight_decay", weight_decay, at_least=0)
         self.given_bounds = check_values("lower_bounds", {} if lower_bounds is None else lower_bounds)
         self.requires_positive = all(bound >= 0 for bound in self.given_bounds.values())
         self.add_state("logits", 0.0)
-        self.add_state("first_moment", 0.0)
-        self.add_state("second_moment", 0.0)
-        self.add_state("updates", 0)
         self.add_state("losses", 0.0)
         self.add_state("pending", 0)
 
@@ -83,29 +79,17 @@ class FAMO(Objective):
         state = self.state
         state.losses = losses
         state.pending = torch.ones_like(state.pending)
-        gap = losses - state.bound
-        share = state.logits.softmax(0)
+        gap = self.active.where(losses - state.bound, 1.0)
+        share = self.active.softmax(state.logits)
         scale = (share / gap.detach()).sum().reciprocal()
         return scale * (share * gap.log()).sum()
 
     def after_step(self, losses: Tensor) -> None:
         """Moves the logits along the change from the remembered losses to these, `[K']`."""
         state = self.state
-        due = (state.pending > 0).all()
-        share = state.logits.softmax(0)
-        change = (state.losses - state.bound).log() - (losses - state.bound).log()
+        self.leave_out(state.pending == 0)
+        share = self.active.softmax(state.logits)
+        change = self.active.where((state.losses - state.bound).log() - (losses - state.bound).log(), 0.0)
         gradient = share * (change - (share * change).sum()) + self.weight_decay * state.logits
-
-        updates = state.updates + 1
-        count = updates.to(gradient.dtype)
-        first = torch.lerp(state.first_moment, gradient, 1 - BETAS[0])
-        second = torch.lerp(state.second_moment, gradient.square(), 1 - BETAS[1])
-        corrected_first = first / (1 - BETAS[0] ** count)
-        corrected_second = second / (1 - BETAS[1] ** count)
-        logits = state.logits - self.lr * corrected_first / (corrected_second.sqrt() + EPSILON)
-
-        state.logits = torch.where(due, logits, state.logits)
-        state.first_moment = torch.where(due, first, state.first_moment)
-        state.second_moment = torch.where(due, second, state.second_moment)
-        state.updates = torch.where(due, updates, state.updates)
-        state.pending = torch.where(due, 0, state.pending)
+        state.logits = self.adam(state.logits, gradient)
+        state.pending = torch.zeros_like(state.pending)

@@ -23,6 +23,8 @@ class IMTLL(Objective):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.IMTLL())
     """
 
+    masked = True
+
     def __init__(self) -> None:
         super().__init__()
         self.add_parameter("log_scale", 0.0)
@@ -30,4 +32,4 @@ class IMTLL(Objective):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Σ_k e^{s_k} L_k − s_k` of the losses `[K']`."""
         log_scale = self.state.log_scale
-        return (log_scale.exp() * losses - log_scale).sum()
+        return self.active.sum(log_scale.exp() * losses - log_scale)

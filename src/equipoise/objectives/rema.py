@@ -34,6 +34,7 @@ class REMA(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.REMA(beta=0.1))
     """
 
+    masked = True
     requires_positive = True
 
     def __init__(self, beta: float = 0.1, interval: int | Literal["epoch"] = 1) -> None:

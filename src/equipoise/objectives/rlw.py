@@ -11,9 +11,9 @@ from equipoise.objectives._base import Weighting
 class RLW(Weighting):
     """Random weights, drawn anew in each step: `w = softmax(z)`, `z ~ N(0, I)`.
 
-    They sum to 1 over the tasks present.
-    The numbers come from the CPU's generator in float64, so they are the same on every device. The generator
-    is the method's own and its state part of `state_dict`.
+    They sum to 1 over the tasks present. z is drawn for all tasks, so that a task that is left out changes the
+    others' weights by nothing but the sum. The numbers come from the CPU's generator in float64, so they are the
+    same on every device. The generator is the method's own and its state part of `state_dict`.
 
     Args:
         seed: seed of the generator; None takes one from PyTorch's default generator, so that
@@ -27,11 +27,14 @@ class RLW(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.RLW(seed=0))
     """
 
+    masked = True
+
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
         self.add_generator(seed)
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `softmax(z)` `[K']` of newly drawn z."""
-        z = torch.randn(len(losses), generator=self.generator, dtype=torch.float64)
-        return z.softmax(0).to(losses.device, losses.dtype, non_blocking=True)
+        assert self.tasks is not None
+        z = torch.randn(len(self.tasks), generator=self.generator, dtype=torch.float64, device="cpu")
+        return self.active.softmax(self.among_present(z).to(losses.device, losses.dtype, non_blocking=True))

@@ -30,6 +30,7 @@ class Static(Weighting):
         >>> balancer = eq.Balancer(["depth", "normals"], eq.Static({"depth": 1.0, "normals": 10.0}))
     """
 
+    masked = True
     weight: Tensor
 
     def __init__(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> None:

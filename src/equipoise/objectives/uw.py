@@ -35,6 +35,7 @@ class UW(Objective):
         >>> balancer = eq.Balancer(["segmentation", "depth"], eq.UW(classification=["segmentation"]))
     """
 
+    masked = True
     factor: Tensor
 
     def __init__(self, classification: Iterable[str] = ()) -> None:
@@ -51,9 +52,9 @@ class UW(Objective):
         assert self.tasks is not None
         check_known("classification", self.classification, self.tasks)
         factors = [1.0 if task in self.classification else 0.5 for task in self.tasks]
-        self.register_buffer("factor", torch.tensor(factors, dtype=torch.float64), persistent=False)
+        self.register_buffer("factor", torch.tensor(factors, dtype=torch.float64, device="cpu"), persistent=False)
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Σ_k ½ e^{−s_k} L_k + ½ s_k` of the losses `[K']`."""
         log_variance = self.state.log_variance
-        return (self.state.factor * (-log_variance).exp() * losses + 0.5 * log_variance).sum()
+        return self.active.sum(self.state.factor * (-log_variance).exp() * losses + 0.5 * log_variance)
