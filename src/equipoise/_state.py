@@ -53,7 +53,7 @@ class StateView:
             buffer = self._module.get_buffer(name)
             new = value.to(buffer.dtype)
             if valid is not None:
-                new = torch.where(valid, new, self._restricted(buffer))
+                new = torch.where(valid.to(buffer.device), new, self._restricted(buffer))
             if self._present is None:
                 buffer.copy_(new)
             else:
@@ -63,7 +63,7 @@ class StateView:
 @lru_cache(maxsize=1024)
 def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
     """The indices on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(present).to(device, non_blocking=True)
+    return torch.tensor(present, device="cpu").to(device, non_blocking=True)
 
 
 class TaskModule(nn.Module):
@@ -93,7 +93,7 @@ class TaskModule(nn.Module):
         self._view: StateView | None = None
 
     def add_state(self, name: str, default: float | int) -> None:
-        """Declares a `[K]` buffer that starts at `default`: float64 for a float, int64 for an int.
+        """Declares a `[K]` buffer that starts at `default`, on the CPU: float64 for a float, int64 for an int.
 
         float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
         """
@@ -117,8 +117,8 @@ class TaskModule(nn.Module):
         Raises:
             ValueError: the seed is no integer of at most 64 bits.
         """
-        self.generator = torch.Generator()
-        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else check_seed(seed))
+        self.generator = torch.Generator("cpu")
+        self.generator.manual_seed(int(torch.randint(2**62, (), device="cpu")) if seed is None else check_seed(seed))
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Names the tasks, in the order of every `[K]` tensor, and creates what was declared for them.
@@ -140,7 +140,7 @@ class TaskModule(nn.Module):
                 module.tasks = names
                 for name, default in module._states.items():
                     kind = torch.int64 if isinstance(default, int) else torch.float64
-                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind))
+                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind, device="cpu"))
                 dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
                 for name, default in module._learned.items():
                     module.register_module(name, nn.ParameterList(torch.tensor(default, dtype=dtype) for _ in names))
