@@ -15,11 +15,6 @@ Gradients = Sequence[Sequence[Tensor | None]]
 """K' rows (tasks present) of n gradients (shared parameters); None where a task does not reach a parameter."""
 
 
-def on_host(tensor: Tensor) -> bool:
-    """Whether a look at the tensor's values is free; for one on an accelerator, the host would have to wait."""
-    return tensor.device.type == "cpu"
-
-
 class Aggregator(TaskModule, ABC):
     """Reduces the Jacobian `J [K', P]` of the tasks present (rows: their gradients) to one gradient `[P]`.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from equipoise._checks import check_number
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import row_norms
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -64,7 +65,7 @@ class GradNorm(GramianAggregator):
         state = self.state
         losses = losses.to(gramian.dtype)
         weights = _sum_to_count(state.weight.to(gramian.dtype))
-        norms = gramian.diagonal().clamp(min=0).sqrt()
+        norms = row_norms(gramian)
 
         state.initial_loss = torch.where(state.steps == 0, losses, state.initial_loss)
         state.steps = state.steps + 1
