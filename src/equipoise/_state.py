@@ -148,7 +148,7 @@ class TaskModule(nn.Module):
         self._undecided: list[Undecided] = []
 
     def add_state(self, name: str, default: float | int) -> None:
-        """Declares a `[K]` buffer that starts at `default`: float64 for a float, int64 for an int.
+        """Declares a `[K]` buffer that starts at `default`, on the CPU: float64 for a float, int64 for an int.
 
         float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
         """

@@ -9,7 +9,7 @@ RADII = (0.1, 0.5, 0.9, 2.0)
 
 
 @pytest.mark.parametrize("c", RADII)
-@pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.parametrize(("name", "count"), [*CASES, ("conflicting", 300)])
 def test_is_the_best_in_the_ball(name, count, c):
     """By duality: for w on the simplex, `⟨g_w, g_0⟩ + c‖g_0‖‖g_w‖` bounds `min_k ⟨g_k, d⟩` over the ball from above.
 

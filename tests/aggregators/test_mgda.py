@@ -37,7 +37,7 @@ def test_is_the_shortest_over_all_faces(name, count):
     )
 
 
-@pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.parametrize(("name", "count"), [*CASES, ("conflicting", 300)])
 def test_optimality_conditions(name, count):
     """`⟨u_k, d⟩ ≥ ‖d‖²/‖g_k‖`, with equality where `w_k > 0`, relative to `‖d‖`."""
     jacobian = sample(name, count)

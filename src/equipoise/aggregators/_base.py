@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +13,6 @@ from equipoise.gradients.gramian import combine, gramian
 
 Gradients = Sequence[Sequence[Tensor | None]]
 """K' rows (tasks present) of n gradients (shared parameters); None where a task does not reach a parameter."""
-
-
-def on_host(tensor: Tensor) -> bool:
-    """Whether a look at the tensor's values is free; for one on an accelerator, the host would have to wait."""
-    return tensor.device.type == "cpu"
 
 
 class Aggregator(TaskModule, ABC):
@@ -49,27 +44,37 @@ class Aggregator(TaskModule, ABC):
 
 
 class GramianAggregator(Aggregator):
-    """An aggregator whose result is a weighted sum of the rows, with weights that depend on `JJᵀ` alone."""
+    """An aggregator whose result is a weighted sum of the rows, with weights that depend on `JJᵀ` alone.
+
+    Weights are found on the host, in float64: there some hundred operations on `K'²` numbers take less than a
+    millisecond, on an accelerator each is a launch. So is the state they depend on: `.to()` leaves it where it is.
+    """
 
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Returns the rows' weights `[K']`.
+        """Returns the rows' weights `[K']`, float64 on the CPU as both arguments are.
 
         Args:
-            gramian: `JJᵀ` `[K', K']`, float64 where the device has it.
+            gramian: `JJᵀ` `[K', K']`, finite.
             losses: the raw losses `[K']`, detached.
         """
 
     def finite_weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Returns `weights`, or NaN for every row where the Gramian is not finite (float16 overflowed, say).
+        """Returns `weights` on the Gramian's device, or NaN for every row where the Gramian is not finite.
 
-        So no method has to care, and none fails where a `GradScaler` is about to drop the step.
+        So no method has to care, and none fails where float16 overflowed and a `GradScaler` is about to drop the step.
+        This is where the host waits for an accelerator, once: Gramian and losses come in one transfer.
         """
-        finite = gramian.isfinite().all()
-        harmless = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
-        return torch.where(finite, self.weights(torch.where(finite, gramian, harmless), losses), torch.nan)
+        together = torch.cat((gramian, losses.to(gramian)[None])).cpu().double()
+        on_host, values = together[:-1], together[-1]
+        weights = self.weights(on_host, values) if on_host.isfinite().all() else torch.full_like(values, torch.nan)
+        return weights.to(gramian.dtype).to(gramian.device, non_blocking=True)
 
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns `Σ_k w_k g_k` of every parameter, and the weights `[K']`."""
         weights = self.finite_weights(gramian(gradients), losses)
         return combine(gradients, weights), weights
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GramianAggregator:
+        """Moves and casts nothing: the state stays where the weights are found."""
+        return self

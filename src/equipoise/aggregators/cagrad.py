@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from equipoise._checks import check_choice, check_number
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import Normalized
 from equipoise.aggregators._simplex import minimize_on_simplex
 
 RESCALES = ("none", "1+c2", "1+c")
@@ -53,10 +56,13 @@ class CAGrad(GramianAggregator):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `1/K' + c‖g_0‖ w/‖g_w‖` `[K']`, divided by what `rescale` names."""
         mean = torch.full_like(gramian[0], 1 / len(gramian))
-        if self.c == 0:
-            return mean
-        radius = self.c * gramian.mean().clamp(min=0).sqrt()
-        norms = gramian.diagonal().clamp(min=0).sqrt()
-        inner, norm = minimize_on_simplex(gramian, gramian.mean(1), torch.where(radius > 0, radius, 1.0))
-        resolved = norm > RESOLVED * (inner @ norms)
-        return (mean + torch.where(resolved, radius / norm, 0.0) * inner) / self._divisor
+        radius = self.c * math.sqrt(max(float(gramian.mean()), 0.0))
+        if radius == 0:
+            return mean / self._divisor
+        rows = Normalized(gramian)
+        some = (~rows.zero).nonzero()[:, 0]
+        norms = rows.norms[some]
+        inner, norm = minimize_on_simplex(rows.cosines[some][:, some], norms, gramian.mean(1)[some], radius)
+        if norm > RESOLVED * float(inner @ norms):
+            mean[some] += radius / norm * inner
+        return mean / self._divisor

@@ -56,13 +56,13 @@ class GradDrop(Aggregator):
         """Puts a mapping's leaks in the tasks' order."""
         if isinstance(self.leak, dict) and self.tasks is not None:
             check_known("leak", self.leak, self.tasks)
-            leaks = torch.tensor([self.leak.get(task, 0.0) for task in self.tasks], dtype=torch.float64)
+            leaks = torch.tensor([self.leak.get(task, 0.0) for task in self.tasks], dtype=torch.float64, device="cpu")
             self.register_buffer("task_leak", leaks, persistent=False)
 
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], None]:
         """Returns the combined gradient of every parameter; there are no weights."""
         leaks = self.state.task_leak.unbind() if isinstance(self.leak, dict) else self.leak
-        seed = int(torch.randint(2**62, (), generator=self.generator))
+        seed = int(torch.randint(2**62, (), device="cpu", generator=self.generator))
         generator: torch.Generator | None = None
         combined = []
         for column in zip(*gradients, strict=True):

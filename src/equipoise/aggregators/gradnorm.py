@@ -8,6 +8,7 @@ from torch import Tensor
 from equipoise._adam import Adam
 from equipoise._checks import check_number
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import row_norms
 
 SMALLEST = 1e-3
 """Least weight after an update: a weight that has become 0 would not come back."""
@@ -60,7 +61,7 @@ class GradNorm(GramianAggregator):
         state = self.state
         losses = losses.to(gramian.dtype)
         weights = _sum_to_count(state.weight.to(gramian.dtype))
-        norms = gramian.diagonal().clamp(min=0).sqrt()
+        norms = row_norms(gramian)
 
         state.initial_loss = torch.where(self.adam.state.updates == 0, losses, state.initial_loss)
         rates = losses / state.initial_loss

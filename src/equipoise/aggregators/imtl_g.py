@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import Normalized
 
 REGULARIZATION = 1e-10
 """Added to the cosines' diagonal, so that dependent gradients can be solved for; refined away where it matters."""
 
 REFINEMENTS = 3
 """Each multiplies the error that the regularization leaves by itself, `10⁻¹⁰/λ` for an eigenvalue `λ`."""
+
+CANCELLED = 1e-12
+"""Sum of the weights, relative to that of their magnitudes, up to which it is 0 to rounding."""
 
 
 class IMTLG(GramianAggregator):
@@ -36,18 +40,14 @@ class IMTLG(GramianAggregator):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`, which sums to 1."""
-        norms = gramian.diagonal().clamp(min=0).sqrt()
-        zero = norms == 0
-        ones = torch.where(zero, 0.0, torch.ones_like(norms))
-        norms = torch.where(zero, 1.0, norms)
-        cosines = gramian / norms / norms[:, None]
-        cosines.diagonal().fill_(1.0)
-        matrix = cosines.clone()
+        rows = Normalized(gramian)
+        ones = (~rows.zero).to(gramian.dtype)
+        matrix = rows.cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        beta = torch.zeros_like(norms)
+        factors, pivots = torch.linalg.lu_factor(matrix)
+        beta = torch.zeros_like(ones)
         for _ in range(1 + REFINEMENTS):
-            beta = beta + torch.linalg.lu_solve(factors, pivots, (ones - cosines @ beta)[:, None])[:, 0]
-        alpha = beta * (torch.where(zero, torch.inf, norms).amin() / norms)
+            beta += torch.linalg.lu_solve(factors, pivots, (ones - rows.cosines @ beta)[:, None])[:, 0]
+        alpha = beta * (rows.norms.amin() / rows.norms)
         total = alpha.sum()
-        return torch.where(total.abs() > 1e-12 * alpha.abs().sum(), alpha / total, 0.0)
+        return alpha / total if total.abs() > CANCELLED * alpha.abs().sum() else torch.zeros_like(alpha)

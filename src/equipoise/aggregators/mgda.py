@@ -7,11 +7,8 @@ from torch import Tensor
 
 from equipoise._checks import check_choice
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import Normalized
 from equipoise.aggregators._simplex import minimize_on_simplex
-
-ITERATIONS = 26
-"""Most interior-point iterations: the min-norm point is found in fewer than CAGrad's. 24 are the most that a Jacobian
-has been found to need, of three rows with a hull that holds 0."""
 
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
@@ -51,14 +48,12 @@ class MGDA(GramianAggregator):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `w` `[K']`, which sums to 1."""
-        norms = gramian.diagonal().clamp(min=0).sqrt()
-        zero = norms == 0
-        scale = torch.ones_like(norms)
-        if self.normalization in ("l2", "loss+"):
-            scale = torch.where(zero, 1.0, norms)
-        if self.normalization in ("loss", "loss+"):
-            scale = scale * losses.to(scale.dtype)
+        rows = Normalized(gramian)
+        if rows.zero.any():
+            return rows.zero / rows.zero.sum(dtype=gramian.dtype)
+        norms = rows.norms
+        scales = {"none": torch.ones_like(norms), "l2": norms, "loss": losses, "loss+": losses * norms}
         weights, _ = minimize_on_simplex(
-            gramian / scale / scale[:, None], torch.zeros_like(norms), gramian.new_ones(()), ITERATIONS
+            rows.cosines, norms / scales[self.normalization], linear=torch.zeros_like(norms), factor=1.0
         )
-        return torch.where(zero.any(), zero.to(weights.dtype) / zero.sum(), weights)
+        return weights

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equipoise.aggregators._base import GramianAggregator, on_host
+from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import Normalized
 
 REGULARIZATION = 1e-12
 """Added to the cosines' diagonal: rows that cancel would have infinite weights."""
 
 ITERATIONS = 40
-"""Most Newton steps. On an accelerator all are made: to stop early, the host would have to wait.
-
-Up to 200 rows, 30 are enough; where the rows cancel, more only move the result within its rounding.
+"""Most Newton steps. Up to 200 rows, 30 are enough; where the rows cancel, more only move the result within rounding.
 """
+
+CONVERGED = 1e-12
+"""Relative change of a weight at which the Newton steps, by then quadratically convergent, end."""
 
 
 class NashMTL(GramianAggregator):
@@ -43,16 +45,13 @@ class NashMTL(GramianAggregator):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`."""
-        norms = gramian.diagonal().clamp(min=0).sqrt()
-        zero = norms == 0
-        norms = torch.where(zero, 1.0, norms)
-        cosines = gramian / norms / norms[:, None]
-        cosines.diagonal().fill_(1 + REGULARIZATION)
-        return torch.where(zero, 0.0, _bargain(cosines) / norms)
+        rows = Normalized(gramian)
+        rows.cosines.diagonal().add_(REGULARIZATION)
+        return torch.where(rows.zero, 0.0, _bargain(rows.cosines) / rows.norms)
 
 
 def _bargain(gramian: Tensor) -> Tensor:
-    """Returns the `α > 0` with `Gα = 1/α` of a positive definite `G` `[K, K]`, all on its device.
+    """Returns the `α > 0` with `Gα = 1/α` of a positive definite `G` `[K, K]`.
 
     Every Newton step is first scaled to the best point on its ray, where `αᵀGα = K`, and then shortened by
     `1/(1 + max_k |step_k/α_k|)`, which makes each lower the objective and the last ones converge quadratically.
@@ -67,6 +66,6 @@ def _bargain(gramian: Tensor) -> Tensor:
         step, _ = torch.linalg.solve_ex(matrix, defect)
         longest = step.abs().amax()
         alpha = alpha * (1 + step / (1 + longest))
-        if on_host(gramian) and longest <= 1e-12:
+        if longest <= CONVERGED:
             break
     return alpha

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.aggregators._normalized import Normalized
 
 
 class PCGrad(GramianAggregator):
@@ -37,16 +38,14 @@ class PCGrad(GramianAggregator):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `Σ_i` of the coefficients of `v_i` `[K']`."""
         count = len(gramian)
-        draw = torch.rand(count, count, dtype=torch.float64, generator=self.generator)
-        orders = draw.argsort(1).to(gramian.device, non_blocking=True)
-        others = torch.arange(count, device=gramian.device)[:, None] != orders
-        squares = gramian.diagonal()[orders]
-        inverses = torch.where(others & (squares > 0), 1 / squares, 0.0)
-        inner = gramian.clone()  # ⟨v_i, g_j⟩
-        removed = torch.zeros_like(gramian)
-        for turn in range(count):
-            order = orders[:, turn : turn + 1]
-            share = inner.gather(1, order).clamp_(max=0).mul_(inverses[:, turn : turn + 1])
-            inner.addcmul_(share, gramian.index_select(0, order[:, 0]), value=-1)
-            removed.scatter_(1, order, share)
-        return 1 - removed.sum(0)
+        draw = torch.rand(count, count, dtype=torch.float64, device="cpu", generator=self.generator)
+        orders = draw.fill_diagonal_(torch.inf).argsort(1)[:, :-1]  # of the others: a task itself comes last
+        rows = Normalized(gramian)
+        inner = rows.cosines.clone()  # ⟨v_i, u_j⟩/‖g_i‖, where u_j = g_j/‖g_j‖
+        removed, theirs = torch.zeros_like(inner), torch.empty_like(inner)
+        for others in orders.T:
+            column = others[:, None]
+            share = inner.gather(1, column).clamp_(max=0)
+            inner.addcmul_(share, torch.index_select(rows.cosines, 0, others, out=theirs), value=-1)
+            removed.scatter_(1, column, share)
+        return 1 - (rows.norms @ removed) / rows.norms
