@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
 
-from equipoise.gradients.compiled import check_repeatable, compiled_graph, reached_inputs
+from equipoise.gradients.compiled import check_repeatable, compiled_graph, is_certain, reached_inputs
 from equipoise.gradients.wrappers import handed_on, hands_on
 
 Point = tuple[Node, int]
@@ -60,18 +61,22 @@ def leaves_until(outputs: Sequence[Tensor], stops: Sequence[Tensor]) -> tuple[li
     return rows, [index for index, edge in enumerate(edges) if edge in walk.met and edges.index(edge) == index]
 
 
-def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+def untouched_leaves(losses: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """Finds the leaves that get a gradient of zeros from one backward pass of all losses, though none depends on them.
 
     There are such leaves behind compiled graphs, say the heads of tasks that are left out. Arguments and errors as in
     `reached_leaves`.
+
+    Returns:
+        The leaves, and whether it is certain that no loss depends on them.
     """
     walk = _Walk(together=True, repeatable=False)
     candidates = [leaf for row in walk.leaves_of(losses) for leaf in row]
     if not walk.compiled:
-        return []
-    reached = {leaf for row in reached_leaves(losses) for leaf in row}
-    return [leaf for leaf in dict.fromkeys(candidates) if leaf not in reached]
+        return [], True
+    certain = all(map(is_certain, walk.compiled))
+    reached = {leaf for row in reached_leaves(losses, repeatable=not certain) for leaf in row}
+    return [leaf for leaf in dict.fromkeys(candidates) if leaf not in reached], certain
 
 
 class _Walk:
@@ -80,7 +85,7 @@ class _Walk:
     def __init__(self, together: bool, repeatable: bool, stops: Sequence[Edge] = ()) -> None:
         self.together = together
         self.repeatable = repeatable
-        self.compiled = False
+        self.compiled: set[Any] = set()
         self.stops = frozenset(stops)
         self.met: set[Edge] = set()
         self.leaves: list[Tensor] = []
@@ -147,7 +152,7 @@ class _Walk:
             inputs = handed_on(node, output)
         graph = compiled_graph(node)
         if graph is not None:
-            self.compiled = True
+            self.compiled.add(graph)
             if self.repeatable:
                 check_repeatable(graph)
             if not self.together:

@@ -359,8 +359,10 @@ def _local_together(batch: Batch, coefficients: Tensor, retain_graph: bool, whol
         rows = reached_leaves(batch.graphs, together=True, repeatable=retain_graph)
         reached = dict.fromkeys(leaf for row in rows for leaf in row)
     alone = len(batch.tasks) == 1  # the heads of other tasks may be there
-    untouched = [] if whole and not alone else [leaf for leaf in untouched_leaves(batch.graphs) if leaf.grad is None]
+    untouched, certain = ([], True) if whole and not alone else untouched_leaves(batch.graphs)
+    untouched = [leaf for leaf in untouched if leaf.grad is None]
     torch.autograd.backward(batch.graphs, batch.weights(coefficients), retain_graph=retain_graph)
     for leaf in untouched:
-        leaf.grad = None
+        if certain or (leaf.grad is not None and not leaf.grad.any()):  # sync: only where PyTorch does not tell
+            leaf.grad = None
     return list(reached)
