@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor, fx
 from torch.autograd.graph import GradientEdge, Node
 
-_REACHED: WeakKeyDictionary[type, dict[int, tuple[bool, ...]]] = WeakKeyDictionary()
-"""Compiled graph → output → for every input whether the output depends on it."""
+Dependence = dict[int, tuple[bool, ...]]
+"""Output → for every argument of the compiled function whether its gradient depends on the output's."""
+
+_READ: WeakKeyDictionary[type, Dependence | None] = WeakKeyDictionary()
+"""Compiled graph → what its FX graph says, None where it does not."""
+
+_PROBED: WeakKeyDictionary[type, dict[int, set[int]]] = WeakKeyDictionary()
+"""Compiled graph → output → the entries of `next_functions` that a NaN got to, in whatever step."""
+
+_ASKED: WeakKeyDictionary[Node, set[int]] = WeakKeyDictionary()
+"""Node, of one step → the outputs that a NaN was sent from."""
 
 
 def keep_buffers() -> None:
@@ -45,30 +56,116 @@ def check_repeatable(graph: Any) -> None:
         )
 
 
+def is_certain(graph: Any) -> bool:
+    """Whether `reached_inputs` knows what does not depend on what, and not only what depends on what."""
+    return _dependence(graph) is not None
+
+
 def reached_inputs(graph: Any, node: Node, output: int) -> tuple[bool, ...]:
     """Returns for every entry of `node.next_functions` whether the output numbered `output` depends on it.
 
-    A compiled graph has one node for all its outputs, gives zeros where eager autograd gives None, and does not say
-    what depends on what. So NaN is sent backward from the output, once for every compiled graph and output: inputs
-    that it does not get to are not reached. (Nor are those that nothing but inactive units lead to, in this one pass.)
-    Waits for the device this once.
+    A compiled graph has one node for all its outputs, and gives zeros where eager autograd gives None. What depends on
+    what is read from the FX graph of its backward pass, where every result of an operator depends on all arguments.
+
+    Where PyTorch does not keep that graph (`is_certain`), NaN is sent backward from the output, and an input that it
+    gets to is reached from then on. One that it does not get to may lie behind inactive units or masked samples, and is
+    asked for anew in each step: while there are such inputs, and heads of other tasks always are, each step costs a
+    backward pass of the compiled graph for each output, and waits for the device. Where that is impossible, say with
+    DTensor, all inputs count as reached.
     """
-    known = _REACHED.setdefault(graph, {})
-    if output not in known:
-        inputs = [(child, number) for child, number in node.next_functions if child is not None]
-        edges = {edge: GradientEdge(*edge) for edge in inputs}
-        if getattr(graph, "maybe_subclass_metadata", None) is not None:  # say DTensor: no plain NaN can be sent through
-            found = dict.fromkeys(edges, True)
+    dependence = _dependence(graph)
+    edges = [index for index, (child, _) in enumerate(node.next_functions) if child is not None]
+    if dependence is not None:
+        needed = getattr(node, "needs_input_grad")  # of all arguments, where next_functions has tensors alone
+        depends = [here for here, needs in zip(dependence[output], needed, strict=True) if needs]
+        reached = {edge for edge, here in zip(edges, depends, strict=True) if here}
+    elif graph.maybe_subclass_metadata is not None:
+        reached = set(edges)
+    else:
+        reached = _PROBED.setdefault(graph, {}).setdefault(output, set())
+        asked = _ASKED.setdefault(node, set())
+        if output not in asked:
+            asked.add(output)
+            reached |= _probed(node, output, [edge for edge in edges if edge not in reached])
+    return tuple(index in reached for index in range(len(node.next_functions)))
+
+
+def _probed(node: Node, output: int, candidates: Sequence[int]) -> set[int]:
+    """Returns the entries of `node.next_functions`, out of `candidates`, that a NaN sent from the output gets to."""
+    if not candidates:
+        return set()
+    metadata = node._input_metadata[output]
+    nan = torch.full(tuple(metadata.shape), torch.nan, dtype=metadata.dtype, device=metadata.device)
+    edges = [GradientEdge(*node.next_functions[index]) for index in candidates]  # type: ignore[arg-type]
+    with torch.autograd.set_detect_anomaly(False):
+        gradients = torch.autograd.grad(GradientEdge(node, output), edges, nan, retain_graph=True, allow_unused=True)
+    return {
+        index
+        for index, gradient in zip(candidates, gradients, strict=True)
+        if gradient is not None and bool(gradient.isnan().any())  # sync: in each step, where there is no FX graph
+    }
+
+
+def _dependence(graph: Any) -> Dependence | None:
+    if graph not in _READ:
+        module = _backward_module(graph)
+        _READ[graph] = None if module is None else _read(module.graph, graph.metadata)
+    return _READ[graph]
+
+
+def _backward_module(graph: Any) -> fx.GraphModule | None:
+    """Returns the traced backward pass: PyTorch compiles it late, and new versions save it in their cache."""
+    info = getattr(graph, "_lazy_backward_info", None)
+    if graph.maybe_subclass_metadata is not None or info is None:  # the former takes subclasses of Tensor apart
+        return None
+    module = info.bw_module_fn() if hasattr(info, "bw_module_fn") else info.bw_module
+    return module if isinstance(module, fx.GraphModule) else None
+
+
+def _read(graph: fx.Graph, metadata: Any) -> Dependence | None:
+    """Follows the graph from the gradients of the outputs (the tangents) to those of the arguments.
+
+    Returns:
+        None where that does not show what depends on what: operators overwrite their arguments, or the tangents and
+        gradients are not those that the metadata tells of, as with side effects or random numbers in the graph.
+    """
+    masks: dict[fx.Node, int] = {}  # bit i: depends on tangent i
+    tangents = 0
+    gradients: Sequence[Any] = ()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            tangent = "tangents" in node.name
+            masks[node] = int(tangent) << tangents
+            tangents += tangent
+        elif node.op == "output":
+            (gradients,) = node.args
+        elif node.op == "call_function" and (_overwrites(node.target) or not node.users):
+            return None
         else:
-            metadata = node._input_metadata[output]
-            nan = torch.full(tuple(metadata.shape), torch.nan, dtype=metadata.dtype, device=metadata.device)
-            with torch.autograd.set_detect_anomaly(False):
-                gradients = torch.autograd.grad(
-                    GradientEdge(node, output), list(edges.values()), nan, retain_graph=True, allow_unused=True
-                )
-            found = {
-                edge: gradient is not None and bool(gradient.isnan().any())  # sync: once for every compiled graph
-                for edge, gradient in zip(edges, gradients, strict=True)
-            }
-        known[output] = tuple(child is not None and found[child, number] for child, number in node.next_functions)
-    return known[output]
+            masks[node] = 0
+            for argument in node.all_input_nodes:
+                masks[node] |= masks[argument]
+    outputs = _outputs_with_tangents(metadata)
+    if tangents != len(outputs) or len(gradients) != len(metadata.input_info):
+        return None
+    reached = [masks[gradient] if isinstance(gradient, fx.Node) else 0 for gradient in gradients]
+    return {output: tuple(bool(mask >> bit & 1) for mask in reached) for bit, output in enumerate(outputs)}
+
+
+def _overwrites(operator: Any) -> bool:
+    schema = getattr(operator, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _outputs_with_tangents(metadata: Any) -> list[int]:
+    """Numbers the outputs that have a gradient: of mutated inputs, of the function's outputs, of bases of views."""
+    mutated = [metadata.input_info[index] for index in metadata.mutated_inp_runtime_indices]
+    has_tangent = [info.mutates_data and info.requires_grad for info in mutated]
+    has_tangent += [
+        info.output_type.name in ("non_alias", "unsafe_view_alias", "custom_function_view")
+        and issubclass(info.raw_type, Tensor)
+        and getattr(info, "requires_grad_for_backward", info.requires_grad)  # the name in new versions
+        for info in metadata.output_info
+    ]
+    has_tangent += [True] * metadata.num_intermediate_bases
+    return [number for number, has in enumerate(has_tangent) if has]
