@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from equipoise.aggregators import Aggregator
+from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations.torchjd import adapt_aggregator, adapt_objective, is_torchjd
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
 
@@ -71,3 +72,25 @@ def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object
                 f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
                 "Load it into a Balancer made with the same arguments."
             )
+
+
+def check_balancer_arguments(
+    aggregator: Aggregator | None, shared: bool, probe: bool, model: nn.Module | None
+) -> None:
+    """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
+
+    Raises:
+        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator; see `refuse_wrappers`.
+    """
+    if probe and not isinstance(aggregator, GramianAggregator):
+        raise ValueError(
+            "probe needs an aggregator that finds weights from the Gramian; "
+            f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
+        )
+    if shared and aggregator is None:
+        raise ValueError(
+            "shared= says on which parameters an aggregator balances the tasks' gradients, and there is no aggregator: "
+            "an objective alone weighs whole losses. Leave shared out, or give aggregator=."
+        )
+    if model is not None:
+        refuse_wrappers(model)

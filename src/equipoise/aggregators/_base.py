@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from equipoise._state import TaskModule
+from equipoise._state import Step, TaskModule
 from equipoise.gradients.gramian import combine, gramian
 
 Gradients = Sequence[Sequence[Tensor | None]]
@@ -27,7 +28,7 @@ class Aggregator(TaskModule, ABC):
         """Returns the combined gradient of every parameter and the weights `[K']`, if the method has any.
 
         Args:
-            gradients: the rows. The aggregator may overwrite them.
+            gradients: the rows, which are read and not changed.
             losses: the raw losses `[K']`, detached.
         """
 
@@ -59,22 +60,69 @@ class GramianAggregator(Aggregator):
             losses: the raw losses `[K']`, detached.
         """
 
-    def finite_weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Returns `weights` on the Gramian's device, or NaN for every row where the Gramian is not finite.
+    @contextmanager
+    def solved(
+        self,
+        gramian: Tensor,
+        losses: Tensor,
+        present: Sequence[int] | None = None,
+        usable: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, Step | None]]:
+        """Opens a step of the tasks that take part, and finds their weights.
 
-        So no method has to care, and none fails where float16 overflowed and a `GradScaler` is about to drop the step.
-        This is where the host waits for an accelerator, once: Gramian and losses come in one transfer.
+        This is where the host waits for an accelerator, once: Gramian, losses and who takes part come in one transfer.
+        Where the Gramian is not finite (float16 overflowed, and a `GradScaler` is about to drop the step), every weight
+        is NaN, so that no method has to care.
+
+        Args:
+            gramian: `JJᵀ` `[K', K']` of the tasks present.
+            losses: their losses `[K']`.
+            present: their indices among all tasks; None: all.
+            usable: which of them take part, `[K']` bool; None: all. The others have the weight 0.
+
+        Yields:
+            The weights `[K']` on the Gramian's device; and the step to commit, None if it must not be.
         """
-        together = torch.cat((gramian, losses.to(gramian)[None])).cpu().double()
-        on_host, values = together[:-1], together[-1]
-        weights = self.weights(on_host, values) if on_host.isfinite().all() else torch.full_like(values, torch.nan)
-        return weights.to(gramian.dtype).to(gramian.device, non_blocking=True)
+        taking = torch.ones_like(losses) if usable is None else usable
+        together = on_host(torch.cat((gramian, losses.to(gramian)[None], taking.to(gramian)[None])))
+        products, values, taking = together[:-2], together[-2], together[-1]
+        kept = range(len(values)) if usable is None else taking.nonzero().flatten().tolist()
+        indices = present if usable is None else [i if present is None else present[i] for i in kept]
+        weights = torch.zeros_like(values)
+        if not kept:
+            yield weights.to(gramian), None
+            return
+        if usable is not None:
+            products, values = products[kept][:, kept], values[kept]
+        with self.step(indices) as step:
+            found = self._finite_weights(products, values)
+            weights = found if usable is None else weights.index_copy(0, taking.nonzero().flatten(), found)
+            known = bool(found.isfinite().all())
+            yield weights.to(gramian.dtype).to(gramian.device, non_blocking=True), step if known else None
 
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns `Σ_k w_k g_k` of every parameter, and the weights `[K']`."""
-        weights = self.finite_weights(gramian(gradients), losses)
+        products = gramian(gradients)
+        together = on_host(torch.cat((products, losses.to(products)[None])))
+        weights = self._finite_weights(together[:-1], together[-1]).to(products.dtype)
+        weights = weights.to(products.device, non_blocking=True)
         return combine(gradients, weights), weights
+
+    def _finite_weights(self, products: Tensor, losses: Tensor) -> Tensor:
+        return self.weights(products, losses) if products.isfinite().all() else torch.full_like(losses, torch.nan)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GramianAggregator:
         """Moves and casts nothing: the state stays where the weights are found."""
         return self
+
+
+def on_host(values: Tensor) -> Tensor:
+    """Returns the values on the CPU in float64; waits for the device that they are on, and for nothing after them."""
+    if values.device.type == "cpu":
+        return values.double()
+    pinned = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=values.device.type == "cuda")
+    pinned.copy_(values, non_blocking=True)
+    arrived = torch.Event(values.device)
+    arrived.record()
+    arrived.synchronize()  # sync: the one of a step
+    return pinned.double()

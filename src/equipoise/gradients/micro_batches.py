@@ -47,6 +47,12 @@ class MicroBatches:
         if self and (self.counts is not None) != counted:
             raise ValueError("Give counts for every micro-batch that is accumulated, or for none.")
 
+    def reached_with(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Returns what each task reaches in these micro-batches and another one, in which `tasks` reach `leaves`."""
+        new = dict(zip(tasks, leaves, strict=True))
+        every = dict.fromkeys([*self.reached, *tasks])
+        return {task: list(dict.fromkeys([*self.reached.get(task, {}), *new.get(task, ())])) for task in every}
+
     def plus(self, step: Step, rows: Rows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
         """Adds a micro-batch; takes the rows over."""
         values = dict(zip(step.tasks, step.values.unbind(), strict=True))

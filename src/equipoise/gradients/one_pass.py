@@ -23,8 +23,10 @@ def one_pass(step: Step, coefficients: Tensor) -> list[Tensor]:
     if step.scale.checked or step.retain_graph:
         graph = Graph(step.held, together=True, repeatable=step.retain_graph)
         reached = dict.fromkeys(leaf for row in graph.leaves for leaf in row)
-    untouched = [] if step.complete else [leaf for leaf in untouched_leaves(step.held) if leaf.grad is None]
+    untouched, certain = ([], True) if step.complete else untouched_leaves(step.held)
+    untouched = [leaf for leaf in untouched if leaf.grad is None]
     torch.autograd.backward(step.held, step.weights(coefficients), retain_graph=step.retain_graph)
     for leaf in untouched:
-        leaf.grad = None
+        if certain or (leaf.grad is not None and not leaf.grad.any()):  # sync: only where PyTorch does not tell
+            leaf.grad = None
     return list(reached)

@@ -81,6 +81,9 @@ class RepresentationPlace:
         step: the step.
         tensors: what this rank's losses were computed from.
 
+    Attributes:
+        under: the leaves that lead to it, all of which count as shared.
+
     Raises:
         ValueError: no loss depends on the representation, or a part of it on another one.
         RuntimeError: see `Graph`.
@@ -103,7 +106,7 @@ class RepresentationPlace:
                 "trunk, so its gradient would count twice. Have the tasks start from aliases, "
                 "representation = [z.view_as(z) for z in representation], and give those."
             )
-        under = dict.fromkeys(leaf for row in below for leaf in row)
+        self.under = under = {leaf for row in below for leaf in row}
         self._at = [GradientEdge(tensor.grad_fn, tensor.output_nr) for tensor in at if tensor.grad_fn is not None]
         self.edges = [self._at for _ in step.held]
         self.above = [{leaf: None for leaf in row if leaf not in under} for row in above]

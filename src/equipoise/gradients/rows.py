@@ -17,22 +17,21 @@ class Rows:
     Args:
         company: how to go over ranks.
         tasks: all tasks.
-
-    Attributes:
-        waiting: the micro-batches so far.
+        waiting: holds the micro-batches so far.
     """
 
-    def __init__(self, company: Company, tasks: Sequence[str]) -> None:
+    def __init__(self, company: Company, tasks: Sequence[str], waiting: Waiting) -> None:
         self._company = company
         self._tasks = tasks
-        self.waiting = Waiting()
+        self.waiting = waiting
 
-    def run(self, step: Step, coefficients: Tensor) -> Collected | None:
+    def run(self, step: Step, coefficients: Tensor, leaves: list[list[Tensor]] | None = None) -> Collected | None:
         """Computes the rows `c_k ∂L_k` of a micro-batch.
 
         Args:
             step: the K' tasks present.
             coefficients: `c_k` `[K']`.
+            leaves: for each task the trained leaves that it reaches on any rank; None: they are found.
 
         Returns:
             The whole step, or None if further micro-batches follow.
@@ -40,7 +39,7 @@ class Rows:
         ranks = self._company.now()
         before = self.waiting.micro_batches
         last = not step.accumulate
-        leaves = ranks.leaves(step)
+        leaves = ranks.leaves(step) if leaves is None else leaves
         wanted = with_inputs(ranks, step, leaves)
         found = ranks.rows(step, wanted, step.scale.coefficients(coefficients), reduce=last and not before)
         rows = step.scale.unscaled(dict(zip(step.tasks, found, strict=True)))

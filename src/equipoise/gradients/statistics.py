@@ -56,10 +56,10 @@ class Statistics:
             for leaf, gradient in row.items():
                 if leaf not in self._shared:
                     part = gradient
-                elif leaf in above:
+                elif self._place.joins_at_cut and leaf in above:
                     part = gradient * weight.to(gradient.dtype)
                 else:
-                    continue  # its rows were for the Gramian
+                    continue  # it was for the Gramian, or comes from the pass of all tasks
                 gradients[leaf] = gradients[leaf] + part if leaf in gradients else part
         every = dict.fromkeys(leaf for row in leaves for leaf in row)
         return weights, self._ranks.summed({"": self._ranks.completed(gradients, every)})[""]

@@ -33,6 +33,7 @@ class Step:
         complete: no task is missing, and there are several.
         accumulate: further micro-batches follow.
         retain_graph: the graphs stay for another backward pass.
+        cleared: gradients have been cleared since the micro-batch before.
         scale: the gradient scaler's.
     """
 
@@ -47,6 +48,7 @@ class Step:
     complete: bool = False
     accumulate: bool = False
     retain_graph: bool = False
+    cleared: bool = False
     scale: Scale = field(default_factory=Scale)
 
     @cached_property

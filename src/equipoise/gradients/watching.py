@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from equipoise.gradients.batch import Batch
-    from equipoise.gradients.jacobian import Rows
-    from equipoise.gradients.passes import Passes
+from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.ranks import Alone
+from equipoise.gradients.step import Step
 
 
 class Watcher(Protocol):
@@ -24,17 +23,13 @@ class Watcher(Protocol):
     def due(self) -> bool:
         """Whether it asks for this step; the same in all its micro-batches, and on all ranks."""
 
-    def around(
-        self, passes: Passes, batch: Batch, coefficients: Tensor, scale: Tensor | None, accumulate: bool
-    ) -> AbstractContextManager[None]:
+    def around(self, ranks: Alone, step: Step, coefficients: Tensor) -> AbstractContextManager[None]:
         """Encloses one backward pass of `Σ_k c_k L_k`, which by itself has no task gradients to show.
 
         Args:
-            passes: can run others.
-            batch: the K' tasks present; their graphs are still there.
-            coefficients: `c_k` `[K']`, times `scale`.
-            scale: the gradient scaler's, 0-dim.
-            accumulate: further micro-batches follow.
+            ranks: can run others.
+            step: the K' tasks present; their graphs are still there.
+            coefficients: `c_k` `[K']`.
         """
 
     def see_rows(self, rows: Rows) -> None:
@@ -48,3 +43,28 @@ class Watcher(Protocol):
 
     def see_result(self, weights: Mapping[str, Tensor]) -> None:
         """Takes what `Balancer.backward` returns, at its end."""
+
+
+class Watching:
+    """Who watches a Balancer or MAO, if anybody does. A copy is not watched."""
+
+    def __init__(self) -> None:
+        self._watcher: Watcher | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_watcher": None}
+
+    def begin(self, watcher: Watcher | None) -> None:
+        """Has a watcher see the steps it asks for; None: no longer.
+
+        Raises:
+            ValueError: another one does already.
+        """
+        if watcher is not None and self._watcher is not None:
+            raise ValueError("This Balancer or MAO has a monitor already: detach() that one first.")
+        self._watcher = watcher
+
+    @property
+    def now(self) -> Watcher | None:
+        """The watcher, in a step it asks for."""
+        return self._watcher if self._watcher is not None and self._watcher.due else None

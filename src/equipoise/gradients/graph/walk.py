@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.checkpoint import CheckpointFunction
 
-from equipoise.gradients.graph.compiled import check_repeatable, compiled_graph, reached_inputs
-from equipoise.gradients.graph.wrappers import handed_on, hands_on
+from equipoise.gradients.graph.compiled import check_repeatable, compiled_graph, is_certain, reached_inputs
+from equipoise.gradients.graph.wrappers import handed_on, hands_on, refuse_flat, refuse_replicas
 
 Point = tuple[Node, int]
 """A node, and which of its outputs where they do not all depend on the same: in a compiled graph, and where
@@ -39,13 +40,14 @@ class Graph:
     Attributes:
         losses: the losses.
         leaves: for each loss the leaf tensors that a backward pass of it would reach, in one order common to all.
-        compiled: whether there is a graph of `torch.compile` among them.
+        compiled: the graphs of `torch.compile` among them.
         apart: whether there is a node whose outputs do not all depend on the same.
         met: those of the stops that were reached.
 
     Raises:
         RuntimeError: the graphs do not allow it: a reentrant checkpoint hides what it reaches, or a compiled graph
             overwrites its buffers.
+        ValueError: FullyShardedDataParallel or DataParallel is in them.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class Graph:
         stops: Sequence[Edge] = (),
     ) -> None:
         self.losses = losses
-        self.compiled = self.apart = False
+        self.apart = False
+        self.compiled: set[Any] = set()
         self.met: set[Edge] = set()
         self._together, self._repeatable, self._stops = together, repeatable, frozenset(stops)
         self._order: list[Tensor] = []
@@ -74,6 +77,7 @@ class Graph:
     def _add(self, leaf: Tensor) -> int:
         if not leaf.requires_grad:
             return 0
+        refuse_flat(leaf)
         self._order.append(leaf)
         return 1 << len(self._order) - 1
 
@@ -125,7 +129,9 @@ class Graph:
     def _inputs(self, node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
         """The node's inputs that the output depends on, where the graph alone does not tell."""
         inputs = node.next_functions
-        if getattr(node, "_forward_cls", None) is CheckpointFunction:
+        function = getattr(node, "_forward_cls", None)
+        refuse_replicas(function)
+        if function is CheckpointFunction:
             raise RuntimeError(
                 "The model uses reentrant activation checkpointing, which hides what a loss reaches and allows no "
                 "gradient of a single task. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
@@ -134,7 +140,7 @@ class Graph:
             inputs = handed_on(node, output)
         graph = compiled_graph(node)
         if graph is not None:
-            self.compiled = True
+            self.compiled.add(graph)
             if self._repeatable:
                 check_repeatable(graph)
             if not self._together:
@@ -161,16 +167,20 @@ def leaves_until(outputs: Sequence[Tensor], stops: Sequence[Tensor]) -> tuple[li
     return graph.leaves, [index for index, edge in enumerate(edges) if edge in graph.met and edges.index(edge) == index]
 
 
-def untouched_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+def untouched_leaves(losses: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """Finds the leaves that get a gradient of zeros from one backward pass of all losses, though none depends on them.
 
     There are such leaves behind compiled graphs, say the heads of tasks that are left out. Errors as in `Graph`.
+
+    Returns:
+        The leaves, and whether it is certain that no loss depends on them.
     """
     graph = Graph(losses, together=True, repeatable=False)
     if not graph.compiled:
-        return []
-    reached = {leaf for row in Graph(losses, repeatable=False).leaves for leaf in row}
-    return [leaf for leaf in dict.fromkeys(leaf for row in graph.leaves for leaf in row) if leaf not in reached]
+        return [], True
+    certain = all(map(is_certain, graph.compiled))
+    reached = {leaf for row in Graph(losses, repeatable=not certain).leaves for leaf in row}
+    return [leaf for leaf in dict.fromkeys(leaf for row in graph.leaves for leaf in row) if leaf not in reached], certain
 
 
 def _sorted(roots: Sequence[Node]) -> list[Node]:

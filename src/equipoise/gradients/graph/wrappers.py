@@ -14,6 +14,53 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 
+UNSUPPORTED = {
+    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard (FSDP2), whose parameters stay tensors of their own",
+    "DataParallel": "DistributedDataParallel, one process a device",
+    "DeepSpeedEngine": "fully_shard (FSDP2) or DistributedDataParallel, or an objective without an aggregator by the "
+    "loss that the engine's own backward() takes",
+}
+"""Wrapper → what to use in its place."""
+
+
+def refuse_wrappers(model: nn.Module) -> None:
+    """Refuses a model in a wrapper that makes of gradients what nobody else can see.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for module in model.modules():
+        for base in type(module).__mro__:
+            if base.__name__ in UNSUPPORTED and base.__module__.split(".")[0] in ("torch", "deepspeed"):
+                _refuse(base.__name__)
+
+
+def refuse_flat(leaf: Tensor) -> None:
+    """Refuses a leaf that FullyShardedDataParallel has made of many parameters.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if getattr(leaf, "_is_flat_param", False):
+        _refuse("FullyShardedDataParallel")
+
+
+def refuse_replicas(function: type | None) -> None:
+    """Refuses a graph that DataParallel has made.
+
+    Raises:
+        ValueError: the `autograd.Function` is one of its.
+    """
+    if function is not None and function.__module__ == "torch.nn.parallel._functions":
+        _refuse("DataParallel")
+
+
+def _refuse(wrapper: str) -> None:
+    raise ValueError(
+        f"The model is in {wrapper}, which equipoise does not work with: use {UNSUPPORTED[wrapper]}."
+    )
+
+
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     """Returns name → parameter, with the names that the model has without DistributedDataParallel or torch.compile."""
     names: dict[str, Tensor] = {}

@@ -53,12 +53,19 @@ class Alone:
         """Returns rows added up over the ranks that were computed without."""
         return rows
 
+    def completed(self, row: Row, leaves: Iterable[Tensor]) -> Row:
+        """Adds zeros for the trained leaves that only other ranks' losses reach."""
+        return row
+
     def one_pass(self, step: Step, coefficients: Tensor) -> list[Tensor]:
         """Adds `Σ_k c_k ∂L_k` into `.grad` in one backward pass; returns the leaves reached where it was asked to."""
         return one_pass(step, coefficients)
 
     def finish(self) -> None:
         """Adds up over the ranks what `one_pass` has left to each of them."""
+
+    def forget(self) -> None:
+        """Takes note that gradients have been cleared."""
 
     def own(self, step: Step, coefficients: Tensor) -> Tensor:
         """Returns this rank's part of the coefficients `[K']`, which add up over the ranks to `coefficients`."""

@@ -1,0 +1,315 @@
+"""The third and fourth stop of a step where there is an aggregator: rows or statistics, weights, `.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from equipoise._notices import Notices
+from equipoise._state import Step as StateStep
+from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.gradients.gramian import combine, gramian
+from equipoise.gradients.jacobian import Row
+from equipoise.gradients.micro_batches import Collected
+from equipoise.gradients.places import Place, Probe, RepresentationPlace
+from equipoise.gradients.ranks import Company
+from equipoise.gradients.rows import Rows, with_inputs
+from equipoise.gradients.shared import SharedParameters
+from equipoise.gradients.sparse import added, compact
+from equipoise.gradients.statistics import Statistics
+from equipoise.gradients.step import Step
+from equipoise.gradients.watching import Watching
+from equipoise.gradients.writing import all_finite, write
+
+ALONE_STEPS = 100
+"""Steps without two tasks to balance after which an aggregator says so."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to.
+
+    Attributes:
+        weights: task → the aggregator's weight; empty if it has none.
+        valid: whether the step counts, 0-dim bool; None: it does.
+    """
+
+    weights: Mapping[str, Tensor]
+    valid: Tensor | None
+
+
+class Aggregation:
+    """Reduces the tasks' gradients on shared parameters by an aggregator, and writes all gradients.
+
+    Args:
+        tasks: all tasks.
+        aggregator: bound to them; None: rows are added up (micro-batches with counts need rows).
+        shared: the shared parameters.
+        probe: the parameters on which the Gramian is taken; empty: all that are shared.
+        company: how to go over ranks.
+        rows: collects rows.
+        watching: who looks at them.
+        notices: gives warnings.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        aggregator: Aggregator | None,
+        shared: SharedParameters,
+        probe: dict[Tensor, None],
+        company: Company,
+        rows: Rows,
+        watching: Watching,
+        notices: Notices,
+    ) -> None:
+        self._tasks = tasks
+        self._aggregator = aggregator
+        self._shared = shared
+        self._probe = probe
+        self._company = company
+        self._rows = rows
+        self._watching = watching
+        self._notices = notices
+        self._alone: int | None = 0  # steps so far without two tasks; None: there was one with two
+
+    def check_goes_with_representation(self, accumulate: bool) -> None:
+        """Checks that a representation can be used in this step.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if not isinstance(self._aggregator, GramianAggregator):
+            found = "none" if self._aggregator is None else type(self._aggregator).__name__
+            raise ValueError(
+                f"representation needs an aggregator that finds weights from the Gramian; found {found}. Leave it out."
+            )
+        if self._shared.given is not None:
+            raise ValueError(
+                "representation says what is shared, all that leads to it: make the Balancer without shared."
+            )
+        if accumulate or self._rows.waiting.micro_batches:
+            raise ValueError(
+                "representation balances one batch, whose graph the trunk's backward pass needs: leave it out where "
+                "gradients are accumulated over micro-batches."
+            )
+        if self._company.now().sharded:
+            raise ValueError(
+                "representation does not go with fully_shard, which has gradients computed from the losses only: leave "
+                "it out; probe= takes statistics on a layer."
+            )
+
+    def run(self, step: Step, coefficients: Tensor, valid: Tensor | None, tensors: Sequence[Tensor] | None) -> Outcome:
+        """Makes the backward passes, and adds the balanced gradient into `.grad` at the last micro-batch.
+
+        Args:
+            step: the K' tasks present.
+            coefficients: `c_k` `[K']`.
+            valid: whether the losses are finite, 0-dim bool; None: they are.
+            tensors: the representation, if one is given.
+        """
+        ranks = self._company.now()
+        if ranks.sharded:
+            return self._by_rows(step, coefficients, valid, None)
+        leaves = ranks.leaves(step)
+        waiting = self._rows.waiting.micro_batches
+        reached = waiting.reached_with(step.tasks, leaves)
+        shared = {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is None)
+        if tensors is not None:
+            place = ranks.checked(RepresentationPlace, ranks, step, tensors)
+            self._note(shared, reached)
+            under = {leaf: None for row in leaves for leaf in row if leaf in place.under}
+            return self._by_statistics(step, coefficients, valid, place, shared | under)
+        if self._probe and shared and not waiting and self._all_reach_probe(reached):
+            self._note(shared, reached)
+            measured = {p for row in leaves for p in row if p in self._probe}
+            place = Probe(ranks, step, [p for p in self._probe if p in measured])
+            return self._by_statistics(step, coefficients, valid, place, shared)
+        return self._by_rows(step, coefficients, valid, leaves)
+
+    def _by_rows(
+        self, step: Step, coefficients: Tensor, valid: Tensor | None, leaves: list[list[Tensor]] | None
+    ) -> Outcome:
+        collected = self._rows.run(step, coefficients, leaves)
+        return Outcome({}, valid) if collected is None else self.reduce(collected, step, valid)
+
+    def reduce(self, collected: Collected, step: Step, valid: Tensor | None) -> Outcome:
+        """Adds the balanced gradient of a whole step's rows into `.grad`; `step`: its last micro-batch."""
+        ranks = self._company.now()
+        shared = {}
+        if self._aggregator is not None:
+            shared = self._shared_in(collected.reached, step, probe=True)
+            self._note(shared, collected.reached)
+        if not isinstance(self._aggregator, GramianAggregator):
+            shared = dict.fromkeys(ranks.ordered(shared))  # what is drawn goes by the order
+        watcher = self._watching.now
+        if watcher is not None:
+            watcher.see_rows(collected.rows)
+        with ExitStack() as stack:
+            combined, weights, state = self._aggregated(collected, shared, stack)
+            found = self._by_task(collected.tasks, weights, shared)
+            gradients = dict(zip(shared, combined, strict=True))
+            for row in collected.rows.values():
+                for leaf in list(row):
+                    gradient = row.pop(leaf)
+                    if leaf not in shared:
+                        gradients[leaf] = added(gradients[leaf], gradient) if leaf in gradients else gradient
+            return self._written(step.scale.gradients(gradients), step, found, state, valid)
+
+    def _aggregated(
+        self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack
+    ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
+        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit."""
+        aggregator, rows = self._aggregator, list(collected.rows.values())
+        if aggregator is None or not shared:
+            return [], None, None
+        columns = [compact([row.get(p) for row in rows]) for p in shared]
+        matrix = list(zip(*(column for column, _ in columns), strict=True))
+        if isinstance(aggregator, GramianAggregator):
+            statistics = matrix
+            if self._probe and self._all_reach_probe(collected.reached):
+                measured = [index for index, p in enumerate(shared) if p in self._probe]
+                statistics = [tuple(row[index] for index in measured) for row in matrix]
+            weights, state = self._solved(stack, gramian(statistics), collected)
+            combined = combine(matrix, weights)
+        else:
+            present = self._present(collected.tasks)
+            state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))
+            combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
+        return [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)], weights, state
+
+    def _by_statistics(
+        self, step: Step, coefficients: Tensor, valid: Tensor | None, place: Place, shared: Mapping[Tensor, None]
+    ) -> Outcome:
+        """A step whose Gramian is taken at a place."""
+        ranks = self._company.now()
+        watcher = self._watching.now
+        if watcher is not None:
+            kept = replace(step, retain_graph=True)
+            wanted = with_inputs(ranks, kept, ranks.leaves(kept))
+            found = ranks.rows(kept, wanted, step.scale.coefficients(coefficients), reduce=True)
+            watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
+        state: StateStep | None = None
+        with ExitStack() as stack:
+
+            def solve(products: Tensor) -> Tensor:
+                nonlocal state
+                weights, state = self._solved(stack, products, step)
+                return weights
+
+            weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
+            return self._written(gradients, step, self._by_task(step.tasks, weights, shared), state, valid)
+
+    def _solved(
+        self, stack: ExitStack, products: Tensor, step: Step | Collected
+    ) -> tuple[Tensor, StateStep | None]:
+        """Finds the weights `[K']` of the rows with these products, and the state to commit before the stack ends."""
+        assert isinstance(self._aggregator, GramianAggregator)
+        present = self._present(step.tasks)
+        return stack.enter_context(self._aggregator.solved(products, step.values, present, step.usable))
+
+    def _written(
+        self,
+        gradients: Row,
+        step: Step,
+        weights: Mapping[str, Tensor],
+        state: StateStep | None,
+        valid: Tensor | None,
+    ) -> Outcome:
+        """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
+        if step.scale.checked:
+            finite = self._company.now().all_true(all_finite(gradients.values(), step.values.device))
+            valid = finite if valid is None else valid & finite
+        self._rows.waiting.forget()
+        write(gradients)
+        if state is not None:
+            state.commit(valid)
+        return Outcome(weights, valid)
+
+    def _by_task(
+        self, tasks: Sequence[str], weights: Tensor | None, shared: Mapping[Tensor, None]
+    ) -> dict[str, Tensor]:
+        if weights is None:
+            return {}
+        found = dict(zip(tasks, weights.unbind(), strict=True))
+        watcher = self._watching.now
+        if watcher is not None:
+            watcher.see_weights(found, list(shared))
+        return found
+
+    def _present(self, tasks: Sequence[str]) -> list[int] | None:
+        return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
+
+    def _all_reach_probe(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
+        """Whether the statistics can be taken on the probe: a task that does not reach it would have no say."""
+        return all(any(p in self._probe for p in row) for row in reached.values())
+
+    def _shared_in(self, reached: Mapping[str, Sequence[Tensor]], step: Step, probe: bool) -> dict[Tensor, None]:
+        """Returns what is shared in this step.
+
+        Args:
+            reached: task → the trained leaves that it reaches, in all micro-batches and on all ranks.
+            step: the last micro-batch.
+            probe: the probe is of use.
+
+        Raises:
+            ValueError: it leaves nothing to balance or, with a probe, to measure.
+        """
+        found = self._shared.find(reached.values())
+        if probe and self._probe and found and step.complete and not any(p in self._probe for p in found):
+            raise ValueError(
+                "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
+                "parameters of the shared trunk, such as its last layer, or leave probe out."
+            )
+        if not found and 1 < len(reached) == len(self._tasks):
+            self._nothing_shared(reached, step)
+        return found
+
+    def _note(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> None:
+        """Takes note of what is shared, and warns if there have never been two tasks to balance."""
+        self._shared.keep(shared)
+        if self._alone is not None:
+            self._alone = None if shared and len(reached) > 1 else self._alone + 1
+        if self._alone == ALONE_STEPS:
+            self._notices.give(
+                "alone",
+                f"{type(self._aggregator).__name__} balances the gradients of two tasks or more, and had no two in any "
+                f"of {ALONE_STEPS} steps, so that it made no difference. Where tasks come from different batches, pass "
+                "them to one backward() (MixedLoader's order 'concatenated'), or accumulate=True for all but the last.",
+            )
+
+    def _nothing_shared(self, reached: Mapping[str, Sequence[Tensor]], step: Step) -> None:
+        """Nothing is shared though all tasks are there: right where the trunk is frozen, and else an error.
+
+        Raises:
+            ValueError: the losses do not come from one trunk.
+        """
+        name = type(self._aggregator).__name__
+        trained = {leaf for row in reached.values() for leaf in row}
+        inputs = [{leaf for leaf in row if leaf not in trained} for row in step.graph.leaves] if step.held else []
+        common = [leaf for leaf in set().union(*inputs) if sum(leaf in row for row in inputs) > 1]
+        model = self._company.order.model
+        foreign = model is not None and not any(leaf in trained for leaf in model.parameters())
+        gone = [leaf for leaf in self._shared.known if leaf.requires_grad]
+        if not common and not foreign and not gone:
+            self._notices.give(
+                "frozen",
+                f"{name} balances gradients on shared parameters, and found none: every parameter that the losses reach "
+                "is one task's own and gets its plain gradient. That is right while the trunk is frozen; otherwise "
+                "check that the losses come from one forward pass of the same model.",
+            )
+            return
+        hint = ""
+        if common:
+            hint = (
+                " What several losses do reach is no parameter that is trained, but an input that requires a gradient "
+                "(or, with model=, a parameter of another model); name it as shared= if it is trained."
+            )
+        raise ValueError(
+            f"{name} balances gradients on shared parameters, and found none: no parameter "
+            "(of those given as shared=) is reached by two losses. Check that the losses come from one forward pass of "
+            f"the same model and that its trunk is not frozen or detached.{hint}"
+        )

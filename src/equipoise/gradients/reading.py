@@ -1,0 +1,119 @@
+"""The first stop of a step: what was given, on all ranks, and whether what waits still counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.gradients.micro_batches import Waiting
+from equipoise.gradients.ranks import Company
+from equipoise.gradients.scale import scale_of
+from equipoise.gradients.step import Step, checks_values, read_losses
+
+
+class Reader:
+    """Reads what `backward` is given.
+
+    Args:
+        company: how to go over ranks.
+        tasks: all tasks.
+        check_finite: raise for NaN or infinite losses; None: on the CPU, unless a gradient scaler is there for them.
+        waiting: what waits for the end of a step.
+    """
+
+    def __init__(self, company: Company, tasks: Sequence[str], check_finite: bool | None, waiting: Waiting) -> None:
+        self._company = company
+        self._tasks = tasks
+        self._check_finite = check_finite
+        self._waiting = waiting
+
+    def looks(self, step: Step) -> bool:
+        """Whether the host looks at the losses."""
+        return checks_values(self._check_finite, step.values.device)
+
+    def validity(self, step: Step) -> Tensor | None:
+        """Returns whether the losses are finite, 0-dim bool; None where they have been found to be."""
+        return None if self._raises(step.values.device, step.scale.checked) else step.values.isfinite().all()
+
+    def read(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, float | Tensor] | None,
+        scaler: Any,
+        *,
+        empty: bool,
+        accumulate: bool = False,
+        retain_graph: bool = False,
+        graph: bool = True,
+        also: Callable[[], object] | None = None,
+    ) -> Step:
+        """Checks what was given, and takes the losses of all ranks together.
+
+        Args:
+            losses: task → scalar loss.
+            counts: task → number of labelled samples, or None.
+            scaler: the gradient scaler, or None.
+            empty: this rank may have no task, and so may all of them.
+            accumulate: further micro-batches follow.
+            retain_graph: the graphs stay.
+            graph: every loss must have a graph; else they are `after_step`'s.
+            also: checks more of what was given.
+
+        Returns:
+            The step; where it says that gradients have been cleared, nothing waits any longer.
+
+        Raises:
+            TypeError: as `read_losses`, for what this rank was given.
+            ValueError: as `read_losses`, on every rank if anything is wrong on one; gradients were cleared in part;
+                counts for some micro-batches only; as `Several.read`.
+        """
+        ranks = self._company.now()
+        state: dict[str, Any] = {"cleared": False, "error": None}
+        if graph:
+            try:
+                state["cleared"] = self._waiting.cleared()
+            except ValueError as found:
+                state["error"] = found
+        device = next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
+        scaled = scaler is not None and scaler.is_enabled()
+
+        def read() -> Step:
+            if state["error"] is not None:
+                raise state["error"]
+            given = losses.values() if isinstance(losses, Mapping) else ()
+            on = next((loss.device for loss in given if isinstance(loss, Tensor)), device)
+            step = read_losses(
+                self._tasks,
+                losses,
+                counts,
+                self._raises(on, scaled),
+                graph=graph,
+                empty=device if empty else None,
+                keep_unlabelled=ranks.sharded and ranks.active,
+            )
+            if graph and not state["cleared"]:
+                self._waiting.micro_batches.check_counted(counts is not None)
+            if also is not None:
+                also()
+            return step
+
+        called = [graph, accumulate, counts is not None, also is not None, state["cleared"]]
+        step = ranks.read(read, self._tasks, list(map(int, called)))
+        if state["cleared"]:
+            self._waiting.forget()
+            ranks.forget()
+        return replace(
+            step,
+            accumulate=accumulate,
+            retain_graph=retain_graph,
+            scale=scale_of(scaler, step.values.device),
+            cleared=state["cleared"],
+        )
+
+    def _raises(self, device: torch.device, scaled: bool) -> bool:
+        """Whether a loss that is not finite is an error. With a scaler it is an overflow, unless asked for."""
+        return checks_values(self._check_finite, device) and (not scaled or self._check_finite is True)
