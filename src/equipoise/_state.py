@@ -37,14 +37,14 @@ class StateView:
         if name in self._written:
             return self._written[name]
         if name in self._module._buffers:
-            value = self._among_present(self._module.get_buffer(name))
+            value = self._restricted(self._module.get_buffer(name))
         else:
             learned: list[Tensor] = list(self._module.get_submodule(name).parameters())
             value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
         return value.to(self._dtype) if value.is_floating_point() else value
 
-    def _among_present(self, values: Tensor) -> Tensor:
-        return values if self._present is None else values[_index(self._present, values.device)]
+    def _restricted(self, buffer: Tensor) -> Tensor:
+        return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
 
     def _leave_out(self, tasks: Tensor) -> None:
         vars(self).update(_active=self._active.without(tasks))
@@ -66,7 +66,7 @@ class StateView:
         for name, buffer in buffers.items():
             new = self._written[name].to(buffer.dtype)
             if taken is not None:
-                new = torch.where(taken, new, self._among_present(buffer))
+                new = torch.where(taken, new, self._restricted(buffer))
             if self._present is None:
                 buffer.copy_(new)
             else:
@@ -235,10 +235,6 @@ class TaskModule(nn.Module):
         """The tasks that take part, and what a formula does across them; only within a step."""
         return self.state._active
 
-    def among_present(self, values: Tensor) -> Tensor:
-        """Returns the entries `[K']` of `values` `[K]` that belong to the tasks present; only within a step."""
-        return self.state._among_present(values)
-
     def leave_out(self, tasks: Tensor) -> None:
         """Lets the tasks where the bool `[K']` is true take no part in the rest of the step."""
         for module in self.task_modules():
@@ -267,7 +263,6 @@ class TaskModule(nn.Module):
         indices = None if present is None else tuple(int(index) for index in present)
         active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
         for module in modules:
-            module.settle()
             module._view = StateView(module, indices, dtype, active)
         step = Step(modules)
         try:
@@ -296,6 +291,8 @@ class TaskModule(nn.Module):
         """
         failed = unless is None or (unless.device.type == "cpu" and not bool(unless))
         for module, (states, generator) in zip(self.task_modules(), snapshot, strict=True):
+            if unless is None:
+                module._undecided = []  # nothing to wait for: every state is overwritten
             module.revert(states, unless)
             if module.generator is not None and generator is not None and failed:
                 module.generator.set_state(generator)

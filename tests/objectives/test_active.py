@@ -10,9 +10,10 @@ from conftest import TASKS
 
 import equipoise.objectives
 from equipoise._active import Active
-from equipoise.objectives import EMA, FAMO, RLW, Equal, GeometricMean, Objective, WeightedSum, Weighting
+from equipoise.objectives import EMA, FAMO, Equal, GeometricMean, Objective, WeightedSum, Weighting
 
 BASES = {"Objective", "Weighting", "WeightedSum", "GeometricMean"}
+RANDOM = ("rlw", "rlw-g")
 NAN = float("nan")
 
 
@@ -54,7 +55,7 @@ def subset(numbers, tasks):
     return {task for task in tasks if numbers.random() < 0.6}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in RANDOM])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_task_that_takes_no_part_is_as_one_that_is_left_out(pair, name, seed):
     masked, left_out = pair(METHODS[name])
@@ -177,13 +178,28 @@ def test_famo_moves_no_task_that_took_no_part_in_the_step(drive):
     assert driver.objective.logits[0] < -0.1
 
 
-def test_random_weights_of_the_others_keep_their_ratios(pair):
-    whole, masked = pair(RLW)
-    losses = {"a": 1.0, "b": 1.0, "c": 1.0}
-    for _ in range(5):
-        everyone, some = whole.weights(losses), masked.step(losses, usable="ac")[1]
-        assert some["a"] / some["c"] == pytest.approx(everyone["a"] / everyone["c"], rel=1e-13)
-        assert some["a"] + some["c"] == pytest.approx(1, rel=1e-14)
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_weights_are_drawn_for_all_and_shared_by_those_that_take_part(pair, name):
+    masked, whole = pair(METHODS[name])
+    numbers = random.Random(1)
+    for index in range(30):
+        losses = {task: numbers.uniform(0.1, 3.0) for task in ("ab" if index % 4 == 3 else "abc")}
+        usable = subset(numbers, losses)
+        before = masked.objective.weighting.generator.get_state()
+        value, coefficients, _ = masked.step(losses, usable=usable)
+        if not usable:
+            assert set(coefficients.values()) == {0.0}
+            assert torch.equal(masked.objective.weighting.generator.get_state(), before)
+            continue
+        expected, slopes, _ = whole.step(losses)
+        drawn = {task: s * losses[task] / expected if name == "rlw-g" else s for task, s in slopes.items()}
+        weights = {task: drawn[task] / sum(drawn[other] for other in usable) for task in usable}
+        if name == "rlw-g":
+            mean = math.prod(losses[task] ** weight for task, weight in weights.items())
+            weights = {task: weight * mean / losses[task] for task, weight in weights.items()}
+            assert value == pytest.approx(mean, rel=1e-12)
+        assert coefficients == pytest.approx(dict.fromkeys(losses, 0.0) | weights, rel=1e-12, abs=0)
+        assert_same_state(masked, whole, rtol=0, atol=0)
 
 
 X = [0.3, -2.0, 5.0, 0.0]

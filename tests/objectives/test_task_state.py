@@ -169,8 +169,12 @@ def test_several_commits_can_be_taken_back(request, looks, away, unless):
     back = unless is None or not unless
     assert same(written(method), before if back else after)
     assert torch.equal(method.weighting.generator.get_state(), generator if back else advanced)
-    both(LOSSES[0])
-    method.restore(snapshot)  # a snapshot can be gone back to more than once
+    both(LOSSES[0], NO)
+    del looks[:]
+    method.restore(snapshot)  # a snapshot can be gone back to more than once, and needs no flag of a step after it
+    assert same(written(method), before)
+    assert looks == []
+    method.state_dict()
     assert same(written(method), before)
 
 

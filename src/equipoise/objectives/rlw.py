@@ -11,9 +11,8 @@ from equipoise.objectives._base import Weighting
 class RLW(Weighting):
     """Random weights, drawn anew in each step: `w = softmax(z)`, `z ~ N(0, I)`.
 
-    They sum to 1 over the tasks present. z is drawn for all tasks, so that a task that is left out changes the
-    others' weights by nothing but the sum. The numbers come from the CPU's generator in float64, so they are the
-    same on every device. The generator is the method's own and its state part of `state_dict`.
+    They sum to 1 over the tasks present. The numbers come from the CPU's generator in float64, so they are the same on
+    every device. The generator is the method's own and its state part of `state_dict`.
 
     Args:
         seed: seed of the generator; None takes one from PyTorch's default generator, so that
@@ -35,6 +34,5 @@ class RLW(Weighting):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `softmax(z)` `[K']` of newly drawn z."""
-        assert self.tasks is not None
-        z = torch.randn(len(self.tasks), generator=self.generator, dtype=torch.float64, device="cpu")
-        return self.active.softmax(self.among_present(z).to(losses.device, losses.dtype, non_blocking=True))
+        z = torch.randn(len(losses), generator=self.generator, dtype=torch.float64, device="cpu")
+        return self.active.softmax(z.to(losses.device, losses.dtype, non_blocking=True))
