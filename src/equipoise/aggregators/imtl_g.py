@@ -44,7 +44,7 @@ class IMTLG(GramianAggregator):
         ones = (~rows.zero).to(gramian.dtype)
         matrix = rows.cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
-        factors, pivots = torch.linalg.lu_factor(matrix)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         beta = torch.zeros_like(ones)
         for _ in range(1 + REFINEMENTS):
             beta += torch.linalg.lu_solve(factors, pivots, (ones - rows.cosines @ beta)[:, None])[:, 0]
