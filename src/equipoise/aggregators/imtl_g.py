@@ -38,6 +38,9 @@ class IMTLG(GramianAggregator):
         tensor([0.7500, 0.7500])
     """
 
+    permutation_invariant = True
+    homogeneous = True
+
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`, which sums to 1."""
         rows = Normalized(gramian)
