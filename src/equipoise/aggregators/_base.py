@@ -60,7 +60,8 @@ class GramianAggregator(Aggregator):
     """An aggregator whose result is a weighted sum of the rows, with weights that depend on `JJᵀ` alone.
 
     Weights are found on the host, in float64: there some hundred operations on `K'²` numbers take less than a
-    millisecond, on an accelerator each is a launch. So is the state they depend on: `.to()` leaves it where it is.
+    millisecond, on an accelerator each is a launch. A subclass's state and parts stay on the host for that: `.to()` and
+    casts leave them as they are.
     """
 
     @abstractmethod
