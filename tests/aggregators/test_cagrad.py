@@ -5,7 +5,7 @@ from torchjd.aggregation import CAGrad as PeerCAGrad
 
 from equipoise.aggregators import CAGrad
 
-RADII = (0.1, 0.5, 0.9, 2.0)
+RADII = (1e-3, 0.1, 0.5, 0.9, 2.0)
 
 
 @pytest.mark.parametrize("c", RADII)
@@ -73,6 +73,15 @@ def test_rescale(rescale, divisor):
 def test_without_a_ball_it_is_the_mean(name, count):
     jacobian = sample(name, count)
     torch.testing.assert_close(CAGrad(c=0.0)(jacobian), jacobian.mean(0))
+
+
+@pytest.mark.parametrize("c", [1e-6, 1e-9, 1e-12, 1e-20, 1e-200])
+@pytest.mark.parametrize(("name", "count"), CASES)
+def test_a_ball_as_small_as_rounding_does_no_harm(name, count, c):
+    jacobian = sample(name, count)
+    mean = jacobian.mean(0)
+    rounding = 1e-8 * float(jacobian.norm(dim=1).max())  # the root of float64's: the radius is one of a difference
+    assert (CAGrad(c)(jacobian) - mean).norm() <= 2 * c * mean.norm() + rounding
 
 
 def test_opposite_gradients_give_the_mean():

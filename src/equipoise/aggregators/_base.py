@@ -21,7 +21,20 @@ class Aggregator(TaskModule, ABC):
 
     The Jacobian is never built: `aggregate` takes the gradients parameter by parameter. Where a method needs only
     the Gramian `JJᵀ`, subclass `GramianAggregator`.
+
+    What a method promises of its result `d`, for any gradients `g_k`; nothing unless it says so:
+
+    Attributes:
+        non_conflicting: `⟨d, g_k⟩ ≥ 0` for every task.
+        permutation_invariant: `d` does not depend on the order of the tasks.
+        homogeneous: all gradients multiplied by a positive number give `d` multiplied by it.
+        scale_invariant: `d` stays as it is where any task's gradient is multiplied by a positive number.
     """
+
+    non_conflicting: bool = False
+    permutation_invariant: bool = False
+    homogeneous: bool = False
+    scale_invariant: bool = False
 
     @abstractmethod
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -48,7 +61,8 @@ class GramianAggregator(Aggregator):
     """An aggregator whose result is a weighted sum of the rows, with weights that depend on `JJᵀ` alone.
 
     Weights are found on the host, in float64: there some hundred operations on `K'²` numbers take less than a
-    millisecond, on an accelerator each is a launch. So is the state they depend on: `.to()` leaves it where it is.
+    millisecond, on an accelerator each is a launch. A subclass's state and parts stay on the host for that: `.to()` and
+    casts leave them as they are.
     """
 
     @abstractmethod

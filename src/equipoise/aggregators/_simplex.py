@@ -15,7 +15,8 @@ PIVOTS = 8
 """Most changes of the active set in the first try to finish; usually it succeeds with a few."""
 
 TOLERANCE = 1e-10
-"""Largest violation of the optimality conditions in an accepted finish, in units where every row has norm 1."""
+"""Largest violation of the optimality conditions in an accepted finish, relative to the ball's radius, in units where
+every row has norm 1."""
 
 STATIONARY = 1e-8
 """Relative norm of a combination below which it counts as 0: what float64 can tell from a Gramian."""
@@ -57,8 +58,8 @@ def minimize_on_simplex(cosines: Tensor, norms: Tensor, linear: Tensor, factor: 
         if error <= TOLERANCE or not point.advance():
             break
         pulls, error = _finish(cosines, slope, sums, radius, point.active(), 1)
-    if error <= TOLERANCE:
-        total = float(sums @ pulls)
+    total = float(sums @ pulls)
+    if error <= TOLERANCE and total > 0:  # `u` is 0 where the ball is smaller than rounding
         return pulls * sums / total, radius / total * smallest
     inner = point.weights / (sums @ point.weights)
     return inner * sums, _norm(cosines, inner) * smallest
@@ -87,13 +88,13 @@ class _InteriorPoint:
             # Half-way into the ball, with ν so low that all p are positive: large rows can ask for very little.
             # The second time with weights that match p.
             norm = max(_norm(cosines, weights), STATIONARY * float(weights.sum()))
-            dual = 0.5 * radius / norm * weights
+            dual = 0.5 * radius * weights / norm
             level = slope + cosines @ dual
             bound = ((level - 0.5 * radius) / sums).amin()
             slacks = level - bound * sums
             last, weights = weights, 1 / slacks
-        scale = 1 / float(sums @ last)
-        self.multipliers = torch.cat((scale * last, last.new_tensor([2 * scale * norm / radius])))  # w, λ
+        scale = 1 / (sums @ last)
+        self.multipliers = torch.cat((scale * last, (2 * scale * norm / radius)[None]))  # w, λ
         self.slacks = torch.cat((slacks, slacks.new_tensor([0.375 * radius**2])))  # p, q
         self.bound = bound
         self.dual = dual
@@ -149,7 +150,7 @@ class _InteriorPoint:
 
         step, slack_step, _ = direction(-slacks)
         size = length(step, slack_step, 1.0)
-        predicted = float((multipliers + size * step) @ (slacks + size * slack_step))
+        predicted = (multipliers + size * step) @ (slacks + size * slack_step)
         centre = (predicted / gap) ** 3 * gap / (count + 1)
         step, slack_step, bound_step = direction((centre - step * slack_step) / multipliers - slacks)
         dual_step = (step[:-1] - dual * step[-1] + drift) / multiplier
@@ -171,7 +172,8 @@ def _finish(
     On the set, `Cu = νb − a` is linear in `ν`, and `uᵀCu = κ²` is a quadratic equation for `ν`.
 
     Returns:
-        `u` `[K]`, and the largest violation of the optimality conditions (NaN where the equation has no root).
+        `u` `[K]`, and the largest violation of the optimality conditions, relative to `κ` (NaN where the equation has
+        no root).
     """
     for _ in range(pivots):
         index = active.nonzero()[:, 0]
@@ -184,7 +186,7 @@ def _finish(
         dual = torch.zeros_like(slope)
         dual[index] = bound * solution[:, 0] - solution[:, 1]
         slack = slope + cosines @ dual - bound * sums
-        error = float(torch.minimum(dual, slack).abs().amax())
+        error = float(torch.minimum(dual, slack).abs().amax()) / radius
         if not error > TOLERANCE:
             break
         active = dual > slack

@@ -47,6 +47,9 @@ class CAGrad(GramianAggregator):
         tensor([3., 3.])
     """
 
+    permutation_invariant = True
+    homogeneous = True
+
     def __init__(self, c: float = 0.5, rescale: str = "none") -> None:
         super().__init__()
         self.c = check_number("c", c, at_least=0)

@@ -42,6 +42,9 @@ class GradDrop(Aggregator):
         tensor([ 4., -3.])
     """
 
+    permutation_invariant = True
+    homogeneous = True
+
     def __init__(self, leak: float | Mapping[str, float] = 0.0, seed: int | None = None) -> None:
         super().__init__()
         bounds = {"at_least": 0.0, "at_most": 1.0}

@@ -38,13 +38,16 @@ class IMTLG(GramianAggregator):
         tensor([0.7500, 0.7500])
     """
 
+    permutation_invariant = True
+    homogeneous = True
+
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`, which sums to 1."""
         rows = Normalized(gramian)
         ones = (~rows.zero).to(gramian.dtype)
         matrix = rows.cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
-        factors, pivots = torch.linalg.lu_factor(matrix)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         beta = torch.zeros_like(ones)
         for _ in range(1 + REFINEMENTS):
             beta += torch.linalg.lu_solve(factors, pivots, (ones - rows.cosines @ beta)[:, None])[:, 0]

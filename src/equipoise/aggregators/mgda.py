@@ -41,10 +41,14 @@ class MGDA(GramianAggregator):
         tensor([0.4000, 0.8000])
     """
 
+    permutation_invariant = True
+    homogeneous = True
+
     def __init__(self, normalization: str = "none") -> None:
         super().__init__()
         self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
         self.requires_positive = normalization in ("loss", "loss+")
+        self.non_conflicting = normalization == "none"
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `w` `[K']`, which sums to 1."""

@@ -43,6 +43,10 @@ class NashMTL(GramianAggregator):
         tensor([1., 1.])
     """
 
+    non_conflicting = True
+    permutation_invariant = True
+    scale_invariant = True
+
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`."""
         rows = Normalized(gramian)

@@ -31,6 +31,8 @@ class PCGrad(GramianAggregator):
         tensor([0.5000, 1.5000])
     """
 
+    homogeneous = True
+
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
         self.add_generator(seed)
