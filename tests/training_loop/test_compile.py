@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from training_loop.loops import Model, losses_of
 
 import equipoise as eq
+from equipoise.gradients import compiled as compiled_graphs
 from equipoise.gradients import reached_leaves
 
 Forward = Callable[[Tensor], dict[str, Tensor]]
@@ -24,6 +25,12 @@ def fresh() -> Iterator[None]:
     with torch._functorch.config.patch(donated_buffer=True):
         yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def no_fx_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where PyTorch took the compiled backward pass from a cache that has no more than that."""
+    monkeypatch.setattr(compiled_graphs, "_backward_module", lambda graph: None)
 
 
 def compiled(function: Forward) -> Forward:
@@ -103,7 +110,8 @@ def test_losses_inside_the_compiled_function() -> None:
             torch.testing.assert_close(found, expected, msg=name)
 
 
-def test_the_structure_is_looked_at_once_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def passes_of_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the backward passes in each of three steps, less the one for the coefficients and one for each task."""
     passes = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: passes.append(1) or grad(*args, **options))
@@ -114,12 +122,30 @@ def test_the_structure_is_looked_at_once_a_graph(monkeypatch: pytest.MonkeyPatch
         losses = losses_of(forward(batch(step)), batch(step))
         passes.clear()
         balancer.backward(losses)
-        counts.append(len(passes))
-    coefficients = 1
-    assert counts == [coefficients + 2 * len(TASKS)] + [coefficients + len(TASKS)] * 2
+        counts.append(len(passes) - 1 - len(TASKS))
+    return counts
 
 
-def test_a_nan_sent_through_leaves_no_trace_and_anomaly_detection_silent() -> None:
+def test_what_depends_on_what_is_read_without_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert passes_of_a_step(monkeypatch) == [0, 0, 0]
+
+
+def test_without_an_fx_graph_an_output_that_does_not_reach_all_is_probed_once_a_step(
+    monkeypatch: pytest.MonkeyPatch, no_fx_graph: None
+) -> None:
+    assert passes_of_a_step(monkeypatch) == [len(TASKS)] * 3
+
+
+def test_an_output_that_reaches_all_is_probed_once(monkeypatch: pytest.MonkeyPatch, no_fx_graph: None) -> None:
+    model, probes = Model(), []
+    forward, probed = trunk_only(model), compiled_graphs._probed
+    monkeypatch.setattr(compiled_graphs, "_probed", lambda *args: probes.append(args[2]) or probed(*args))
+    for step in range(3):
+        reached_leaves(list(losses_of(forward(batch(step)), batch(step)).values()))
+    assert [len(candidates) for candidates in probes] == [len(list(model.trunk.parameters())), 0, 0]
+
+
+def test_a_nan_sent_through_leaves_no_trace_and_anomaly_detection_silent(no_fx_graph: None) -> None:
     model = Model()
     forward = whole(model)
     with torch.autograd.set_detect_anomaly(True):

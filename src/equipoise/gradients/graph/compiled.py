@@ -76,7 +76,8 @@ def reached_inputs(graph: Any, node: Node, output: int) -> tuple[bool, ...]:
     dependence = _dependence(graph)
     edges = [index for index, (child, _) in enumerate(node.next_functions) if child is not None]
     if dependence is not None:
-        needed = getattr(node, "needs_input_grad")  # of all arguments, where next_functions has tensors alone
+        # The dependence and needs_input_grad are of all arguments, next_functions has the tensors among them alone.
+        needed = node.needs_input_grad  # type: ignore[attr-defined]
         depends = [here for here, needs in zip(dependence[output], needed, strict=True) if needs]
         reached = {edge for edge, here in zip(edges, depends, strict=True) if here}
     elif graph.maybe_subclass_metadata is not None:
@@ -108,15 +109,18 @@ def _probed(node: Node, output: int, candidates: Sequence[int]) -> set[int]:
 
 def _dependence(graph: Any) -> Dependence | None:
     if graph not in _READ:
-        module = _backward_module(graph)
-        _READ[graph] = None if module is None else _read(module.graph, graph.metadata)
+        try:
+            module = _backward_module(graph)
+            _READ[graph] = None if module is None else _read(module.graph, graph.metadata)
+        except AttributeError:  # these names are PyTorch's own, and a later version may have others
+            _READ[graph] = None
     return _READ[graph]
 
 
 def _backward_module(graph: Any) -> fx.GraphModule | None:
     """Returns the traced backward pass: PyTorch compiles it late, and new versions save it in their cache."""
     info = getattr(graph, "_lazy_backward_info", None)
-    if graph.maybe_subclass_metadata is not None or info is None:  # the former takes subclasses of Tensor apart
+    if info is None or graph.maybe_subclass_metadata is not None:  # that takes subclasses of Tensor apart
         return None
     module = info.bw_module_fn() if hasattr(info, "bw_module_fn") else info.bw_module
     return module if isinstance(module, fx.GraphModule) else None
