@@ -223,7 +223,7 @@ class Aggregation:
         if step.scale.checked:
             finite = self._company.now().all_true(all_finite(gradients.values(), step.values.device))
             valid = finite if valid is None else valid & finite
-        self._rows.waiting.forget()
+        self._rows.waiting.end()
         write(gradients)
         if state is not None:
             state.commit(valid)

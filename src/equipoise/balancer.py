@@ -336,7 +336,7 @@ class Balancer(nn.Module):
             written = {str(index): [p for p in row if p.grad is not None] for index, row in enumerate(leaves)}
             waiting.keep(waiting.micro_batches.plus(step, {}, written))
         else:
-            waiting.forget()
+            waiting.end()
         return Outcome({}, valid)
 
     def _learned_in(self, total: Collected) -> Row:
@@ -364,7 +364,7 @@ class Balancer(nn.Module):
             return
         total, collected = earlier.total(self.tasks), self._rows.finish()
         outcome = Outcome({}, None) if collected is None else self._aggregation.reduce(collected, step, None)
-        self._rows.waiting.forget()
+        self._rows.waiting.end()
         self._end(step, self._learned_in(total), outcome.valid)
 
     def _take_back(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from equipoise._checks import check_known, check_number
 from equipoise.aggregators._base import Aggregator, Gradients
 from equipoise.gradients.gramian import as_real
-from equipoise.gradients.ranks.shards import like, local, shard_of
+from equipoise.gradients.shards import like, local, shard_of
 
 
 class GradDrop(Aggregator):

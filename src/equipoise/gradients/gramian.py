@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equipoise.gradients.ranks.shards import like, local, sharding_groups, sum_over
+from equipoise.gradients.shards import like, local, sharding_groups, sum_over
 
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""

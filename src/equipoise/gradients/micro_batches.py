@@ -113,21 +113,25 @@ class Waiting:
 
     def __init__(self) -> None:
         self.micro_batches = MicroBatches()
-        self._marks = Marks()
+        self.marks = Marks()
 
     def keep(self, micro_batches: MicroBatches) -> None:
         """Has micro-batches wait for the next one."""
         self.micro_batches = micro_batches
-        self._marks.put(dict.fromkeys(leaf for leaves in micro_batches.reached.values() for leaf in leaves))
+        self.marks.put(dict.fromkeys(leaf for leaves in micro_batches.reached.values() for leaf in leaves))
 
     def cleared(self) -> bool:
         """Whether the gradients have been cleared while something waited; errors as in `Marks.cleared`."""
-        return bool(self.micro_batches) and self._marks.cleared()
+        return bool(self.micro_batches) and self.marks.cleared()
+
+    def end(self) -> None:
+        """Takes note that the micro-batches have become a step."""
+        self.micro_batches = MicroBatches()
+        self.marks.remove()
 
     def forget(self) -> None:
         """Forgets all."""
-        self.micro_batches = MicroBatches()
-        self._marks.remove()
+        self.end()
 
 
 def add_rows(old: Rows, new: Rows) -> Rows:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row
-from equipoise.gradients.ranks.shards import is_sharded
+from equipoise.gradients.shards import is_sharded
 
 _USE_COUNT = getattr(torch.Tensor, "_use_count", None)
 """How many hold the tensor, for Python counts as one; older PyTorch does not tell."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.ranks.shards import like, local
+from equipoise.gradients.shards import like, local
 
 
 class Scale:

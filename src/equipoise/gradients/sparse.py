@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from equipoise.gradients.ranks.shards import local
+from equipoise.gradients.shards import local
 
 
 def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], Callable[[Tensor], Tensor]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from equipoise.gradients.ranks.shards import locals_of
+from equipoise.gradients.shards import locals_of
 
 
 def write(gradients: Mapping[Tensor, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from equipoise._state import Step, TaskModule
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import as_real, combine
-from equipoise.gradients.ranks.shards import gathered, like, local, shard_of
+from equipoise.gradients.shards import gathered, like, local, shard_of
 from equipoise.objectives._base import Objective
 
 PREFIX = "torchjd:"

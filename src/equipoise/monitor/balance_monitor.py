@@ -19,7 +19,7 @@ from equipoise.gradients.batch import Batch
 from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import add_rows
 from equipoise.gradients.passes import Passes
-from equipoise.gradients.ranks.shards import is_sharded
+from equipoise.gradients.shards import is_sharded
 from equipoise.gradients.wrappers import parameter_names
 from equipoise.methods import Method
 from equipoise.monitor.rates import check_optimizer

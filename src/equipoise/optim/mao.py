@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from equipoise._checks import check_known, check_number, check_tasks
-from equipoise.gradients.accumulate import accumulate_gradients, unscale_rows
-from equipoise.gradients.batch import Batch, checks_values
-from equipoise.gradients.compiled import keep_buffers
-from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.micro_batches import MicroBatches, add_rows
-from equipoise.gradients.passes import Passes
-from equipoise.gradients.ranks.shards import local, locals_of, total_norm
-from equipoise.gradients.watching import Watcher
+from equipoise._checks import check_number, check_tasks
+from equipoise.gradients.graph.compiled import keep_buffers
+from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.micro_batches import Collected
+from equipoise.gradients.owning import owned
+from equipoise.gradients.ranks import Company
+from equipoise.gradients.reading import Reader
+from equipoise.gradients.rows import Rows as RowsWay
+from equipoise.gradients.rows import with_inputs
+from equipoise.gradients.scale import times
+from equipoise.gradients.shards import like, local, locals_of, total_norm
+from equipoise.gradients.sparse import added, coalesced
+from equipoise.gradients.step import Step
+from equipoise.gradients.watching import Watcher, Watching
+from equipoise.gradients.writing import all_finite, write
+from equipoise.optim._groups import grouped
+from equipoise.optim._pending import Pending
 from equipoise.optim.moments import Moments, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
-
-@dataclass
-class _Pending:
-    """Task gradients that wait for `step`: one object, which wrappers that copy an optimizer's attributes share."""
-
-    micro_batches: MicroBatches = field(default_factory=MicroBatches)
-    rows: Rows = field(default_factory=dict)
-    ahead: dict[Tensor, Tensor] = field(default_factory=dict)  # streaming: parameter → its value after `step`
+NO_TASK = ""
+"""The name, which no task has, of what `.grad` holds."""
 
 
 class MAO(Optimizer):
@@ -64,11 +65,12 @@ class MAO(Optimizer):
             they take in `step()`. A step then holds two copies of the parameters, that one and a gradient, in place
             of K gradients; the numbers are the same. There is one `backward` a step, without `accumulate` and
             `scaler`; the learning rate and other options are those at `backward`; what changes parameters before
-            `step()` is undone by it; and `zero_grad()` in its place leaves what the moments have taken in.
+            `step()` is undone by it; and `zero_grad()` in its place, like an error in a later task's backward pass,
+            leaves what the moments have taken in. Sparse gradients become dense.
         capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
         fused: use PyTorch's fused kernels; None: where they are available.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
-            it costs a synchronisation; there such a loss's gradient counts as 0.
+            it costs a synchronisation; there such a loss's gradient counts as 0, or, with a scaler, as an overflow.
         process_group: as in `Balancer`, which says how a step on several ranks gives the numbers of one process.
 
     Under `fully_shard` the moments are sharded like their parameters. A checkpoint of `torch.distributed.checkpoint`
@@ -79,7 +81,14 @@ class MAO(Optimizer):
         TypeError: `groups` is neither a number nor a mapping.
         ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks.
 
-    Parameters that the losses reach but this optimizer does not hold get `.grad`, as from `sum(losses).backward()`.
+    The task gradients wait for `step()` beside `.grad`, and are forgotten when `.grad` is cleared, by whatever does it:
+    to see that, small parameters without `.grad` get one of zeros until then. What other code puts into `.grad` of a
+    parameter held here (a penalty's backward pass, a framework that calls `loss.backward()`) is no task's, and moves it
+    by an Adam update with moments of its own; `max_norm` leaves it as it is. Parameters that the losses reach but this
+    optimizer does not hold get `.grad`, as from `sum(losses).backward()`. Hooks run in every task's backward pass.
+
+    Of a sparse gradient (`nn.Embedding(sparse=True)`) only the touched rows are updated, as in
+    `torch.optim.SparseAdam`; so is weight decay, where all that moves a parameter is sparse.
 
     Source: Hervella et al., "Multi-Adaptive Optimization for multi-task learning with deep neural networks", Neural
     Networks 2024, Eq. 7-12.
@@ -112,13 +121,11 @@ class MAO(Optimizer):
         process_group: Any = None,
     ) -> None:
         self.tasks = check_tasks(tasks)
-        self.groups = _grouped(self.tasks, groups)
-        self._place = {group: index for index, group in enumerate(self.groups)}
+        self.groups = grouped(self.tasks, groups)
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
-        self._pending = _Pending()
-        self._passes = Passes(process_group=process_group)
+        self._furnish([], process_group)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -133,6 +140,15 @@ class MAO(Optimizer):
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_drop_unused)
         keep_buffers()
+
+    def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
+        """Makes what a step needs beside the parameters and their state."""
+        self._place = {group: index for index, group in enumerate(self.groups)}
+        self._company = Company(held, process_group=process_group)
+        self._watching = Watching()
+        self._pending = Pending()
+        self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending)
+        self._rows = RowsWay(self._company, list(self.groups), self._pending)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with options of its own.
@@ -150,7 +166,7 @@ class MAO(Optimizer):
         check_number("weight_decay", group["weight_decay"], at_least=0)
         super().add_param_group(param_group)
         added = self.param_groups[-1]
-        self._passes.know(added["params"])
+        self._company.order.know(added["params"])
         if added["fused"] is None:
             added["fused"] = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in added["params"])
 
@@ -170,8 +186,8 @@ class MAO(Optimizer):
                 plain PyTorch, so divide the losses, or pass `counts`.
             counts: task → number of labelled samples behind its mean loss: micro-batches are averaged exactly. A
                 count of 0 leaves the task out.
-            scaler: the `torch.amp.GradScaler` that will step this optimizer. The scaled sum of the task gradients is
-                then added into `.grad`, where the scaler looks for an overflow; the moments see unscaled gradients.
+            scaler: the `torch.amp.GradScaler` that will step this optimizer. The moments see unscaled gradients; where
+                they overflow, the scaler finds it in `.grad`.
             retain_graph: keep the graph for another backward pass.
 
         Returns:
@@ -179,58 +195,68 @@ class MAO(Optimizer):
 
         Raises:
             TypeError: losses is not a mapping of tensors.
-            ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite. Nothing
-                has changed then.
+            ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite;
+                gradients were cleared in part. Nothing has changed then.
         """
-        if self.streaming and (accumulate or scaler is not None or self._pending.ahead):
+        if self.streaming and (accumulate or scaler is not None or (self._pending.ahead and not self._pending.cleared())):
             raise ValueError(
                 "With streaming=True the moments take each gradient in at once: there is one backward() between two "
                 "calls of step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
             )
-        empty = self._passes.ranks.active or bool(self._pending.micro_batches)
-        batch = self._passes.read(self.tasks, losses, counts, self.check_finite, empty, accumulate=accumulate)
-        if not batch.tasks:
-            self._keep(self._pending.micro_batches, accumulate, reduced=False)
+        empty = self._company.now().active or bool(self._pending.micro_batches)
+        given = {"accumulate": accumulate, "retain_graph": retain_graph}
+        step = self._reader.read(losses, counts, scaler, empty=empty, **given)
+        if not step.tasks:
+            if not accumulate:
+                self._take(self._rows.finish(), step)
             return {}
-        present = batch.tasks
+        present = step.tasks
         if self.defaults["groups"] is not None:
             if accumulate and counts is not None:
                 raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
-            batch = batch.joined(self.groups)
-        ones = torch.ones_like(batch.values)
+            step = step.joined(self.groups)
+        ones = torch.ones_like(step.values)
         if self.streaming:
-            leaves = [[] for _ in batch.tasks] if self._passes.sharded else self._passes.leaves(batch)
-            accumulate_gradients(self._stream(batch, leaves, ones, retain_graph))
-            return dict.fromkeys(present, ones[0])
-        scale = None if scaler is None else scaler.scale(ones[0])
-        reduced = not accumulate and not self._pending.micro_batches
-        leaves = [] if self._passes.sharded else self._passes.leaves(batch)
-        rows = self._passes.rows(batch, leaves, ones if scale is None else ones * scale, retain_graph, reduced)
-        held = {parameter for group in self.param_groups for parameter in group["params"]}
-        others: dict[Tensor, Tensor] = {}
-        for row in rows.values():
-            for leaf, gradient in row.items():
-                if scale is not None or leaf not in held:
-                    others[leaf] = others[leaf] + gradient if leaf in others else gradient.clone()
-        if not reduced:
-            others = self._passes.reduced({"": others})[""]
-        rows = {task: {leaf: g for leaf, g in row.items() if leaf in held} for task, row in rows.items()}
-        if scale is not None:
-            unscale_rows(rows, scale)
-        self._guard(batch, rows)
-        self._keep(self._pending.micro_batches.plus(batch, rows), accumulate, reduced)
-        accumulate_gradients(others)
+            self._stream(step, ones)
+        else:
+            self._take(self._rows.run(step, ones), step)
         return dict.fromkeys(present, ones[0])
 
-    def _keep(self, micro_batches: MicroBatches, accumulate: bool, reduced: bool) -> None:
-        """Keeps the micro-batches for the next call, or their task gradients for `step()`."""
-        if accumulate or not micro_batches:
-            self._pending.micro_batches = micro_batches
+    def _take(self, collected: Collected | None, step: Step) -> None:
+        """Keeps the rows of a whole step for `step()`, and writes what other parameters get."""
+        if collected is None:
             return
-        if not reduced:
-            micro_batches = replace(micro_batches, rows=self._passes.reduced(micro_batches.rows))
-        self._pending.micro_batches = MicroBatches()
-        self._pending.rows = add_rows(self._pending.rows, micro_batches.total(list(self.groups))[0])
+        ranks, scale = self._company.now(), step.scale
+        finite = collected.values.isfinite()
+        valid = finite.all()
+        if scale.checked:
+            every = [gradient for row in collected.rows.values() for gradient in row.values()]
+            valid = valid & ranks.all_true(all_finite(every, step.values.device))
+            del every
+        held, others = self._split(collected.rows)
+        if not scale.checked and not self._reader.looks(step):
+            held = self._guarded(held, finite)
+        taking = {} if collected.usable is None else dict(zip(collected.tasks, collected.usable.unbind(), strict=True))
+        self._pending.add({task: owned(row) for task, row in held.items()}, taking)
+        if scale.checked:
+            self._pending.marks.spoil(unless=valid)
+        write(scale.gradients(others))
+
+    def _split(self, rows: Rows) -> tuple[Rows, Row]:
+        """Takes the rows apart: those of parameters held here, and the sum of what others get."""
+        parameters = {parameter for group in self.param_groups for parameter in group["params"]}
+        held: Rows = {}
+        others: Row = {}
+        for task, row in rows.items():
+            held[task] = {}
+            for leaf in list(row):
+                gradient = row.pop(leaf)
+                if leaf in parameters:
+                    held[task][leaf] = gradient
+                else:
+                    others[leaf] = added(others[leaf], gradient) if leaf in others else gradient
+                del gradient
+        return held, others
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -240,75 +266,101 @@ class MAO(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Updates the parameters from the task gradients of `backward()`.
+        """Updates the parameters from the task gradients of `backward()`, and from what else is in `.grad`.
 
         Args:
             closure: computes the losses anew and calls `backward()`; its value is returned.
+
+        Raises:
+            ValueError: gradients were cleared in part since `backward()`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._pending.rows and not self.state and all(float(group["lr"]) == 0 for group in self.param_groups):
+        if self._pending.cleared():
+            self._pending.forget()
+        pending = self._pending
+        if not pending.rows and not self.state and all(float(group["lr"]) == 0 for group in self.param_groups):
             self._make_room()
+            return loss
+        rows = pending.rows
         if self.max_norm is not None:
-            for row in self._pending.rows.values():
-                _clip(list(row.values()), self.max_norm)
-        moved = {p for row in self._pending.rows.values() for p in row}
+            rows = {task: _clipped(row, self.max_norm) for task, row in rows.items()}
+        free = {
+            p: p.grad
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and not pending.marks.is_mark(p)
+        }
+        if pending.ahead:
+            torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
+        every = {**rows, NO_TASK: free} if free else rows
         for group in self.param_groups:
-            reached = [p for p in group["params"] if p in moved]
-            if reached:
-                decay(reached, group)
-            for task, row in self._pending.rows.items():
-                own = [p for p in reached if p in row]
+            moved = {p: [row[p] for row in every.values() if p in row] for p in group["params"]}
+            decayed = [p for p, gradients in moved.items() if gradients and p not in pending.ahead]
+            if decayed:
+                decay(decayed, group, [moved[p] for p in decayed])
+            for task, row in every.items():
+                own = [p for p in group["params"] if p in row]
                 if own:
-                    update(own, [row[p] for p in own], [self._moments(group, task, p) for p in own], group)
-        if self._pending.rows and self._passes.watching is not None:
-            self._passes.watching.see_taken(self, self._pending.rows)
-        if self._pending.ahead:
-            torch._foreach_copy_(locals_of(self._pending.ahead), list(self._pending.ahead.values()))
-            self._pending.ahead = {}
+                    moments = [self._moments(group, task, p) for p in own]
+                    update(own, [row[p] for p in own], moments, group, pending.taking.get(task))
+        watcher = self._watching.now
+        if rows and watcher is not None:
+            watcher.see_taken(self, rows)
+        pending.ahead = {}
         return loss
 
     def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> Moments:
         """The task's moments of the parameter, its step count as a view; created when first needed."""
         state = self.state[parameter]
-        if "step" not in state:
-            on_device = group["capturable"] or group["fused"]
-            device = parameter.device if on_device else torch.device("cpu")
-            state["step"] = torch.zeros(len(self.groups), dtype=torch.float32, device=device)
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if f"{moment}.{task}" not in state:
-                state[f"{moment}.{task}"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return Moments(state["step"][self._place[task]], state[f"exp_avg.{task}"], state[f"exp_avg_sq.{task}"])
+        on_device = group["capturable"] or group["fused"]
+        device = parameter.device if on_device else torch.device("cpu")
+        if task == NO_TASK:
+            names = ("grad_step", "grad_exp_avg", "grad_exp_avg_sq")
+            shape: tuple[int, ...] = ()
+        else:
+            names = ("step", f"exp_avg.{task}", f"exp_avg_sq.{task}")
+            shape = (len(self.groups),)
+        if names[0] not in state:
+            state[names[0]] = torch.zeros(shape, dtype=torch.float32, device=device)
+        for name in names[1:]:
+            if name not in state:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        steps = state[names[0]] if task == NO_TASK else state[names[0]][self._place[task]]
+        return Moments(steps, state[names[1]], state[names[2]])
 
-    def _stream(
-        self, batch: Batch, leaves: list[list[Tensor]], ones: Tensor, retain_graph: bool
-    ) -> dict[Tensor, Tensor]:
-        """Streaming: makes each task's update on copies, as its gradient comes; returns what other parameters get."""
-        held = {parameter for group in self.param_groups for parameter in group["params"]}
-        others: dict[Tensor, Tensor] = {}
-        last = len(batch.tasks) - 1
-        for index, task in enumerate(batch.tasks):
-            part = batch.only(index)
-            keep = retain_graph or index < last
-            row = self._passes.rows(part, leaves[index : index + 1], ones[:1], keep, reduce=True)[task]
-            for leaf in [leaf for leaf in row if leaf not in held]:
-                gradient = row.pop(leaf)
-                others[leaf] = others[leaf].add_(gradient) if leaf in others else gradient
-            self._guard(part, {task: row})
+    def _stream(self, step: Step, ones: Tensor) -> None:
+        """Streaming: makes each task's update on copies, as its gradient comes, and writes what others get."""
+        ranks = self._company.now()
+        wanted = with_inputs(ranks, step, ranks.leaves(step))
+        others: Row = {}
+        ahead: dict[Tensor, Tensor] = {}
+        finite = step.values.isfinite()
+        rows = ranks.rows(step, wanted, ones, reduce=True)
+        usable = [None] * len(step.tasks) if step.usable is None else step.usable.unbind()
+        for task, row, good, takes in zip(step.tasks, rows, finite.split(1), usable, strict=True):
+            held, rest = self._split({task: row})
+            for leaf, gradient in rest.items():
+                others[leaf] = added(others[leaf], gradient) if leaf in others else gradient
+            if not self._reader.looks(step):
+                held = self._guarded(held, good)
+            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in held.pop(task).items()}
             if self.max_norm is not None:
-                _clip(list(row.values()), self.max_norm)
+                own = _clipped(own, self.max_norm)
             for group in self.param_groups:
-                self._update_ahead(group, task, row)
-            if self._passes.watching is not None:
-                self._passes.watching.see_taken(self, {task: row})
-            del row  # before the next one is computed
-        return others
+                self._update_ahead(ahead, group, task, own, takes)
+            if self._watching.now is not None:
+                self._watching.now.see_taken(self, {task: own})
+            del own, rest  # before the next one is computed
+        self._pending.move_ahead(ahead)
+        write(others)
 
-    def _update_ahead(self, group: dict[str, Any], task: str, row: Mapping[Tensor, Tensor]) -> None:
+    def _update_ahead(
+        self, ahead: dict[Tensor, Tensor], group: dict[str, Any], task: str, row: Row, taking: Tensor | None
+    ) -> None:
         """Makes the task's update of the group's parameters on their copies, which are made when first needed."""
-        ahead = self._pending.ahead
         own = [p for p in group["params"] if p in row]
         new = {p: local(p).detach().clone() for p in own if p not in ahead}
         if new:
@@ -316,14 +368,16 @@ class MAO(Optimizer):
             ahead.update(new)
         if own:
             moments = [self._moments(group, task, p) for p in own]
-            update([ahead[p] for p in own], [row[p] for p in own], moments, group)
+            update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking)
 
-    def _guard(self, batch: Batch, rows: Rows) -> None:
-        """Where losses are not checked on the host, makes the gradient of a NaN or infinite one count as 0."""
-        if not checks_values(self.check_finite, batch.values.device):
-            for row, finite in zip(rows.values(), batch.values.isfinite(), strict=True):
-                for gradient in locals_of(row.values()):
-                    gradient.copy_(torch.where(finite, gradient, 0))
+    def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
+        """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
+        return {
+            task: {
+                leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()
+            }
+            for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
+        }
 
     def _make_room(self) -> None:
         """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
@@ -334,29 +388,26 @@ class MAO(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    for task in self.groups:
+                    for task in (*self.groups, NO_TASK):
                         self._moments(group, task, parameter)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
-        self._passes.watch(watcher)
+        self._watching.begin(watcher)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the task gradients, and clears `.grad`."""
+        self._pending.forget()
         super().zero_grad(set_to_none)
-        self._pending.micro_batches = MicroBatches()
-        self._pending.rows = {}
-        self._pending.ahead = {}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
             "tasks": self.tasks,
             "groups": self.groups,
-            "_place": self._place,
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,
-            "_ranks": self._passes.ranks,
+            "_ranks": self._company.ranks,
         }
         return {**super().__getstate__(), **own}
 
@@ -366,27 +417,33 @@ class MAO(Optimizer):
             self.register_load_state_dict_pre_hook(_check_state)
             self.register_load_state_dict_post_hook(_drop_unused)
         keep_buffers()
-        self._pending = _Pending()
-        if "_ranks" in state:  # a copy; loading a state_dict passes here too
+        if "_ranks" in state:  # a copy
             held = [parameter for group in self.param_groups for parameter in group["params"]]
-            self._passes = Passes(held, self.__dict__.pop("_ranks").process_group)
+            self._furnish(held, self.__dict__.pop("_ranks").process_group)
+        else:  # loading a state_dict
+            self._pending.forget()
 
 
-def _clip(gradients: list[Tensor], max_norm: float) -> None:
-    if gradients:
-        factor = max_norm / (total_norm(gradients) + 1e-6)
-        torch._foreach_mul_(locals_of(gradients), factor.clamp(max=1.0))
+def _clipped(row: Row, max_norm: float) -> Row:
+    """Returns the row, scaled to a norm of at most `max_norm`."""
+    if not row:
+        return row
+    factor = max_norm / (total_norm([coalesced(gradient) for gradient in row.values()]) + 1e-6)
+    return times(row, factor.clamp(max=1.0))
 
 
 def _drop_unused(optimizer: Optimizer) -> None:
     """Drops the moments of tasks that have not reached a parameter: they are 0, and would cost memory."""
     for state in optimizer.state.values():
-        for task, steps in zip(
-            optimizer.defaults["groups"] or optimizer.defaults["tasks"], state["step"].tolist(), strict=True
-        ):
-            if steps == 0:
+        steps = state["step"].tolist() if "step" in state else []
+        names = optimizer.defaults["groups"] or optimizer.defaults["tasks"]
+        for task, count in zip(names, steps, strict=False):
+            if count == 0:
                 state.pop(f"exp_avg.{task}", None)
                 state.pop(f"exp_avg_sq.{task}", None)
+        if "grad_step" in state and state["grad_step"].item() == 0:
+            for name in ("grad_step", "grad_exp_avg", "grad_exp_avg_sq"):
+                state.pop(name, None)
 
 
 def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -403,27 +460,3 @@ def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                     f"This state_dict is of other {what}: found {group[what]}, expected {expected}. "
                     f"Load it into a MAO made with the same {what} in the same order."
                 )
-
-
-def _grouped(tasks: tuple[str, ...], groups: int | Mapping[str, Iterable[str]] | None) -> dict[str, tuple[str, ...]]:
-    """Group → its tasks; every task by itself if there are no groups."""
-    if groups is None:
-        return {task: (task,) for task in tasks}
-    if isinstance(groups, int) and not isinstance(groups, bool):
-        if not 1 <= groups <= len(tasks):
-            raise ValueError(f"groups must lie between 1 and the number of tasks, {len(tasks)}; found {groups}.")
-        return {f"group{index}": tasks[index::groups] for index in range(groups)}
-    if not isinstance(groups, Mapping) or not all(
-        isinstance(members, Iterable) and not isinstance(members, str) for members in groups.values()
-    ):
-        raise TypeError(f"groups must be a number of groups, or a mapping from group to its tasks, found {groups!r}.")
-    members = {group: tuple(names) for group, names in groups.items()}
-    named = [task for names in members.values() for task in names]
-    check_known("groups", named, tasks)
-    if sorted(named) != sorted(tasks):
-        found = ", ".join(named) or "none"
-        raise ValueError(f"groups must hold every task once, found {found}; the tasks are {', '.join(tasks)}.")
-    empty = [group for group, names in members.items() if not names]
-    if empty:
-        raise ValueError(f"groups must not be empty, found no task in {', '.join(map(repr, empty))}.")
-    return members

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from equipoise.gradients.gramian import wide_dtype
-from equipoise.gradients.ranks.shards import locals_of
+from equipoise.gradients.shards import local, locals_of
 from equipoise.gradients.sparse import alike, coalesced, touched
 
 
@@ -24,7 +24,11 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def update(
-    parameters: Iterable[Tensor], gradients: Iterable[Tensor], moments: Sequence[Moments], group: Mapping[str, Any]
+    parameters: Iterable[Tensor],
+    gradients: Iterable[Tensor],
+    moments: Sequence[Moments],
+    group: Mapping[str, Any],
+    taking: Tensor | None = None,
 ) -> None:
     """Takes the gradients into the moments and adds `−η m̂ / (√v̂ + ε)` to the parameters, by PyTorch's own kernels.
 
@@ -36,7 +40,11 @@ def update(
         gradients: one a parameter; dense or sparse.
         moments: one a parameter; changed in place.
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
+        taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
     """
+    if taking is not None and not group["fused"]:
+        _update_where(taking, list(parameters), list(gradients), moments, group)
+        return
     dense = []
     for part in zip(parameters, gradients, moments, strict=True):
         if part[1].is_sparse:
@@ -62,7 +70,24 @@ def update(
         weight_decay=0.0,
         eps=group["eps"],
         maximize=False,
+        found_inf=None if taking is None else (~taking).to(torch.float32),
     )
+
+
+def _update_where(
+    taking: Tensor,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    moments: Sequence[Moments],
+    group: Mapping[str, Any],
+) -> None:
+    """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out."""
+    changed = [[p, *m] for p, m in zip(parameters, moments, strict=True)]
+    before = [[tensor.clone() for tensor in tensors] for tensors in changed]
+    update(parameters, gradients, moments, group)
+    for tensors, old in zip(changed, before, strict=True):
+        for tensor, was in zip(tensors, old, strict=True):
+            local(tensor).copy_(torch.where(taking.to(tensor.device, non_blocking=True), local(tensor), local(was)))
 
 
 def _update_touched(parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Alone:
         """Returns for each task the trained leaves that it reaches on any rank."""
         return [[leaf for leaf in row if self.order.is_trained(leaf)] for row in step.graph.leaves]
 
-    def rows(self, step: Step, wanted: Sequence[Sequence[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
+    def rows(self, step: Step, wanted: Sequence[list[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
         """Computes the rows `c_k ∂L_k` of the tasks, one after the other; `reduce`: added up over the ranks."""
         yield from rows_of(step.held, wanted, step.weights(coefficients), step.cut, step.retain_graph)
 

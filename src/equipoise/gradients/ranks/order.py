@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from equipoise.gradients.ranks.shards import is_sharded
+from equipoise.gradients.shards import is_sharded
 
 
 class Order:

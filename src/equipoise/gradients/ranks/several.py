@@ -148,19 +148,27 @@ class Several(Alone):
         parameters = self.order.parameters()
         return [[parameters[i] for i in row.nonzero().flatten().tolist()] for row in self.ranks.union(mask)]
 
-    def rows(self, step: Step, wanted: Sequence[Sequence[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
-        """See `Alone`. Rows are reduced task by task on the way."""
+    def rows(self, step: Step, wanted: Sequence[list[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
+        """See `Alone`. A row is reduced while the next one is computed."""
         reached = [set(leaves) for leaves in step.graph.leaves]
         asked = [[p for p in row if p in own] for row, own in zip(step.at_held(wanted), reached, strict=True)]
         weights = step.weights(self.own(step, coefficients))
         passes = rows_of(step.held, asked, weights, step.cut, step.retain_graph)
-        reduction = Reduction(self.ranks)
-        pending = []
+        before: tuple[Row, Reduction] | None = None
         for loss, leaves in zip(step.losses, wanted, strict=True):
             row = self.completed({} if loss is None else next(passes), leaves)
-            pending.append(self._started(row, reduction) if reduce else row)
-        reduction.wait()
-        yield from pending
+            if not reduce:
+                yield row
+                continue
+            reduction = Reduction(self.ranks)
+            row = self._started(row, reduction)
+            if before is not None:
+                before[1].wait()
+                yield before[0]
+            before = row, reduction
+        if before is not None:
+            before[1].wait()
+            yield before[0]
 
     def completed(self, row: Row, leaves: Iterable[Tensor]) -> Row:
         """Adds zeros for the trained leaves that only other ranks' losses reach."""

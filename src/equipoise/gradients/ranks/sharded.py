@@ -10,7 +10,7 @@ from torch import Tensor
 from equipoise.gradients.jacobian import Row, Rows
 from equipoise.gradients.ranks.communication import Reduction
 from equipoise.gradients.ranks.several import Several
-from equipoise.gradients.ranks.shards import is_sharded
+from equipoise.gradients.shards import is_sharded
 from equipoise.gradients.step import Step
 
 FULLY_SHARD_AGAIN = (2, 7)
@@ -35,7 +35,7 @@ class Sharded(Several):
         """Returns for each task nothing: what it reaches is known after its backward pass."""
         return [[] for _ in step.losses]
 
-    def rows(self, step: Step, wanted: Sequence[Sequence[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
+    def rows(self, step: Step, wanted: Sequence[list[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
         """See `Alone`. The leaves are those that a row has, whatever is wanted; and rows are always reduced.
 
         FSDP's graphs hold the gathered parameters, and it is at the end of a backward pass that it averages their

@@ -1,0 +1,55 @@
+"""The task gradients that wait for MAO's `step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.micro_batches import Waiting, add_rows
+
+
+class Pending(Waiting):
+    """What waits for the end of a step, and what waits for the optimizer after it.
+
+    It is one object, which wrappers that copy an optimizer's attributes share.
+
+    Attributes:
+        rows: task → its row, of the steps since gradients were cleared.
+        taking: task → whether it takes part, 0-dim bool, where the host does not know it.
+        ahead: streaming: parameter → its value after `step`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: Rows = {}
+        self.taking: dict[str, Tensor] = {}
+        self.ahead: dict[Tensor, Tensor] = {}
+
+    def add(self, rows: Rows, taking: dict[str, Tensor]) -> None:
+        """Adds the rows of a step."""
+        self.end()
+        self.rows = add_rows(self.rows, rows)
+        self.taking.update({task: takes | self.taking.get(task, takes) for task, takes in taking.items()})
+        self.mark(leaf for row in self.rows.values() for leaf in row)
+
+    def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
+        """Takes the parameters' values after `step`."""
+        self.ahead = ahead
+        self.mark(ahead)
+
+    def mark(self, leaves: Iterable[Tensor]) -> None:
+        """Marks the leaves, of which gradients wait."""
+        self.marks.put(dict.fromkeys(leaves))
+
+    def cleared(self) -> bool:
+        """See `Waiting`."""
+        return bool(self.micro_batches or self.rows or self.ahead) and self.marks.cleared()
+
+    def forget(self) -> None:
+        """Forgets all."""
+        super().forget()
+        self.rows = {}
+        self.taking = {}
+        self.ahead = {}
