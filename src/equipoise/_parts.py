@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
@@ -71,6 +71,28 @@ def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object
             raise ValueError(
                 f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
                 "Load it into a Balancer made with the same arguments."
+            )
+
+
+def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
+    """Checks that all of a Balancer's state is there, in the right shapes, before any of it is loaded.
+
+    Raises:
+        ValueError: something is missing, too much, or of another shape.
+    """
+    own = balancer.state_dict()
+    missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
+    if missing or unknown:
+        raise ValueError(
+            "This state_dict does not fit the Balancer: "
+            f"it lacks {', '.join(map(repr, missing)) or 'nothing'} and has {', '.join(map(repr, unknown)) or 'nothing'} "
+            "that is unknown. Load it into a Balancer made with the same arguments."
+        )
+    for name, value in own.items():
+        if isinstance(value, Tensor) and getattr(state[name], "shape", None) != value.shape:
+            raise ValueError(
+                f"This state_dict does not fit the Balancer: {name!r} is {state[name]!r}, expected a tensor of shape "
+                f"{tuple(value.shape)}."
             )
 
 

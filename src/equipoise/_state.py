@@ -94,8 +94,8 @@ class Undecided:
         return bool(self._valid)
 
 
-Snapshot = list[tuple[dict[str, Tensor], Tensor | None]]
-"""The states by name and the generator's state, of a module and each inside it."""
+Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]
+"""The states by name, the generator's state, and what else it keeps, of a module and each inside it."""
 
 
 def _is_elsewhere(flag: Tensor, state: Tensor) -> bool:
@@ -280,6 +280,7 @@ class TaskModule(nn.Module):
             (
                 {name: module.get_buffer(name).clone() for name in module._states},
                 None if module.generator is None else module.generator.get_state(),
+                module.more_state(),
             )
             for module in self.task_modules()
         ]
@@ -290,12 +291,22 @@ class TaskModule(nn.Module):
         Random generators go back only where the host knows that they have to: not by a flag on an accelerator.
         """
         failed = unless is None or (unless.device.type == "cpu" and not bool(unless))
-        for module, (states, generator) in zip(self.task_modules(), snapshot, strict=True):
+        for module, (states, generator, more) in zip(self.task_modules(), snapshot, strict=True):
             if unless is None:
                 module._undecided = []  # nothing to wait for: every state is overwritten
             module.revert(states, unless)
-            if module.generator is not None and generator is not None and failed:
+            if failed and generator is not None:
+                assert module.generator is not None
                 module.generator.set_state(generator)
+            if more is not None and (unless is None or not bool(unless)):  # sync: state that only the host can restore
+                module.restore_more(more)
+
+    def more_state(self) -> Any:
+        """Hook: a copy of what the module keeps beside declared state; None: nothing."""
+        return None
+
+    def restore_more(self, kept: Any) -> None:
+        """Hook: takes over what `more_state` gave."""
 
     def revert(self, old: dict[str, Tensor], unless: Tensor | None) -> None:
         """Goes back to old values of this module's states, by name; with a 0-dim bool tensor, only where it is false.

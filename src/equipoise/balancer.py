@@ -23,7 +23,7 @@ from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected, MicroBatches, Waiting
 from equipoise.gradients.places import Representation, read_representation
-from equipoise.gradients.ranks import Company
+from equipoise.gradients.ranks import Alone, Company
 from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
@@ -138,6 +138,11 @@ class Balancer(nn.Module):
         keep_buffers()
 
     @property
+    def ranks(self) -> Alone:
+        """What goes over the ranks that train together."""
+        return self._company.now()
+
+    @property
     def method(self) -> str:
         """The classes of objective and aggregator, which a checkpoint has to agree with."""
         return " + ".join(describe(part) for part in (self.objective, self.aggregator) if part is not None)
@@ -155,7 +160,7 @@ class Balancer(nn.Module):
     @property
     def takes_empty(self) -> bool:
         """Whether `backward({})` means something: other ranks can have labels, or there are micro-batches to end."""
-        return self._company.now().active or bool(self._rows.waiting.micro_batches)
+        return self.ranks.active or bool(self._rows.waiting.micro_batches)
 
     def backward(
         self,
@@ -249,7 +254,7 @@ class Balancer(nn.Module):
             return
         known = self._counts is not None and isinstance(losses, Mapping) and all(task in self._counts for task in losses)
         counts = self._counts if known else None
-        step = self._reader.read(losses, counts, None, empty=self._company.now().active, graph=False)
+        step = self._reader.read(losses, counts, None, empty=self.ranks.active, graph=False)
         step = self._weigh.usable(step, self._reader.looks(step))
         if not step.tasks:
             return
@@ -269,7 +274,7 @@ class Balancer(nn.Module):
             TypeError: metrics is not a mapping.
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
-        accuracies = self._company.now().mean_metrics(metrics, self.tasks)
+        accuracies = self.ranks.mean_metrics(metrics, self.tasks)
         device = self._device(torch.device("cpu"))
         measured = tuple(task for task in self.tasks if task in accuracies)
         for part in self.objective.task_modules():
@@ -290,7 +295,7 @@ class Balancer(nn.Module):
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
         self._rows.waiting.forget()
-        self._company.now().forget()
+        self.ranks.forget()
         self._take_back()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -311,7 +316,7 @@ class Balancer(nn.Module):
         if self._device(device) != device:
             self.to(device)
         if not self._same_state:
-            self._same_state = self._company.now().share_state(self)
+            self._same_state = self.ranks.share_state(self)
 
     def _by_task(self, step: Step, counted: bool) -> bool:
         """Whether there is a backward pass a task; else one is enough."""
@@ -320,7 +325,7 @@ class Balancer(nn.Module):
 
     def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
-        ranks, waiting = self._company.now(), self._rows.waiting
+        ranks, waiting = self.ranks, self._rows.waiting
         scaled = step.scale.coefficients(coefficients)
         leaves: list[list[Tensor]] = []
         if step.accumulate:
@@ -359,7 +364,7 @@ class Balancer(nn.Module):
 
     def _finish(self, step: Step, earlier: MicroBatches) -> None:
         """Completes a step whose last micro-batch has no label on any rank."""
-        self._company.now().finish()
+        self.ranks.finish()
         if not earlier:
             return
         total, collected = earlier.total(self.tasks), self._rows.finish()

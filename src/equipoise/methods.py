@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
 from equipoise._checks import check_counts, check_known, check_losses, check_metrics, check_number, check_tasks
-from equipoise._parts import check_state
+from equipoise._parts import check_complete, check_state
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
 from equipoise.integrations import torchjd
@@ -252,6 +252,7 @@ class Method:
                 )
         if self.balancer is not None:
             check_state(self.balancer, state["balancer"], "")
+            check_complete(self.balancer, state["balancer"])
         self.optimizer.load_state_dict(state["optimizer"])  # refuses the state of another model before any change
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"])

@@ -55,7 +55,7 @@ class Probe:
         self._ranks = ranks
         self._probe = list(probe)
         cut = step.cut
-        self.joins_at_cut = cut is not None
+        self.joins_at_cut = True
         self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
         self.above = cut.above if cut else [{} for _ in step.held]
 

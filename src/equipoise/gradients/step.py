@@ -63,11 +63,8 @@ class Step:
 
     @cached_property
     def cut(self) -> Cut | None:
-        """Where the graphs merge, if a backward pass can be made in two parts, down to there and on."""
-        if len(self.held) < 2:
-            return None
-        cut = Cut(self.graph)
-        return cut if cut.usable else None
+        """Where the graphs merge; None if this rank has fewer than two."""
+        return Cut(self.graph) if len(self.held) > 1 else None
 
     def at_held(self, per_task: Sequence[list[Tensor]]) -> list[list[Tensor]]:
         """Returns the entries of those tasks whose losses this rank has."""
@@ -243,13 +240,13 @@ def above_bounds(values: Tensor, bounds: Sequence[Tensor | float]) -> Tensor | N
     """Returns which losses lie above every bound, `[K']` bool; None where nothing bounds them.
 
     Args:
-        values: the losses `[K']`. NaN counts as above: it is no loss that a method may leave out.
+        values: the losses `[K']`. One that is not finite counts as above: no method may leave it out.
         bounds: numbers for all tasks, or one a task `[K']`.
     """
     above = None
     for bound in bounds:
         if not isinstance(bound, float) or bound > -math.inf:
-            here = ~(values <= bound)
+            here = ~((values <= bound) & values.isfinite())
             above = here if above is None else above & here
     return above
 

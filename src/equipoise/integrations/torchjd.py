@@ -163,7 +163,7 @@ class _Adapter(TaskModule):
             for name, held in vars(module).items():
                 if isinstance(held, Tensor) and held.is_floating_point():
                     setattr(module, name, held.to(values.device, values.dtype))
-        seed = int(torch.randint(2**62, (), generator=self.generator))
+        seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
         device = values.device
         if device.type == "cpu":
             with torch.random.fork_rng(devices=[]):
@@ -175,21 +175,34 @@ class _Adapter(TaskModule):
             return function(values)
 
     @contextmanager
-    def step(self, present: Iterable[int] | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Step]:
+    def step(
+        self,
+        present: Iterable[int] | None = None,
+        dtype: torch.dtype = torch.float64,
+        usable: Tensor | None = None,
+    ) -> Iterator[Step]:
         """Opens a step; takes TorchJD's state back if it is not committed, or turns out not to be valid."""
-        before = {name: _pack_all(module) for name, module in self.stateful().items()}
+        before = self.more_state()
         kept = False
         try:
-            with super().step(present, dtype) as step:
+            with super().step(present, dtype, usable) as step:
                 yield step
             kept = step.committed and (step.valid is None or bool(step.valid))  # sync: see the class
         finally:
             if not kept:
                 self._restore(before)
 
+    def more_state(self) -> dict[str, Any]:
+        """What the stateful modules keep."""
+        return {name: _pack_all(module) for name, module in self.stateful().items()}
+
+    def restore_more(self, kept: dict[str, Any]) -> None:
+        """Takes over what `more_state` gave."""
+        self._restore(kept)
+
     def get_extra_state(self) -> dict[str, Any]:
         """The generator's state, and what the stateful modules keep."""
-        return super().get_extra_state() | {name: _pack_all(module) for name, module in self.stateful().items()}
+        return super().get_extra_state() | self.more_state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave."""

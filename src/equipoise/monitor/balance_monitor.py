@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from equipoise.balancer import Balancer
-from equipoise.gradients.accumulate import unscale_rows
-from equipoise.gradients.batch import Batch
+from equipoise.gradients.graph.wrappers import parameter_names
 from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import add_rows
-from equipoise.gradients.passes import Passes
+from equipoise.gradients.ranks import Alone
 from equipoise.gradients.shards import is_sharded
-from equipoise.gradients.wrappers import parameter_names
+from equipoise.gradients.step import Step
 from equipoise.methods import Method
 from equipoise.monitor.rates import check_optimizer
 from equipoise.monitor.recording import Record, Recording
@@ -110,7 +109,7 @@ class BalanceMonitor:
         names = self._balancing.groups if isinstance(self._balancing, MAO) else self._balancing.tasks
         self.recording = Recording(list(names), list(layers), every)
         self._layer = {parameter: index for index, owned in enumerate(layers.values()) for parameter in owned}
-        ranks = self._balancing._passes.ranks
+        ranks = self._balancing._company.ranks
         first = not ranks.active or torch.distributed.get_rank(ranks.process_group) == 0
         self._balancing.watch(self)
         try:
@@ -168,32 +167,28 @@ class BalanceMonitor:
         return self._step >= self._next
 
     @contextmanager
-    def around(
-        self, passes: Passes, batch: Batch, coefficients: Tensor, scale: Tensor | None, accumulate: bool
-    ) -> Iterator[None]:
+    def around(self, ranks: Alone, step: Step, coefficients: Tensor) -> Iterator[None]:
         """Runs the backward passes of single tasks, before the one of all of them; see `Watcher`."""
-        leaves = [[p for p in row if p in self._layer] for row in passes.leaves(batch)]
+        kept = replace(step, retain_graph=True)
+        leaves = [[p for p in row if p in self._layer] for row in ranks.leaves(kept)]
         sample = self._begin()
         every = Counter(p for row in leaves for p in row)
-        fresh = not accumulate and not sample.rows and all(p.grad is None for p in every)
-        left = self._left_out(batch.tasks) if fresh else None  # whose pass is spared
+        fresh = not step.accumulate and not sample.rows and all(p.grad is None for p in every)
+        left = self._left_out(step.tasks) if fresh else None  # whose pass is spared
         own = {p for p, count in every.items() if fresh and count == 1}  # one task's: `.grad` is its gradient
-        rows: Rows = {}
-        for index in range(len(batch.tasks)):
-            if index != left:
-                wanted = [[p for p in leaves[index] if p not in own]]
-                coefficient = coefficients[index : index + 1]
-                rows |= passes.rows(batch.only(index), wanted, coefficient, retain_graph=True, reduce=True)
+        wanted = [[] if index == left else [p for p in row if p not in own] for index, row in enumerate(leaves)]
+        found = ranks.rows(kept, wanted, coefficients, reduce=True)
+        rows = dict(zip(step.tasks, found, strict=True))
+        if left is not None:
+            del rows[step.tasks[left]]
         yield
         others = list(rows.values())
-        for index, task in enumerate(batch.tasks):
+        for index, task in enumerate(step.tasks):
             if index == left:
                 rows[task] = _remainder(leaves[index], others)
             else:
                 rows[task] = rows[task] | _remainder([p for p in leaves[index] if p in own], [])
-        if scale is not None:
-            unscale_rows(rows, scale)
-        sample.rows = add_rows(sample.rows, rows)
+        sample.rows = add_rows(sample.rows, step.scale.unscaled({task: rows[task] for task in step.tasks}))
 
     def see_rows(self, rows: Rows) -> None:
         """Copies the task gradients; see `Watcher`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ from equipoise.gradients.graph.walk import AccumulateGrad, Graph
 class Cut:
     """The boundary between what one loss alone reaches and what several reach.
 
+    A backward pass can then be made in two parts, down to the cut and on from there. Not of every loss: where a leaf
+    lies on both sides, or one edge of the cut below another, autograd cannot tell the parts apart; and a hook of a
+    tensor at the cut that changes its gradient would be called in both. Such a loss is cut at its own output.
+
     Args:
         graph: the graphs of two or more losses.
 
     Attributes:
-        edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well. Its own
-            output, where another loss is computed from it.
+        edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well.
         above: for each loss the leaves that its own graph leads to without passing the cut.
-        usable: whether a backward pass can be made in two parts, down to the cut and from there. Not where a leaf lies
-            on both sides, for autograd cannot tell its two parts apart; nor where a hook of a tensor at the cut changes
-            its gradient, for it would be called in both parts.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -41,11 +41,6 @@ class Cut:
         edges: list[dict[GradientEdge, None]] = [{} for _ in graph.losses]
         above: list[dict[Tensor, None]] = [{} for _ in graph.losses]
         below: set[Tensor] = set()
-        for index, loss in enumerate(graph.losses):
-            if loss.grad_fn is None:
-                above[index][loss] = None
-            elif loss.grad_fn in several:
-                edges[index][GradientEdge(loss.grad_fn, loss.output_nr)] = None
         for node in nodes:
             if node in several:
                 below.update(_variables(node))
@@ -55,11 +50,40 @@ class Cut:
                 for child, number in node.next_functions:
                     if child in several and not isinstance(child, AccumulateGrad):
                         edges[index][GradientEdge(child, number)] = None
+        entangled = _nested(nodes, edges)
+        hooked = _hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
+        for index, loss in enumerate(graph.losses):
+            if loss.grad_fn is None:
+                above[index] = {loss: None}
+            elif (
+                loss.grad_fn in several
+                or index in entangled
+                or any(leaf in below for leaf in above[index])
+                or any(edge in hooked for edge in edges[index])
+            ):
+                edges[index], above[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}, {}
         self.edges = [list(row) for row in edges]
-        self.above = [list(row) for row in above]
-        self.usable = not any(leaf in below for row in above for leaf in row) and not _hooked(
-            list(dict.fromkeys(edge for row in self.edges for edge in row))
-        )
+        self.above = above
+
+
+def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]]) -> set[int]:
+    """Returns which losses have an edge below another one of theirs."""
+    several = [index for index, row in enumerate(edges) if len(row) > 1]
+    if not several:
+        return set()
+    bits = {node: 1 << i for i, node in enumerate(dict.fromkeys(e.node for k in several for e in edges[k]))}
+    over: dict[Node, int] = {}  # which of these nodes lead to the node
+    for node in nodes:
+        mask = over.get(node, 0) | bits.get(node, 0)
+        if mask:
+            for child, _ in node.next_functions:
+                if child is not None:
+                    over[child] = over.get(child, 0) | mask
+    return {
+        index
+        for index in several
+        if any(over.get(edge.node, 0) & sum({bits[other.node] for other in edges[index]}) for edge in edges[index])
+    }
 
 
 def _variables(node: Node) -> list[Tensor]:
@@ -73,14 +97,14 @@ def zeros_at(edge: GradientEdge) -> Tensor:
     return torch.zeros((), dtype=metadata.dtype, device=metadata.device).expand(tuple(metadata.shape))
 
 
-def _hooked(edges: Sequence[GradientEdge]) -> bool:
-    """Whether a hook of a tensor changes the gradients that arrive at one of the edges.
+def _hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
+    """Returns the edges at which a hook of a tensor changes the gradients that arrive.
 
     A gradient of zeros sent there comes back as the very same tensor if there is none (and nothing comes from another
     of the edges: those are asked by themselves).
     """
     changed = _changed(edges)
-    return any(_changed([edge]) for edge in changed) if len(edges) > 1 else bool(changed)
+    return {edge for edge in changed if len(edges) == 1 or _changed([edge])}
 
 
 def _changed(edges: Sequence[GradientEdge]) -> list[GradientEdge]:
