@@ -40,6 +40,7 @@ from equipoise.bench._options import (
     read_settings,
 )
 from equipoise.bench.experiment.comparison import BaselineError, Comparison, Result, load_result
+from equipoise.bench.experiment.database import StorageError, hide_password, study_names
 from equipoise.bench.experiment.execution import IDLE_SECONDS, WorkerError, serve
 from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.pictures import draw_all
@@ -58,7 +59,7 @@ from equipoise.bench.experiment.reproduce import (
     write_samples,
 )
 from equipoise.bench.experiment.settings import Settings, SettingsError
-from equipoise.bench.experiment.store import StorageError, Store, hide_password, study_names
+from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
 from equipoise.bench.problems import PROBLEMS, ProblemError, load_problem, split_options
 from equipoise.methods import METHODS

@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_report import NASTY, monitored
 
-from equipoise.bench.experiment.pictures import DARK, LIGHT
+from equipoise.bench.experiment.chart import DARK, LIGHT
 from equipoise.bench.experiment.report import to_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,14 +9,11 @@ from comparisons import METHODS, Errors, make_result, tuned
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from equipoise.bench.experiment.chart import DARK, LIGHT, save, short
 from equipoise.bench.experiment.pictures import (
-    DARK,
-    LIGHT,
     charts,
     draw_all,
     results_chart,
-    save,
-    short,
     tradeoff_chart,
     training_chart,
     tuning_chart,

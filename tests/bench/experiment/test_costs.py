@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from equipoise.bench.experiment.costs import measure_costs
-from equipoise.bench.experiment.training import Trial
+from equipoise.bench.experiment.trial import Trial
 from equipoise.bench.problems import Problem, Regression, Splits, Tensors, Training
 
 WIDTH = 512

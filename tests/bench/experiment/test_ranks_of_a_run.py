@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from equipoise.bench.experiment.batches import share
 from equipoise.bench.experiment.ranks import RankError, train_on_ranks
-from equipoise.bench.experiment.training import Outputs, Trial, share, train
+from equipoise.bench.experiment.training import Outputs, train
+from equipoise.bench.experiment.trial import Trial
 from equipoise.bench.problems import load_problem
 
 PROBLEM = """

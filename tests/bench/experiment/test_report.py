@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from equipoise.bench import cli
-from equipoise.bench.experiment.pictures import LIGHT, save
+from equipoise.bench.experiment.chart import LIGHT, save
 from equipoise.bench.experiment.report import to_html
 from equipoise.bench.experiment.report.repeat import command
 from equipoise.bench.experiment.report.why import layers_chart, recordings, steps_chart

@@ -11,9 +11,12 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from equipoise.bench.experiment import store as module
-from equipoise.bench.experiment.store import Definition, StorageError, Store, sqlite_url
-from equipoise.bench.experiment.training import Trial
+from equipoise.bench.experiment.database import StorageError, sqlite_url
+from equipoise.bench.experiment.definition import Definition
+from equipoise.bench.experiment.store import Store
+from equipoise.bench.experiment.trial import Trial
 from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.view import MAX_DEATHS
 
 TRIAL = Trial("ema", 1, 3, 8, 16, 1e-2, 0.0, hyperparameters={"beta": 0.2}, reference={"a": math.nan, "b": 0.5})
 DEFINITION = Definition("digits", True, TRIAL, picture=True, monitor_every=50)
@@ -198,7 +201,7 @@ def test_failures_count_until_they_are_tried_again(store):
 
 
 def test_a_run_that_its_workers_die_of_is_given_up(store):
-    for death in range(module.MAX_DEATHS):
+    for death in range(MAX_DEATHS):
         assert store.view().records() == {}
         store.enqueue([DEFINITION])
         store.claim(f"worker {death}")
@@ -217,7 +220,7 @@ def test_diverged_runs_are_settled(store):
 
 def test_runs_of_another_version_are_refused_and_left(store, monkeypatch):
     store.enqueue([DEFINITION])
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr("equipoise.bench.experiment.definition.FORMAT", 2)
     with pytest.raises(StorageError, match="another version"):
         store.claim("me")
     assert states(store) == [TrialState.WAITING]

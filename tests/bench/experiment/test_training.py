@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from equipoise.bench.experiment.training import MIN_SAMPLES, Batches, Learner, Outputs, Trial, train
+from equipoise.bench.experiment.batches import Batches
+from equipoise.bench.experiment.learner import Learner
+from equipoise.bench.experiment.training import MIN_SAMPLES, Outputs, train
+from equipoise.bench.experiment.trial import Trial
 from equipoise.bench.problems import SCHEDULES, Measure, Problem, Regression, Splits, Tensors, Training
 from equipoise.monitor import read_monitor
 

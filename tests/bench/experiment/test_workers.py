@@ -20,10 +20,12 @@ from optuna.trial import TrialState
 from equipoise.bench.experiment import execution as execution_module
 from equipoise.bench.experiment import store as store_module
 from equipoise.bench.experiment.comparison import BaselineError, Comparison, load_result
+from equipoise.bench.experiment.database import sqlite_url
 from equipoise.bench.experiment.execution import DONE, STATE, WorkerError, serve
 from equipoise.bench.experiment.settings import Settings
-from equipoise.bench.experiment.store import Store, run_of, sqlite_url
+from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import to_frame
+from equipoise.bench.experiment.view import run_of
 
 PROBLEM = """
 import time

@@ -13,7 +13,7 @@ import torch
 from equipoise.bench.experiment.folder import write_whole
 
 if TYPE_CHECKING:
-    from equipoise.bench.experiment.training import Trial
+    from equipoise.bench.experiment.trial import Trial
 
 
 def save_checkpoint(path: Path, trial: Trial, origin: str, state: Mapping[str, Any]) -> None:

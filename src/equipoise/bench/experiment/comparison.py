@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from equipoise.bench.experiment.costs import REFERENCE, Cost, as_json, measure_costs
+from equipoise.bench.experiment.database import hide_password, sqlite_url
+from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.execution import (
     DONE,
     OPEN,
@@ -25,10 +27,11 @@ from equipoise.bench.experiment.execution import (
     place_of,
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder
+from equipoise.bench.experiment.learner import build_method, make_fabric
 from equipoise.bench.experiment.settings import OWN, Settings, SettingsError, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
-from equipoise.bench.experiment.store import Definition, Store, hide_password, sqlite_url
-from equipoise.bench.experiment.training import MIN_POTENTIAL, SHARDED, Record, Trial, build_method, make_fabric
+from equipoise.bench.experiment.store import Store
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial
 from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
 from equipoise.bench.problems import Problem, load_problem
 
@@ -37,6 +40,9 @@ TIDY_SECONDS = 5.0
 
 DATABASE = "study.db"
 """The study's file in the run folder, unless it is elsewhere."""
+
+MIN_POTENTIAL = 0.01
+"""The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
 
 CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""

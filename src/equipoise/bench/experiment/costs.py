@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from equipoise.bench.experiment.training import Batches, Learner, Trial
+from equipoise.bench.experiment.batches import Batches
+from equipoise.bench.experiment.learner import Learner
+from equipoise.bench.experiment.trial import Trial
 from equipoise.bench.problems import Problem, Splits
 from equipoise.bench.problems._base import Batch
 

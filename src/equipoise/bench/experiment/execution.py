@@ -21,12 +21,15 @@ from typing import Any
 
 import torch
 
+from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.ranks import begin_process, train_on_ranks
 from equipoise.bench.experiment.settings import source_of
-from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, MAX_DEATHS, Claim, StorageError, Store, worker_name
-from equipoise.bench.experiment.training import Outputs, Record, train
+from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
+from equipoise.bench.experiment.training import Outputs, train
+from equipoise.bench.experiment.trial import Record
 from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
 
 PACKAGES = ("lightning", "numpy", "scikit-learn", "timm", "torchmetrics", "torchvision")

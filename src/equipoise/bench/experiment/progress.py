@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from equipoise.bench.experiment.training import Record
+from equipoise.bench.experiment.trial import Record
 from equipoise.bench.problems import Problem
 
 

@@ -16,7 +16,8 @@ from typing import cast
 import torch
 
 from equipoise.bench.experiment.folder import readable, storable
-from equipoise.bench.experiment.training import Outputs, Record, Trial, train
+from equipoise.bench.experiment.training import Outputs, train
+from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.problems import load_problem
 
 POLL_SECONDS = 0.2

@@ -36,8 +36,7 @@ class Settings:
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
             for all single-task baselines.
-        device, devices, precision, strategy: where and how each run is trained; see
-            `equipoise.bench.experiment.training`.
+        device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.

@@ -10,92 +10,41 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import create_engine, event, inspect, text
-from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
-from equipoise.bench.experiment.folder import readable, storable
-from equipoise.bench.experiment.training import Record, Trial
-from equipoise.bench.experiment.tuning import Run, value_of
+from equipoise.bench.experiment.database import (
+    SQLITE_PATIENCE,
+    StorageError,
+    clear_errors,
+    hide_password,
+    lock_from_the_start,
+    sqlite_path,
+    study_names,
+)
+from equipoise.bench.experiment.definition import Definition
+from equipoise.bench.experiment.folder import storable
+from equipoise.bench.experiment.trial import Record
+from equipoise.bench.experiment.tuning import value_of
+from equipoise.bench.experiment.view import View
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
-
-FORMAT = 1
-"""Version of what a run's definition and record look like in the study."""
 
 HEARTBEAT_SECONDS = 2
 GRACE_SECONDS = 60
 """A worker tells every so often that it is alive; one that has not for longer than this has lost its run."""
 
-MAX_DEATHS = 3
-"""A run that so many workers died of is not tried again."""
-
 COORDINATOR = "coordinator:"
 """The study's attributes with this before a process's name say when that comparison was last there."""
-
-SQLITE_PATIENCE = 120
-"""Seconds for which a process waits for others to let go of the SQLite file."""
-
-
-class StorageError(Exception):
-    """The study cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Definition:
-    """All that a worker has to know of a run.
-
-    Attributes:
-        problem: as `load_problem` takes it.
-        quick: less data.
-        trial: how it is trained.
-        picture: whether a picture of predictions is wanted.
-        monitor_every: steps between samples of the balance monitor; 0 for none.
-        source: what `source_of` says about the problem.
-    """
-
-    problem: str
-    quick: bool
-    trial: Trial
-    picture: bool = False
-    monitor_every: int = 0
-    source: str = ""
-
-    @property
-    def run(self) -> Run:
-        """Which run it is."""
-        return Run(self.trial.method, self.trial.seed, self.trial.lr)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as JSON holds it."""
-        trial = {name: value for name, value in asdict(self.trial).items() if value is not None}
-        return {"format": FORMAT, **asdict(self), "trial": storable(trial)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Definition:
-        """Returns what `to_json` gave as a definition again.
-
-        Raises:
-            StorageError: it is of another version.
-        """
-        fields = dict(value)
-        if fields.pop("format", None) != FORMAT:
-            raise StorageError(
-                "The study was made by another version of equipoise: install the same one everywhere, "
-                "or begin another study."
-            )
-        return cls(**{**fields, "trial": Trial(**readable(fields["trial"]))})
 
 
 @dataclass(frozen=True)
@@ -104,17 +53,6 @@ class Claim:
 
     trial_id: int
     definition: Definition
-
-
-def sqlite_url(path: Path) -> str:
-    """Returns the URL of an SQLite file."""
-    return URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
-
-
-def sqlite_path(url: str) -> Path | None:
-    """Returns the SQLite file that a URL names; None if it names something else."""
-    parsed = _parse(url)
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
 def _patiently(method: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -168,7 +106,7 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sqlite = sqlite_path(url)
         options = {"connect_args": {"timeout": SQLITE_PATIENCE}} if sqlite else {"pool_pre_ping": True}
-        with _clear_errors(url):
+        with clear_errors(url):
             if not create and name not in study_names(url):
                 raise StorageError(f"There is no study {name!r} in {hide_password(url)}.")
             with warnings.catch_warnings():
@@ -177,7 +115,7 @@ class Store:
                     url, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
                 )
             if sqlite is not None:
-                _lock_from_the_start(self._storage)
+                lock_from_the_start(self._storage)
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )
@@ -188,7 +126,7 @@ class Store:
     @_patiently
     def get(self, name: str) -> Any:
         """Returns what was `set`, None if nothing was."""
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             return self._storage.get_study_user_attrs(self._id).get(name)
 
     @_patiently
@@ -197,7 +135,7 @@ class Store:
         self._put(name, value)
 
     def _put(self, name: str, value: Any) -> None:
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             self._study.set_user_attr(name, value)
 
     # The coordinator's part.
@@ -211,7 +149,7 @@ class Store:
         """
         name, ended = worker_name(os.getpid()), threading.Event()
         self._put(COORDINATOR + name, time.time())  # first: of two that begin together none goes unseen
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             attributes = self._storage.get_study_user_attrs(self._id)
         for key, seen in attributes.items():
             other = key.removeprefix(COORDINATOR)
@@ -242,14 +180,14 @@ class Store:
     @_patiently
     def enqueue(self, definitions: Sequence[Definition]) -> None:
         """Puts runs into the queue."""
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             for definition in definitions:
                 self._study.enqueue_trial(asdict(definition.run), {"run": definition.to_json()})
 
     @_patiently
     def view(self) -> View:
         """Returns what the study holds now."""
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             return View(self._study.get_trials(deepcopy=False), self._decoded)
 
     @_patiently
@@ -262,7 +200,7 @@ class Store:
             for worker in {trial.user_attrs.get("worker") for trial in self._running()}:
                 if worker is not None and not _lives(worker):
                     self.abandon(worker)
-        with _clear_errors(self.url), warnings.catch_warnings():
+        with clear_errors(self.url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
         view = self.view()
@@ -276,7 +214,7 @@ class Store:
                 self._settle(self._id_of(trial), TrialState.FAIL)
 
     def _running(self) -> list[FrozenTrial]:
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     # The workers' part.
@@ -288,7 +226,7 @@ class Store:
         Raises:
             StorageError: the run was written by another version.
         """
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.WAITING,)):
                 definition = Definition.from_json(trial.user_attrs["run"])
                 trial_id = self._id_of(trial)
@@ -303,7 +241,7 @@ class Store:
 
     def alive(self, claim: Claim) -> bool:
         """Tells that a run is being worked on; returns whether it still is this worker's."""
-        with _clear_errors(self.url):
+        with clear_errors(self.url):
             self._storage.record_heartbeat(claim.trial_id)
             return self._storage.get_trial(claim.trial_id).state is TrialState.RUNNING
 
@@ -316,7 +254,7 @@ class Store:
     def finish(self, claim: Claim, record: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
         """Leaves a run's record and files; returns whether they count, which they do not if it was given away."""
         try:
-            with _clear_errors(self.url):
+            with clear_errors(self.url):
                 for name, content in files.items():
                     packed = base64.b64encode(zlib.compress(content)).decode()
                     self._storage.set_trial_user_attr(claim.trial_id, f"file:{name}", packed)
@@ -330,100 +268,19 @@ class Store:
     def give_back(self, claim: Claim) -> None:
         """Puts a run that is not finished back into the queue."""
         with suppress(UpdateFinishedTrialError):
-            with _clear_errors(self.url):  # first: whoever takes it is not this worker, even before it says so
+            with clear_errors(self.url):  # first: whoever takes it is not this worker, even before it says so
                 self._storage.set_trial_user_attr(claim.trial_id, "worker", None)
             self._settle(claim.trial_id, TrialState.WAITING)
 
     def _settle(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
         try:
-            with _clear_errors(self.url):
+            with clear_errors(self.url):
                 return self._storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:
             return False
 
     def _id_of(self, trial: FrozenTrial) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
-
-
-class View:
-    """What a study held at a moment.
-
-    Args:
-        trials: all of them.
-        decoded: records that were read before, by the trial's number.
-
-    Attributes:
-        trials: all of them, by number.
-        surplus: those in the queue whose run is done or stands before them.
-        epochs: epochs that runs which are not finished have behind them.
-        queued: runs that wait or are worked on.
-    """
-
-    def __init__(self, trials: Iterable[FrozenTrial], decoded: dict[int, Record]) -> None:
-        self._decoded = decoded
-        self.trials = sorted(trials, key=lambda trial: trial.number)
-        self.surplus: list[FrozenTrial] = []
-        self.queued: set[Run] = set()
-        self.epochs = 0
-        done = {run_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
-        for trial in self.trials:
-            run = run_of(trial)
-            if trial.state is TrialState.WAITING and run in done | self.queued:
-                self.surplus.append(trial)
-            elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
-                self.queued.add(run)
-                self.epochs += len(trial.intermediate_values)
-
-    @property
-    def failures(self) -> frozenset[int]:
-        """The numbers of the trials that failed."""
-        return frozenset(trial.number for trial in self.trials if trial.state is TrialState.FAIL)
-
-    def records(self, forgiven: Collection[int] = ()) -> dict[Run, Record]:
-        """Returns every run's record.
-
-        Args:
-            forgiven: numbers of trials whose failure does not count: their runs are to be tried again.
-        """
-        found: dict[Run, Record] = {}
-        deaths: dict[Run, int] = {}
-        for trial in self.trials:
-            run = run_of(trial)
-            if trial.state is TrialState.COMPLETE:
-                if run not in found or found[run]["status"] == "failed":
-                    found[run] = self._record(trial)
-            elif trial.state is TrialState.FAIL and trial.number not in forgiven:
-                if "record" in trial.user_attrs and self._record(trial)["status"] == "failed":
-                    found.setdefault(run, self._record(trial))
-                else:  # with another record it died before that counted
-                    deaths[run] = deaths.get(run, 0) + 1
-        for run, count in deaths.items():
-            if count >= MAX_DEATHS:
-                message = f"{count} workers died while they trained it"
-                found.setdefault(run, asdict(run) | {"status": "failed", "message": message})
-        return found
-
-    def _record(self, trial: FrozenTrial) -> Record:
-        if trial.number not in self._decoded:
-            self._decoded[trial.number] = readable(trial.user_attrs["record"])
-        return self._decoded[trial.number]
-
-    def files(self, run: Run) -> dict[str, bytes]:
-        """Returns the files that a run left, by name."""
-        for trial in self.trials:
-            if trial.state is TrialState.COMPLETE and run_of(trial) == run:
-                return {
-                    name.removeprefix("file:"): zlib.decompress(base64.b64decode(packed))
-                    for name, packed in trial.user_attrs.items()
-                    if name.startswith("file:")
-                }
-        return {}
-
-
-def run_of(trial: FrozenTrial) -> Run:
-    """Returns the run that a trial is of."""
-    definition = trial.user_attrs["run"]["trial"]
-    return Run(definition["method"], definition["seed"], definition["lr"])
 
 
 def worker_name(process: int) -> str:
@@ -443,81 +300,3 @@ def _lives(worker: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def hide_password(url: str) -> str:
-    """Returns a database's URL as it may be shown."""
-    return _parse(url).render_as_string(hide_password=True)
-
-
-def _parse(url: str) -> URL:
-    cause: Exception | None = None
-    try:
-        parsed = make_url(url)
-        on_disk = parsed.database not in (None, "", ":memory:")
-        if {"sqlite": on_disk, "postgresql": True}.get(parsed.get_backend_name(), False):
-            return parsed
-    except (ArgumentError, ValueError) as error:  # a port that is no number
-        cause = error
-    raise StorageError(
-        f"--storage {url!r} is no database that can be used: "
-        "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
-    ) from cause
-
-
-def study_names(url: str) -> list[str]:
-    """Returns the names of a database's studies.
-
-    It is asked without Optuna, which would make its tables, perhaps while the coordinator makes them.
-
-    Raises:
-        StorageError: the database cannot be reached.
-    """
-    path = sqlite_path(url)
-    if path is not None and not path.exists():
-        return []
-    with _clear_errors(url):
-        engine = create_engine(url)
-        try:
-            with engine.connect() as connection:
-                if not inspect(connection).has_table("studies"):
-                    return []
-                rows = connection.execute(text("SELECT study_name FROM studies ORDER BY study_id"))
-                return [name for (name,) in rows]
-        finally:
-            engine.dispose()
-
-
-@contextmanager
-def _clear_errors(url: str) -> Iterator[None]:
-    """Says in one line what a database has against being used."""
-    try:
-        yield
-    except UpdateFinishedTrialError:  # says what has happened to a run, not to the database
-        raise
-    except ModuleNotFoundError as error:
-        raise StorageError(
-            f"{hide_password(url)} needs the package {error.name}: "
-            'for PostgreSQL, pip install "equipoise[postgres]" and write postgresql+psycopg://…'
-        ) from error
-    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
-        raise StorageError(f"{hide_password(url)} cannot be used: {reason}") from error
-
-
-def _lock_from_the_start(storage: RDBStorage) -> None:
-    """Has every transaction on SQLite take the file's lock when it begins.
-
-    SQLite has no SELECT … FOR UPDATE: two workers would otherwise both find a run waiting, and both take it.
-    """
-
-    @event.listens_for(storage.engine, "connect")
-    def leave_transactions_to_us(connection: Any, _: object) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(storage.engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    storage.engine.dispose()  # connections made before

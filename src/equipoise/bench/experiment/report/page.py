@@ -16,14 +16,10 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from equipoise.bench.experiment.chart import DARK, LIGHT, Chart, Theme, save
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.pictures import (
-    DARK,
-    LIGHT,
-    Chart,
-    Theme,
     results_chart,
-    save,
     tradeoff_chart,
     training_chart,
     tuning_chart,

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from equipoise.bench.experiment.chart import Chart, Panel, Theme, log_scale, said, short, styled
 from equipoise.bench.experiment.folder import file_name
-from equipoise.bench.experiment.pictures import Chart, Panel, Theme, log_scale, said, short, styled
 from equipoise.monitor import Recording, read_monitor
 
 if TYPE_CHECKING:
