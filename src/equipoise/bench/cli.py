@@ -47,7 +47,7 @@ from equipoise.bench.experiment.pictures import draw_all
 from equipoise.bench.experiment.progress import ConsoleProgress, describe
 from equipoise.bench.experiment.report import to_html
 from equipoise.bench.experiment.reproduce import (
-    EXPERIMENTS,
+    experiments_table,
     find_experiment,
     hyperparameters_for,
     measured,
@@ -224,7 +224,8 @@ def reproduce(
 ) -> None:
     """Repeats a paper's experiment on its data set, and shows the paper's table with the results beside it."""
     if list_:
-        _list_experiments()
+        console.print(experiments_table())
+        console.print("equipoise reproduce NAME --data DIR; with --smoke and no data, two steps on made-up data.")
         return
     with _clear_errors(), ExitStack() as stack:
         experiment = find_experiment(name)
@@ -377,21 +378,6 @@ def _wait_for_study(storage: str, study: str | None, wait: bool) -> Store:
             console.print("Waiting for `equipoise compare` to begin.", markup=False)
             told = True
         time.sleep(IDLE_SECONDS)
-
-
-def _list_experiments() -> None:
-    table = Table("experiment", "what it is", "methods", "seeds", "paper's table")
-    for experiment in EXPERIMENTS.values():
-        table.add_row(
-            experiment.name,
-            experiment.description,
-            ", ".join(experiment.methods),
-            str(experiment.seeds),
-            experiment.table.source.partition("”, ")[2],
-            end_section=True,
-        )
-    console.print(table)
-    console.print("equipoise reproduce NAME --data DIR; with --smoke and no data, two steps on made-up data.")
 
 
 @app.command(

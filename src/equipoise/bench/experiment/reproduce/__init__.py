@@ -4,6 +4,7 @@ from equipoise.bench.experiment.reproduce.experiments import EXPERIMENTS, Experi
 from equipoise.bench.experiment.reproduce.paper_tables import PaperColumn, PaperTable
 from equipoise.bench.experiment.reproduce.run import find_experiment, hyperparameters_for, problem_name, write_samples
 from equipoise.bench.experiment.reproduce.table import (
+    experiments_table,
     measured,
     paper_markdown,
     paper_notes,
@@ -16,6 +17,7 @@ __all__ = [
     "Experiment",
     "PaperColumn",
     "PaperTable",
+    "experiments_table",
     "find_experiment",
     "hyperparameters_for",
     "measured",

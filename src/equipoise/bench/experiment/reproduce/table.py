@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.bench.experiment.reproduce.experiments import Experiment
+from equipoise.bench.experiment.reproduce.experiments import EXPERIMENTS, Experiment
 from equipoise.bench.experiment.reproduce.paper_tables import EVERY, SINGLE, PaperColumn, Printed
 from equipoise.bench.experiment.settings import Settings
 
@@ -90,6 +90,21 @@ def paper_table(experiment: Experiment, entries: Entries) -> Table:
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index < 2)
     for index, row in enumerate(rows):
         table.add_row(*row, style="dim" if row[1] == PAPER else "", end_section=bool(index % 2))
+    return table
+
+
+def experiments_table() -> Table:
+    """Returns the list of experiments, for the terminal."""
+    table = Table("experiment", "what it is", "methods", "seeds", "paper's table")
+    for experiment in EXPERIMENTS.values():
+        table.add_row(
+            experiment.name,
+            experiment.description,
+            ", ".join(experiment.methods),
+            str(experiment.seeds),
+            experiment.table.source.partition("”, ")[2],
+            end_section=True,
+        )
     return table
 
 
