@@ -26,9 +26,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from equipoise.experiment.training import Batches, Learner, Trial
+from equipoise.bench.experiment.batches import Batches
+from equipoise.bench.experiment.learner import Learner
+from equipoise.bench.experiment.trial import Trial
+from equipoise.bench.problems import Problem, Splits, load_problem
 from equipoise.monitor import BalanceMonitor, Recording
-from equipoise.problems import Problem, Splits, load_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 4

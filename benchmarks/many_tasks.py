@@ -33,7 +33,7 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multilabel_f1_score
 
 import equipoise as eq
-from equipoise.problems.digit_attributes import DigitAttributes
+from equipoise.bench.problems.digit_attributes import DigitAttributes
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FIRST = RATES[2:6]

@@ -28,7 +28,7 @@ from sections import gramian_weights, optimizer_steps, training_steps
 from workloads import Workload, make_workload
 
 import equipoise as eq
-from equipoise.experiment.costs import peak_bytes
+from equipoise.bench.experiment.costs import peak_bytes
 from equipoise.methods import METHODS
 
 LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]

@@ -14,7 +14,7 @@ from peers import TORCHJD, AdaTask, MTAdam
 from workloads import Workload, make_workload
 
 import equipoise as eq
-from equipoise.experiment.costs import peak_bytes
+from equipoise.bench.experiment.costs import peak_bytes
 
 OURS = {
     "pcgrad": eq.PCGrad,

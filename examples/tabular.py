@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_wine
 from torch import Tensor, nn
 
-from equipoise.problems import Classification, Problem, Regression, Splits, Tensors, Training
+from equipoise.bench.problems import Classification, Problem, Regression, Splits, Tensors, Training
 
 ASKED = ("alcohol", "color_intensity")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equipoise.problems import load_problem
+from equipoise.bench.problems import load_problem
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -1,24 +1,6 @@
-"""`python -m equipoise`, and the command `equipoise`: the command line, if what it needs is installed."""
+"""`python -m equipoise`: the command line of the bench."""
 
-from __future__ import annotations
-
-import sys
-
-
-def main() -> None:
-    """Runs the command line."""
-    try:
-        from equipoise.cli import app
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "equipoise":
-            raise
-        print(
-            f'error: {error.name} is missing. The command line needs an extra: pip install "equipoise[bench]"',
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    app()
-
+from equipoise.bench.__main__ import main
 
 if __name__ == "__main__":
     main()

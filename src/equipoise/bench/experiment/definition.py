@@ -1,0 +1,61 @@
+"""A run as it stands in the study's queue, with all that a worker has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from equipoise.bench.experiment.database import StorageError
+from equipoise.bench.experiment.folder import readable, storable
+from equipoise.bench.experiment.trial import Trial
+from equipoise.bench.experiment.tuning import Run
+
+FORMAT = 1
+"""Version of what a run's definition and record look like in the study."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """All that a worker has to know of a run.
+
+    Attributes:
+        problem: as `load_problem` takes it.
+        quick: less data.
+        trial: how it is trained.
+        picture: whether a picture of predictions is wanted.
+        monitor_every: steps between samples of the balance monitor; 0 for none.
+        source: what `source_of` says about the problem.
+    """
+
+    problem: str
+    quick: bool
+    trial: Trial
+    picture: bool = False
+    monitor_every: int = 0
+    source: str = ""
+
+    @property
+    def run(self) -> Run:
+        """Which run it is."""
+        return Run(self.trial.method, self.trial.seed, self.trial.lr)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as JSON holds it."""
+        trial = {name: value for name, value in asdict(self.trial).items() if value is not None}
+        return {"format": FORMAT, **asdict(self), "trial": storable(trial)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Definition:
+        """Returns what `to_json` gave as a definition again.
+
+        Raises:
+            StorageError: it is of another version.
+        """
+        fields = dict(value)
+        if fields.pop("format", None) != FORMAT:
+            raise StorageError(
+                "The study was made by another version of equipoise: install the same one everywhere, "
+                "or begin another study."
+            )
+        return cls(**{**fields, "trial": Trial(**readable(fields["trial"]))})

@@ -1,0 +1,182 @@
+"""What a run trains: a network, the method that trains it, and Fabric, which runs them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from equipoise.bench.experiment.trial import SHARDED, Trial, Values
+from equipoise.bench.problems import Problem
+from equipoise.bench.problems._base import Batch, MapDataset, Predictions
+from equipoise.integrations.fabric import backward
+from equipoise.methods import Method, make_method
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class DivergedError(Exception):
+    """A loss became NaN or infinite."""
+
+
+def build_method(problem: Problem, trial: Trial, network: nn.Module) -> Method:
+    """Returns the method that trains a network, which is on its device."""
+    return make_method(
+        trial.method,
+        network,
+        [task.name for task in problem.tasks],
+        lr=trial.lr,
+        weight_decay=trial.weight_decay,
+        **{"potentials": trial.potentials, **trial.hyperparameters},
+    )
+
+
+def make_fabric(trial: Trial) -> Fabric:
+    """Returns Lightning Fabric as a trial asks for it; of several devices, this process's."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+    from lightning_fabric.strategies.strategy import Strategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    device = torch.device(trial.device)
+    devices = trial.devices if device.index is None else [device.index]
+    strategy: str | Strategy = trial.strategy
+    if strategy == SHARDED:
+        strategy = ModelParallelStrategy(_shard, data_parallel_size=trial.devices, tensor_parallel_size=1)
+    return Fabric(accelerator=device.type, devices=devices, precision=cast("Any", trial.precision), strategy=strategy)
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shards a network whole: which of its parts a problem calls as modules is not known."""
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
+
+
+class _Predictor(nn.Module):
+    """A network, run as its problem runs it, for Fabric to wrap: precision and ranks see every forward pass."""
+
+    def __init__(self, problem: Problem, network: nn.Module) -> None:
+        super().__init__()
+        self.problem, self.network = problem, network
+
+    def forward(self, batch: Batch) -> Predictions:
+        return self.problem.predict(self.network, batch)
+
+
+class Learner:
+    """A network, the method that trains it and Fabric, which runs them; seeded.
+
+    Args:
+        problem: what is trained.
+        trial: how.
+
+    Attributes:
+        network: the network itself.
+        method: the method; its optimizer may be given a scheduler.
+        fabric: runs them.
+    """
+
+    def __init__(self, problem: Problem, trial: Trial) -> None:
+        self.fabric = make_fabric(trial)
+        self.fabric.launch()
+        torch.manual_seed(trial.seed)
+        self.network = problem.model()
+        self._predict = self.fabric.setup_module(_Predictor(problem, self.network))
+        self.method = build_method(problem, trial, self.network)
+        self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
+        self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """Makes one step of training. Returns the losses and the weights that the method gave them.
+
+        Raises:
+            DivergedError: a loss is NaN or infinite; asked on the CPU only, where asking is free.
+        """
+        losses = self._losses(batch)
+        if not losses and self.fabric.world_size == 1:
+            return {}, {}
+        for name, loss in losses.items():  # of several devices one alone must not stop
+            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss of {name!r} became {loss.item()}")
+        weights = backward(self.fabric, self.method, losses)
+        self._optimizer.step()
+        if self.method.needs_after_step:
+            with torch.no_grad():
+                self.method.after_step(self._losses(batch))
+        self.method.zero_grad()
+        return losses, weights or {}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the tasks that the batch has labels for, or of the single one."""
+        predictions = self._predict(batch)
+        tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
+        losses = {task.name: task.loss(predictions, batch) for task in tasks}
+        return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def evaluate(self, dataset: MapDataset) -> Values:
+        """Returns what every task's metrics compute on a split; NaN for a task without a label in it.
+
+        A single-task run is evaluated on its task alone. Of several devices each evaluates all of it.
+        """
+        tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
+        metrics = {task.name: task.metrics().to(self.fabric.device) for task in tasks}
+        for collection in metrics.values():
+            for metric in collection.values():
+                metric.sync_on_compute = False
+        self.network.eval()
+        with torch.no_grad():
+            for batch in self._problem.loader(dataset, self._size, None):
+                moved = self._problem.to_device(batch, self.fabric.device)
+                predictions = self._predict(moved)
+                for task in tasks:
+                    task.update(metrics[task.name], predictions, moved)
+        self.network.train()
+        values: Values = {}
+        for task in tasks:
+            collection = metrics[task.name]
+            if any(metric.update_called for metric in collection.values()):
+                values[task.name] = {name: float(value) for name, value in collection.compute().items()}
+            else:
+                values[task.name] = {measure.name: math.nan for measure in task.measures}
+        return values
+
+    def draw(self, dataset: MapDataset, path: Path) -> None:
+        """Draws predictions for the first test batch, if the problem has a picture of them."""
+        self.network.eval()
+        with torch.no_grad():
+            batch = next(iter(self._problem.loader(dataset, self._size, None)))
+            moved = self._problem.to_device(batch, self.fabric.device)
+            figure = self._problem.picture(self._predict(moved), moved)
+        if figure is not None and self.fabric.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=120)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that is needed to go on bit for bit, the generators of random numbers included."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        cuda = self.fabric.device.type == "cuda"
+        return {
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.fabric.device) if cuda else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        if state["scaler"] is not None:
+            cast("Any", self.fabric.strategy.precision).scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.fabric.device)

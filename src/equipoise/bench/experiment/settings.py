@@ -1,0 +1,166 @@
+"""What a comparison is asked to do, and where that differs from what a run folder already holds."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from equipoise.bench.problems import split_options
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OWN = ("lr", "weight_decay")
+"""What may stand among a method's hyperparameters though it is not the method's: they replace the common value."""
+
+
+class SettingsError(Exception):
+    """The settings are wrong or do not fit the run folder; the message says how and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a comparison's outcome.
+
+    Attributes:
+        problem: as `load_problem` takes it.
+        methods: the rows of the table; single-task baselines are always trained.
+        seeds: how many, counted from 0.
+        quick: less data and fewer epochs.
+        epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
+        hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
+            for all single-task baselines.
+        device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
+        tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
+        grid: the rates that are tried at first.
+        monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
+        source: what `source_of` says about the problem.
+    """
+
+    problem: str
+    methods: tuple[str, ...]
+    seeds: int
+    quick: bool
+    epochs: int
+    batch_size: int
+    evaluation_batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: str
+    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "cpu"
+    tune: bool = False
+    grid: tuple[float, ...] = ()
+    monitor_every: int = 0
+    devices: int = 1
+    precision: str = "32-true"
+    strategy: str = "auto"
+    source: str = ""
+
+    def hyperparameters_of(self, method: str) -> dict[str, Any]:
+        """Returns what is given for a method, `lr` and `weight_decay` included."""
+        return dict(self.hyperparameters.get("single" if method.startswith("single:") else method, {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings as JSON holds them."""
+        return asdict(self) | {"methods": list(self.methods), "grid": list(self.grid)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Settings:
+        """Returns what `to_json` gave as settings again.
+
+        Raises:
+            SettingsError: it is something else.
+        """
+        try:
+            return cls(**{**value, "methods": tuple(value["methods"]), "grid": tuple(value["grid"])})
+        except (TypeError, KeyError) as error:
+            raise SettingsError(
+                "The comparison there is of another version of equipoise: "
+                "take another folder with --out, and with --storage another --study."
+            ) from error
+
+    def extend(self, earlier: Settings, place: str, another: str) -> Settings:
+        """Returns these settings with the methods and seeds that a comparison already has.
+
+        Args:
+            earlier: that comparison's.
+            place: where it is.
+            another: what to take if these are others.
+
+        Raises:
+            SettingsError: something that decides the outcome of the runs there is different.
+        """
+        here, there = self.to_json(), earlier.to_json()
+        differences = [
+            f"{name} is {there[name]!r} there and {here[name]!r} here"
+            for name in here
+            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source")
+            and here[name] != there[name]
+        ]
+        if self.source != earlier.source and self.problem == earlier.problem:
+            differences.append(f"the file of {self.problem} was another one there")
+        for method in ("single", *earlier.methods):
+            old, new = earlier.hyperparameters_of(method), self.hyperparameters_of(method)
+            if old != new and method in ("single", *self.methods):
+                differences.append(f"{method}'s hyperparameters are {old} there and {new} here")
+        if differences:
+            raise SettingsError(
+                f"{place} holds a comparison with other settings: {'; '.join(differences)}. "
+                f"Take {another}, or the same settings."
+            )
+        methods = (*earlier.methods, *(method for method in self.methods if method not in earlier.methods))
+        return replace(
+            self,
+            methods=methods,
+            seeds=max(self.seeds, earlier.seeds),
+            hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
+        )
+
+
+def source_of(problem: str) -> str:
+    """Returns a hash of the file that a problem, as `load_problem` takes it, is in; "" if it is not in a `FILE.py`."""
+    file = Path(split_options(problem)[0].rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" else ""
+
+
+def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:
+    """Reads hyperparameters: a TOML file with a table per method, then assignments that replace what it says.
+
+    Args:
+        assignments: `METHOD.NAME=VALUE` each, the value as TOML has it (a bare word is a string).
+        file: the TOML file, if there is one.
+
+    Raises:
+        SettingsError: the file cannot be read, or an assignment is not of that form.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if file is not None:
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"--config {file} cannot be read: {error}") from error
+        for method, table in content.items():
+            if not isinstance(table, dict):
+                raise SettingsError(f"--config {file}: {method!r} is not a table; write [ema] and below it beta = 0.2.")
+            found[method] = dict(table)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        method, dot, hyperparameter = name.strip().rpartition(".")
+        if not (equals and dot and method and hyperparameter and text.strip()):
+            raise SettingsError(f"--set takes METHOD.NAME=VALUE, as in ema.beta=0.2; found {assignment!r}.")
+        found.setdefault(method, {})[hyperparameter] = _value(text.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,206 @@
+"""One run: train a problem's network by one method with one seed, select an epoch on validation, test it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from equipoise.bench.experiment.batches import Batches, share
+from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
+from equipoise.bench.experiment.learner import DivergedError, Learner
+from equipoise.bench.experiment.statistics import relative_gain
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
+from equipoise.bench.problems import SCHEDULES, Problem, Splits
+from equipoise.monitor import BalanceMonitor
+
+MIN_SAMPLES = 20
+"""So many samples the balance monitor takes at least, of a run that has so many steps."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run writes what is not in its record; None: nowhere.
+
+    Attributes:
+        checkpoint: a file that the run goes on from, if it is there; written after every epoch but the last.
+        picture: a picture of predictions, if the problem draws one.
+        monitor: what the balance monitor saw.
+        monitor_every: steps between its samples, fewer if that gave less than `MIN_SAMPLES`.
+        origin: what else than the trial decides the outcome; with another one a checkpoint is another run's.
+    """
+
+    checkpoint: Path | None = None
+    picture: Path | None = None
+    monitor: Path | None = None
+    monitor_every: int = 50
+    origin: str = ""
+
+
+def train(
+    problem: Problem,
+    data: Splits,
+    trial: Trial,
+    on_epoch: Callable[[int, float], None] = lambda epoch, score: None,
+    on_step: Callable[[], None] = lambda: None,
+    outputs: Outputs | None = None,
+) -> Record:
+    """Runs a trial.
+
+    Args:
+        problem: what is trained.
+        data: the problem's data.
+        trial: how.
+        on_epoch: called with the number of every finished epoch, from 1, and its score.
+        on_step: called before every step; may raise to stop.
+        outputs: where what is not in the record goes.
+
+    Returns:
+        A record that JSON can hold: `status` ("finished", or "diverged" with a `message`), `epochs` (each with mean
+        training loss and weights, validation measures, accuracies and score), `selected` (the number of the epoch
+        with the best score), `test` (the measures at that epoch) and `seconds`.
+    """
+    started = time.perf_counter()
+    outputs = outputs or Outputs()
+    learner = Learner(problem, trial)
+    batches = Batches(problem, data.train, trial.batch_size, trial.seed)
+    factor, steps = SCHEDULES[trial.schedule], max(1, trial.epochs * len(batches))
+    scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
+    every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
+    epochs: list[dict[str, Any]] = []
+    record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
+    best = -math.inf
+    chosen: dict[str, Tensor] = {}
+    checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
+    saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
+    watched = None if saved is None or saved["monitor_every"] != every else saved["monitor"]
+    monitor = None
+    if outputs.monitor is not None:
+        if watched is None and learner.fabric.is_global_zero:  # nothing is gone on with, or it was watched otherwise
+            outputs.monitor.unlink(missing_ok=True)
+        monitor = BalanceMonitor(learner.method, learner.network, every, outputs.monitor)
+        if watched is not None:
+            monitor.load_state_dict(watched)
+    if saved is not None:
+        learner.load_state_dict(saved["learner"])
+        scheduler.load_state_dict(saved["scheduler"])
+        batches.load_state_dict(saved["batches"])
+        epochs += saved["epochs"]
+        best, chosen, record["selected"] = saved["best"], saved["chosen"], saved["selected"]
+        started -= saved["seconds"]
+    for epoch in range(len(epochs) + 1, trial.epochs + 1):
+        try:
+            losses, weights = _train_epoch(problem, learner, scheduler, batches, on_step)
+        except DivergedError as error:
+            return record | {"status": "diverged", "message": f"{error} in epoch {epoch}"}
+        values = learner.evaluate(data.validation)
+        accuracy = accuracies(problem, values)
+        learner.method.end_epoch(accuracy)
+        value = score(problem, values, trial.reference)
+        epochs.append({"loss": losses, "weights": weights, "validation": values, "accuracy": accuracy, "score": value})
+        if value > best or not chosen:
+            best = value
+            chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+            record["selected"] = epoch
+        if checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
+            state = {
+                "learner": learner.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "batches": batches.state_dict(),
+                "monitor": None if monitor is None else monitor.state_dict(),
+                "monitor_every": every,
+                "epochs": epochs,
+                "best": best,
+                "chosen": chosen,
+                "selected": record["selected"],
+                "seconds": time.perf_counter() - started,
+            }
+            save_checkpoint(checkpoint, trial, outputs.origin, state)
+        on_epoch(epoch, value)
+    if monitor is not None:
+        monitor.detach()
+    learner.network.load_state_dict(chosen)
+    record["test"] = learner.evaluate(data.test)
+    if outputs.picture is not None:
+        learner.draw(data.test, outputs.picture)
+    return record | {"status": "finished", "seconds": time.perf_counter() - started}
+
+
+class Averages:
+    """Means over an epoch of numbers by task, which need not be there in every step; no synchronisation."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[tuple[str, ...], Tensor]] = []
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds a step."""
+        if values:
+            self._steps.append((tuple(values), torch.stack([value.detach() for value in values.values()])))
+
+    def means(self) -> dict[str, float]:
+        """Returns each task's mean over the steps it was in."""
+        found: dict[str, list[float]] = {}
+        for names, values in self._steps:
+            for name, value in zip(names, values.tolist(), strict=True):
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def score(problem: Problem, values: Values, reference: Mapping[str, float] | None) -> float:
+    """Returns what an epoch is selected by, higher is better.
+
+    It is the mean over tasks of the main measure's relative gain over the single-task run of the same seed, or, for
+    a single-task run, the main measure itself, negated where lower is better.
+    """
+    scores = []
+    for task in problem.tasks:
+        if task.name in values:
+            main = task.measures[0]
+            value = values[task.name][main.name]
+            if reference is None:
+                scores.append(value if main.higher_is_better else -value)
+            else:
+                scores.append(relative_gain(value, reference[task.name], main.higher_is_better))
+    return sum(scores) / len(scores)
+
+
+def accuracies(problem: Problem, values: Values) -> dict[str, float]:
+    """Returns the accuracy of every task that has values."""
+    found = {task.name: task.accuracy(values[task.name]) for task in problem.tasks if task.name in values}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _train_epoch(
+    problem: Problem, learner: Learner, scheduler: LambdaLR, batches: Batches, on_step: Callable[[], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Trains for an epoch; returns each task's mean loss and weight."""
+    losses, weights, fabric = Averages(), Averages(), learner.fabric
+    for batch in batches:
+        on_step()
+        moved = problem.to_device(share(batch, fabric.global_rank, fabric.world_size), fabric.device)
+        step_losses, step_weights = learner.step(moved)
+        if step_losses or fabric.world_size > 1:  # other devices may have labels
+            scheduler.step()
+        losses.add(step_losses)
+        weights.add(step_weights)
+    means = _over_ranks(losses.means()) if fabric.world_size > 1 else losses.means()
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss of {name!r} became {value}")
+    return means, weights.means()
+
+
+def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
+    """Averages what every device found, over those that found something."""
+    everyone: list[dict[str, float]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, dict(means))
+    names = dict.fromkeys(name for found in everyone for name in found)
+    found = {name: [one[name] for one in everyone if name in one] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

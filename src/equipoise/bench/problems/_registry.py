@@ -1,0 +1,182 @@
+"""Problems by name, and a person's own from a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote, unquote
+
+from equipoise.bench.problems._base import Problem
+
+PROBLEMS = {
+    "digits": "equipoise.bench.problems.digits:Digits",
+    "digit-attributes": "equipoise.bench.problems.digit_attributes:DigitAttributes",
+    "rooms": "equipoise.bench.problems.rooms:Rooms",
+    "rooms-mtan": "equipoise.bench.problems.rooms:RoomsMTAN",
+    "rooms-partial": "equipoise.bench.problems.rooms_partial:RoomsPartial",
+    "rooms-efficientdet": "equipoise.bench.problems.rooms_partial:RoomsEfficientDet",
+    "celeba": "equipoise.bench.problems.papers.celeba:CelebAAttributes",
+    "affwild2": "equipoise.bench.problems.papers.affwild2:AffWild2Affect",
+    "affectnet": "equipoise.bench.problems.papers.affectnet:AffectNetAffect",
+    "emotic": "equipoise.bench.problems.papers.emotic:EmoticEmotions",
+    "emotic-26": "equipoise.bench.problems.papers.emotic:Emotic26",
+    "nyudv2-mtan": "equipoise.bench.problems.papers.nyuv2:NYUDv2MTAN",
+    "nyudv2-mtinet": "equipoise.bench.problems.papers.nyuv2:NYUDv2MTINet",
+    "nyuv2-amtl": "equipoise.bench.problems.papers.nyuv2:NYUv2AMTL",
+    "voc-nyu": "equipoise.bench.problems.papers.voc_nyu:VOCWithNYUDepth",
+}
+"""Name → where its class stands; imported only when asked for."""
+
+
+class ProblemError(Exception):
+    """A problem cannot be had; the message says why and what to do."""
+
+
+def load_problem(name: str) -> Problem:
+    """Returns the problem of that name, or the one a file holds.
+
+    A name is all that another process needs to have the same problem: options stand behind a "?" in it, as in a web
+    address (`rooms?seed=3`, `celeba?data=/data/celeba`). `with_options` writes such names.
+
+    Args:
+        name: a name in `PROBLEMS`, or `FILE.py:ATTRIBUTE` (or `MODULE:ATTRIBUTE`), where the attribute is a
+            Problem, or a class or function that gives one without arguments or with the options as arguments.
+
+    Raises:
+        ProblemError: there is none; what is there is no Problem; or it does not take the options.
+    """
+    plain, options = split_options(name)
+    place, colon, attribute = PROBLEMS.get(plain, plain).rpartition(":")
+    if not colon or not place or not attribute:
+        raise ProblemError(
+            f"Unknown problem {plain!r}: take one of {', '.join(PROBLEMS)}, or a file of your own as "
+            "my_problem.py:problem."
+        )
+    module = _import(place)
+    if not hasattr(module, attribute):
+        names = [key for key, value in vars(module).items() if isinstance(value, Problem)]
+        hint = f"; it has {', '.join(f'{place}:{found}' for found in names)}" if names else ""
+        raise ProblemError(f"{place} has nothing named {attribute!r}{hint}.")
+    value = getattr(module, attribute)
+    if callable(value) and not isinstance(value, Problem):
+        problem = _make(plain, value, options)
+    elif options:
+        raise ProblemError(f"{plain} is a problem already and takes no options, found {', '.join(options)}.")
+    else:
+        problem = value
+    if not isinstance(problem, Problem):
+        raise ProblemError(
+            f"{name} is of type {type(problem).__name__}, expected an equipoise.bench.problems.Problem "
+            "(see examples/tabular.py)."
+        )
+    return problem
+
+
+def with_options(name: str, **options: Any) -> str:
+    """Returns a problem's name with options, as `load_problem` takes it.
+
+    Args:
+        name: without options.
+        **options: values that JSON can hold; those that are None are left out.
+
+    Example:
+        >>> from equipoise.bench.problems import with_options
+        >>> with_options("celeba", data="/data/faces & more", pretrained=False)
+        'celeba?data=/data/faces%20%26%20more&pretrained=false'
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    query = "&".join(f"{key}={quote(_text(value), safe='/:,[]')}" for key, value in given.items())
+    return f"{name}?{query}" if query else name
+
+
+def split_options(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns a problem's name without options, and the options: JSON where it is JSON, else text.
+
+    Raises:
+        ProblemError: what stands behind the "?" is not of the form `name=value&name=value`.
+    """
+    plain, mark, query = name.partition("?")
+    options = {}
+    for part in query.split("&") if mark else ():
+        key, equals, text = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise ProblemError(f"Options of a problem are written {plain}?name=value&name=value, found {name!r}.")
+        options[key] = _value(unquote(text))
+    return plain, options
+
+
+def _text(value: Any) -> str:
+    """JSON, or the text itself where that cannot be taken for anything else."""
+    return value if isinstance(value, str) and _value(value) == value else json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
+    """Calls a class or function with the options.
+
+    Raises:
+        ProblemError: it does not take them, or raises.
+    """
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(factory).parameters) or "none"
+        raise ProblemError(f"{name} does not take these options: {error}; it has: {takes}.") from error
+    try:
+        return factory(**options)
+    except ProblemError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"{name} cannot be made: {type(error).__name__}: {error}.") from error
+
+
+def need_vision(problem: str) -> None:
+    """Checks that what the extra `vision` installs is there.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
+
+
+def _import(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.bench.problems.") else ""
+            raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise ProblemError(f"There is no file {place}.")
+    name = f"equipoise_problem_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ProblemError(f"{place} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:  # the file's neighbours can be imported, as when it is run
+        sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ProblemError(
+            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
+        ) from error
+    return module

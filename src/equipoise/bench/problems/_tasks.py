@@ -1,0 +1,107 @@
+"""The two most common tasks, ready-made: a class and a number per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from equipoise.bench.problems._base import Batch, Measure, Predictions, Task
+
+
+class Classification(Task):
+    """One of several classes per sample: cross-entropy, accuracy and macro F1.
+
+    Predictions under the task's name are logits `[B, classes]`; labels are int64 `[B]`, −1 if missing.
+
+    Args:
+        name: the task's name.
+        classes: how many.
+    """
+
+    measures: Sequence[Measure] = (
+        Measure("accuracy", higher_is_better=True, unit="%", scale=100, digits=1),
+        Measure("F1", higher_is_better=True, unit="%", scale=100, digits=1),
+    )
+
+    def __init__(self, name: str, classes: int) -> None:
+        self.name = name
+        self.classes = classes
+
+    def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
+        """Returns the mean cross-entropy over labelled samples."""
+        logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
+        return functional.cross_entropy(logits, labels) if len(labels) else None
+
+    def metrics(self) -> MetricCollection:
+        """Returns accuracy (share of samples that are right) and macro F1."""
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(self.classes, average="micro", validate_args=False),
+                "F1": MulticlassF1Score(self.classes, average="macro", validate_args=False),
+            }
+        )
+
+    def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
+        """Feeds logits and labels."""
+        logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
+        if len(labels):
+            metrics.update(logits, labels)
+
+
+class Regression(Task):
+    """A number per sample: mean squared or absolute error, and R².
+
+    Predictions under the task's name are `[B]` or `[B, 1]`; labels are float `[B]`, NaN if missing.
+    Its accuracy is R², not below 0.
+
+    Args:
+        name: the task's name.
+        loss: `torch.nn.functional.mse_loss` or another function of predictions and labels.
+        digits: decimals of the errors in tables.
+    """
+
+    def __init__(
+        self, name: str, loss: Callable[[Tensor, Tensor], Tensor] = functional.mse_loss, digits: int = 3
+    ) -> None:
+        self.name = name
+        self.function = loss
+        self.measures = (
+            Measure("MSE", higher_is_better=False, digits=digits),
+            Measure("MAE", higher_is_better=False, digits=digits),
+            Measure("R²", higher_is_better=True, digits=3),
+        )
+
+    def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
+        """Returns the mean loss over labelled samples."""
+        values, labels = self._labelled(predictions, batch)
+        return self.function(values, labels) if len(labels) else None
+
+    def metrics(self) -> MetricCollection:
+        """Returns mean squared error, mean absolute error and R²."""
+        return MetricCollection({"MSE": MeanSquaredError(), "MAE": MeanAbsoluteError(), "R²": R2Score()})
+
+    def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
+        """Feeds predictions and labels."""
+        values, labels = self._labelled(predictions, batch)
+        if len(labels):
+            metrics.update(values, labels)
+
+    def accuracy(self, values: Mapping[str, float]) -> float:
+        """Returns R², 0 where it is negative."""
+        return max(0.0, values["R²"])
+
+    def _labelled(self, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch[self.name]
+        return _labelled(predictions[self.name].reshape(len(labels)), labels, ~torch.isnan(labels))
+
+
+def _labelled(predictions: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The labelled samples; on the CPU, where the question is free, without a copy if that is all of them."""
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return predictions, labels
+    return predictions[mask], labels[mask]

@@ -1,5 +1,0 @@
-"""The report: one HTML file that says what follows from a comparison, shows why, and loads nothing from anywhere."""
-
-from equipoise.experiment.report.page import to_html
-
-__all__ = ["to_html"]

@@ -1,0 +1,79 @@
+"""`equipoise compare` ends with the verdict and the report's path, and `equipoise report` makes the same again."""
+
+import io
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from equipoise.bench.cli import app
+
+COMPARE = ["compare", "digits", "--quick", "--epochs", "1", "--methods", "ew,mao", "--seeds", "1", "--workers", "1"]
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, run(*COMPARE, "--out", folder).output
+
+
+def test_compare_ends_with_the_verdict_and_the_path(compared):
+    folder, output = compared
+    *_, verdict, seen, empty, path = output.rstrip("\n").splitlines()
+    assert verdict.startswith("1 seed is too few for a paired t-test, which needs at least 3: no difference")
+    assert seen.startswith("Mean Δm, highest first: ")
+    assert (empty, path) == ("", f"Report: {folder / 'report.html'}")
+    assert verdict in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_is_made_again_without_training(compared, tmp_path):
+    folder, _ = compared
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    (folder / "report.html").unlink()
+    runs = (folder / "runs.jsonl").read_bytes()
+    assert run("report", folder).output == f"{folder / 'report.html'}\n"
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
+    assert (folder / "runs.jsonl").read_bytes() == runs
+    run("report", folder, "--out", tmp_path / "new" / "page.html")
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == before
+
+
+def test_tables_go_to_the_terminal_or_a_file(compared, tmp_path):
+    folder, _ = compared
+    assert run("report", folder, "--format", "md").output == (folder / "table.md").read_text(encoding="utf-8")
+    frame = pd.read_csv(io.StringIO(run("report", folder, "--format", "csv").output))
+    assert list(frame.method) == ["single-task", "ew", "mao"]
+    latex = run("report", folder, "--format", "latex").output
+    assert "\\begin{tabular}" in latex
+    assert run("report", folder, "--format", "latex", "--out", tmp_path / "t.tex").output == f"{tmp_path / 't.tex'}\n"
+    assert (tmp_path / "t.tex").read_text(encoding="utf-8") == latex
+
+
+def test_what_is_no_finished_comparison_is_said(compared, tmp_path):
+    folder, _ = compared
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "settings.json").write_text("{")
+    for name, message in {
+        "nowhere": "holds no comparison: `equipoise compare` makes one",
+        "empty": "holds no comparison",
+        "file": "is a file, and a folder is needed",
+        "cut": "is not finished: the same `equipoise compare` goes on with it",
+        "damaged": "settings.json is damaged",
+    }.items():
+        done = run("report", tmp_path / name, code=2)
+        assert message in done.output
+        assert len(done.output.splitlines()) == 1
+        assert not (tmp_path / name / "report.html").exists()
+    done = run("report", folder, "--out", tmp_path / "empty", code=2)
+    assert done.output == f"error: {tmp_path / 'empty'} cannot be written: Is a directory.\n"
+    assert "Invalid value for '--format'" in run("report", folder, "--format", "pdf", code=2).output

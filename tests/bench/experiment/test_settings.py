@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import pytest
+
+from equipoise.bench.experiment.settings import Settings, SettingsError, parse_hyperparameters
+
+BASE = Settings("digits", ("ew", "ema"), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant", {"ema": {"beta": 0.2}})
+PLACE = ("runs/digits", "another folder with --out")
+
+
+def test_hyperparameters_from_file_and_command_line(tmp_path):
+    file = tmp_path / "methods.toml"
+    file.write_text("[ema]\nbeta = 0.3\n[mao]\nbetas = [0.8, 0.99]\nlr = 3e-4\n")
+    found = parse_hyperparameters(["ema.beta=0.2", "mgda.normalization=l2", "uw.on=true"], file)
+    assert found == {
+        "ema": {"beta": 0.2},
+        "mao": {"betas": [0.8, 0.99], "lr": 3e-4},
+        "mgda": {"normalization": "l2"},
+        "uw": {"on": True},
+    }
+
+
+@pytest.mark.parametrize("assignment", ["beta=0.2", "ema.beta", "ema.=1", ".beta=1", "ema.beta="])
+def test_assignments_of_another_form(assignment):
+    with pytest.raises(SettingsError, match=r"METHOD\.NAME=VALUE"):
+        parse_hyperparameters([assignment], None)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(SettingsError, match="cannot be read"):
+        parse_hyperparameters([], tmp_path / "missing.toml")
+    file = tmp_path / "methods.toml"
+    file.write_text("[ema\n")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        parse_hyperparameters([], file)
+    file.write_text("beta = 0.2\n")
+    with pytest.raises(SettingsError, match="not a table"):
+        parse_hyperparameters([], file)
+
+
+def test_json_round_trip():
+    assert Settings.from_json(BASE.to_json()) == BASE
+    with pytest.raises(SettingsError, match="another version"):
+        Settings.from_json({"methods": []})
+
+
+def test_more_methods_and_seeds_extend():
+    wanted = replace(BASE, methods=("mao", "ema"), seeds=5)
+    extended = wanted.extend(BASE, *PLACE)
+    assert extended.methods == ("ew", "ema", "mao")
+    assert extended.seeds == 5
+    assert replace(BASE, methods=("ew",), seeds=1).extend(BASE, *PLACE) == BASE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 1e-4}, "lr is 0.001 there and 0.0001 here"),
+        ({"epochs": 2, "quick": True}, "quick is False there and True here; epochs is 8 there and 2 here"),
+        ({"problem": "other"}, "problem is 'digits' there"),
+        ({"source": "0123"}, "the file of digits was another one there"),
+        ({"hyperparameters": {}}, r"ema's hyperparameters are {'beta': 0.2} there and {} here"),
+        ({"hyperparameters": {"ema": {"beta": 0.2}, "single": {"lr": 0.1}}}, "single's hyperparameters"),
+    ],
+)
+def test_other_settings_are_refused_and_named(change, message):
+    with pytest.raises(SettingsError, match=message):
+        replace(BASE, **change).extend(BASE, *PLACE)
+
+
+def test_hyperparameters_of_a_new_method_are_no_difference():
+    given = {"ema": {"beta": 0.2}, "mao": {"lr": 3e-4}}
+    extended = replace(BASE, methods=("mao",), hyperparameters={"mao": {"lr": 3e-4}}).extend(BASE, *PLACE)
+    assert extended.hyperparameters == given
+    assert extended.hyperparameters_of("single:left") == {}
