@@ -12,7 +12,7 @@ from equipoise.aggregators import (
     PCGrad,
 )
 from equipoise.balancer import Balancer
-from equipoise.gradients.jacobian import task_gradients
+from equipoise.gradients import task_gradients
 from equipoise.labels import count_labels, masked_mean
 from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -117,11 +117,11 @@ class Aggregation:
         leaves = ranks.leaves(step)
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
-        shared = {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is None)
+        shared = {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is not None)
         if tensors is not None:
             place = ranks.checked(RepresentationPlace, ranks, step, tensors)
             self._note(shared, reached)
-            under = {leaf: None for row in leaves for leaf in row if leaf in place.under}
+            under = dict.fromkeys(place.under)
             return self._by_statistics(step, coefficients, valid, place, shared | under)
         if self._probe and shared and not waiting and self._all_reach_probe(reached):
             self._note(shared, reached)
@@ -134,14 +134,17 @@ class Aggregation:
         self, step: Step, coefficients: Tensor, valid: Tensor | None, leaves: list[list[Tensor]] | None
     ) -> Outcome:
         collected = self._rows.run(step, coefficients, leaves)
-        return Outcome({}, valid) if collected is None else self.reduce(collected, step, valid)
+        if collected is not None:
+            return self.reduce(collected, step, valid)
+        kept = self._rows.waiting.micro_batches.rows.values()
+        return Outcome({}, self._valid([gradient for row in kept for gradient in row.values()], step, valid))
 
     def reduce(self, collected: Collected, step: Step, valid: Tensor | None) -> Outcome:
         """Adds the balanced gradient of a whole step's rows into `.grad`; `step`: its last micro-batch."""
         ranks = self._company.now()
         shared = {}
         if self._aggregator is not None:
-            shared = self._shared_in(collected.reached, step, probe=True)
+            shared = self._shared_in(collected.reached, step)
             self._note(shared, collected.reached)
         if not isinstance(self._aggregator, GramianAggregator):
             shared = dict.fromkeys(ranks.ordered(shared))  # what is drawn goes by the order
@@ -220,14 +223,19 @@ class Aggregation:
         valid: Tensor | None,
     ) -> Outcome:
         """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
-        if step.scale.checked:
-            finite = self._company.now().all_true(all_finite(gradients.values(), step.values.device))
-            valid = finite if valid is None else valid & finite
+        valid = self._valid(gradients.values(), step, valid)
         self._rows.waiting.end()
         write(gradients)
         if state is not None:
             state.commit(valid)
         return Outcome(weights, valid)
+
+    def _valid(self, gradients: Iterable[Tensor], step: Step, valid: Tensor | None) -> Tensor | None:
+        """Whether a step counts that comes to these gradients."""
+        if not step.scale.checked:
+            return valid
+        finite = self._company.now().all_true(all_finite(gradients, step.values.device))
+        return finite if valid is None else valid & finite
 
     def _by_task(
         self, tasks: Sequence[str], weights: Tensor | None, shared: Mapping[Tensor, None]
@@ -247,24 +255,27 @@ class Aggregation:
         """Whether the statistics can be taken on the probe: a task that does not reach it would have no say."""
         return all(any(p in self._probe for p in row) for row in reached.values())
 
-    def _shared_in(self, reached: Mapping[str, Sequence[Tensor]], step: Step, probe: bool) -> dict[Tensor, None]:
+    def _shared_in(
+        self, reached: Mapping[str, Sequence[Tensor]], step: Step, given: bool = False
+    ) -> dict[Tensor, None]:
         """Returns what is shared in this step.
 
         Args:
             reached: task → the trained leaves that it reaches, in all micro-batches and on all ranks.
             step: the last micro-batch.
-            probe: the probe is of use.
+            given: a representation says what is shared.
 
         Raises:
             ValueError: it leaves nothing to balance or, with a probe, to measure.
         """
         found = self._shared.find(reached.values())
-        if probe and self._probe and found and step.complete and not any(p in self._probe for p in found):
+        everybody = 1 < len(reached) == len(self._tasks)
+        if not given and everybody and self._probe and found and not any(p in self._probe for p in found):
             raise ValueError(
                 "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
                 "parameters of the shared trunk, such as its last layer, or leave probe out."
             )
-        if not found and 1 < len(reached) == len(self._tasks):
+        if not given and everybody and not found:
             self._nothing_shared(reached, step)
         return found
 

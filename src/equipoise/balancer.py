@@ -19,7 +19,7 @@ from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.graph.walk import Graph
+from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected, MicroBatches, Waiting
 from equipoise.gradients.places import Representation, read_representation
@@ -329,7 +329,7 @@ class Balancer(nn.Module):
         scaled = step.scale.coefficients(coefficients)
         leaves: list[list[Tensor]] = []
         if step.accumulate:
-            leaves = Graph(step.held, together=True, repeatable=False).leaves
+            leaves = reached_leaves(step.held, together=True, repeatable=False)
         watcher = self._watching.now
         with watcher.around(ranks, step, scaled) if watcher else nullcontext():
             reached = ranks.one_pass(step, scaled)

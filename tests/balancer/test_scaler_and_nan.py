@@ -1,6 +1,7 @@
 """GradScaler, and `check_finite=False`, the way of accelerators, on the CPU: an overflow or NaN keeps the state."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -116,14 +117,37 @@ def test_unchecked_nan_shows_in_the_gradients_and_not_in_the_state(name, value):
 
 
 @pytest.mark.parametrize("name", ["ema", "famo", "gradnorm", "mgda", "graddrop", "cagrad", "nash-mtl"])
-def test_unchecked_loss_below_zero_makes_the_step_contribute_nothing(name):
+@pytest.mark.parametrize("looks", [True, False], ids=["on the host", "as on a device"])
+def test_a_loss_below_zero_is_left_out(name, looks):
+    """On the CPU, and as on an accelerator, where the host does not look at losses: there its head gets zeros."""
+    model, twin = Network().double(), Network().double()
+    balancer, expected = (eq.Balancer(TASKS, *METHODS[name](), check_finite=looks) for _ in range(2))
+    for index in range(4):
+        broken = index in (1, 2)
+        losses = model.losses(batch(index))
+        if broken:
+            losses["b"] = losses["b"] - 1e4
+        with pytest.warns(UserWarning, match="the loss of task 'b' is 0 or below") if index == 1 else nullcontext():
+            weights = balancer.backward(losses)
+        wanted = expected.backward(twin.losses(batch(index), ["a", "c"] if broken else TASKS))
+        for task, weight in weights.items():
+            torch.testing.assert_close(weight, wanted.get(task, torch.zeros_like(weight)), rtol=1e-9, atol=1e-12)
+        for found, other in zip(gradients(model).values(), gradients(twin).values(), strict=True):
+            if found is not None:
+                torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-12)
+    for (key, found), other in zip(balancer.state_dict().items(), expected.state_dict().values(), strict=True):
+        if isinstance(found, torch.Tensor):
+            torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("name", ["ema", "famo", "gradnorm"])
+def test_where_no_task_remains_the_step_contributes_nothing(name):
     model = Network()
-    balancer = eq.Balancer(TASKS, *METHODS[name](), check_finite=False)
+    balancer = eq.Balancer(TASKS, *METHODS[name]())
     balancer.backward(model.losses(batch(0)))
     before, grads = snapshot(balancer)[0], gradients(model)
-    losses = model.losses(batch(1))
-    losses["b"] = losses["b"] - 1e4
-    balancer.backward(losses)
+    with pytest.warns(UserWarning, match="'a', 'b', 'c'"):
+        assert balancer.backward({task: loss - 1e4 for task, loss in model.losses(batch(1)).items()}) == {}
     assert_same(snapshot(balancer)[0], before)
     assert_same(gradients(model), grads)
 

@@ -60,11 +60,12 @@ def test_shared_may_name_what_one_task_alone_reaches():
 
 @pytest.mark.parametrize("probe", ["trunk.weight", "branch"])
 def test_probe_restricts_the_statistics_and_the_weights_apply_to_all(probe):
+    """Where a task does not reach it, as c the branch, they are those of all that is shared."""
     model = Network().double()
     rows = task_gradients_by_hand(model, batch(0))
     given = {"a": 0.3, "b": -2.0, "c": 5.0}
     aggregator = Recorder(list(given.values()))
-    names = ["trunk.weight"] if probe == "trunk.weight" else ["branch.weight", "branch.bias"]
+    names = ["trunk.weight"] if probe == "trunk.weight" else shared_names(model)
     parameters = [model.trunk.weight] if probe == "trunk.weight" else model.branch
     weights = eq.Balancer(TASKS, aggregator=aggregator, probe=parameters).backward(model.losses(batch(0)))
     shared = shared_names(model)
@@ -107,12 +108,8 @@ def test_probe_takes_one_pass_a_task_down_to_the_probe_and_one_through_the_trunk
     model = Network()
     passes = {"trunk": 0, "branch": 0}
     for part in passes:
-        getattr(model, part).register_full_backward_hook(
-            lambda *_, part=part: passes.__setitem__(part, passes[part] + 1)
-        )
-    eq.Balancer(["a", "b"], aggregator=eq.IMTLG(), probe=model.branch).backward(
-        model.losses(batch(0).requires_grad_(), ["a", "b"])
-    )
+        getattr(model, part).weight.register_hook(lambda _, part=part: passes.__setitem__(part, passes[part] + 1))
+    eq.Balancer(["a", "b"], aggregator=eq.IMTLG(), probe=model.branch).backward(model.losses(batch(0), ["a", "b"]))
     assert passes["trunk"] == 1
 
 

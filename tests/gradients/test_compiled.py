@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.gradients import compiled as compiled_graphs
+from equipoise.gradients.graph import compiled as compiled_graphs
 from equipoise.gradients import reached_leaves
 
 Outputs = dict[str, Any]

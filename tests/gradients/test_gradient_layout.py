@@ -1,4 +1,4 @@
-"""What ends in `.grad`: dense, laid out like its parameter, and memory of its own."""
+"""What ends in `.grad`: laid out like its parameter, sparse where autograd gives it so, and memory of its own."""
 
 import pytest
 import torch
@@ -120,10 +120,11 @@ def test_equals_plain_backward_and_owns_its_memory(case, way):
     factor = 1.0 if scaler is None else 8.0
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad.to_dense(), factor * gradient, rtol=1e-12, atol=1e-12)
-        if way != "together":
+        if way != "together" and case is not sparse:
             assert parameter.grad.layout == torch.strided
             assert parameter.grad.stride() == parameter.stride()
-    if way == "together":
+        assert parameter.grad.is_sparse == (case is sparse)
+    if way == "together" or case is sparse:
         return  # PyTorch's own accumulation: what shares memory there is its affair
     for index, parameter in enumerate(parameters):
         parameter.grad.fill_(float(index + 10))

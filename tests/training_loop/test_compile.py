@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from training_loop.loops import Model, losses_of
 
 import equipoise as eq
-from equipoise.gradients import compiled as compiled_graphs
+from equipoise.gradients.graph import compiled as compiled_graphs
 from equipoise.gradients import reached_leaves
 
 Forward = Callable[[Tensor], dict[str, Tensor]]

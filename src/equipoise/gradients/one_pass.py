@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equipoise.gradients.graph.walk import Graph, untouched_leaves
+from equipoise.gradients.graph.walk import reached_leaves, untouched_leaves
 from equipoise.gradients.step import Step
 
 
@@ -21,8 +21,8 @@ def one_pass(step: Step, coefficients: Tensor) -> list[Tensor]:
     """
     reached: dict[Tensor, None] = {}
     if step.scale.checked or step.retain_graph:
-        graph = Graph(step.held, together=True, repeatable=step.retain_graph)
-        reached = dict.fromkeys(leaf for row in graph.leaves for leaf in row)
+        rows = reached_leaves(step.held, together=True, repeatable=step.retain_graph)
+        reached = dict.fromkeys(leaf for row in rows for leaf in row)
     untouched, certain = ([], True) if step.complete else untouched_leaves(step.held)
     untouched = [leaf for leaf in untouched if leaf.grad is None]
     torch.autograd.backward(step.held, step.weights(coefficients), retain_graph=step.retain_graph)

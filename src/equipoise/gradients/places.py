@@ -28,11 +28,13 @@ class Place(Protocol):
     Attributes:
         edges: for each loss of the step that this rank has, where its graph is cut.
         above: for each of them the leaves that lie above.
+        apart: whether what lies above belongs to one task each.
         joins_at_cut: whether the pass that all tasks take together starts at the cut; else it starts at the losses.
     """
 
     edges: Sequence[Sequence[GradientEdge]]
     above: Sequence[Mapping[Tensor, None]]
+    apart: bool
     joins_at_cut: bool
 
     def leaves(self) -> Iterable[Tensor]:
@@ -55,7 +57,7 @@ class Probe:
         self._ranks = ranks
         self._probe = list(probe)
         cut = step.cut
-        self.joins_at_cut = True
+        self.apart = self.joins_at_cut = True
         self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
         self.above = cut.above if cut else [{} for _ in step.held]
 
@@ -110,6 +112,7 @@ class RepresentationPlace:
         self._at = [GradientEdge(tensor.grad_fn, tensor.output_nr) for tensor in at if tensor.grad_fn is not None]
         self.edges = [self._at for _ in step.held]
         self.above = [{leaf: None for leaf in row if leaf not in under} for row in above]
+        self.apart = False
         self.joins_at_cut = not any(leaf in under for row in above for leaf in row)
 
     def leaves(self) -> Iterable[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -11,7 +12,6 @@ from equipoise.gradients.gramian import combine
 from equipoise.gradients.jacobian import Row, gradients_of, to_cut
 from equipoise.gradients.places import AtCut, Place
 from equipoise.gradients.ranks import Alone
-from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.step import Step
 
 
@@ -44,19 +44,26 @@ class Statistics:
             others; scaled.
         """
         leaves = self._ranks.leaves(step)
+        trained = {leaf for row in leaves for leaf in row}
+        reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
         scaled = step.weights(self._ranks.own(step, step.scale.coefficients(coefficients)))
-        at_cut, rows = self._one_by_one(step, scaled, step.at_held(with_inputs(self._ranks, step, leaves)))
+        at_cut, rows = self._one_by_one(step, scaled, step.at_held(leaves))
         weights = solve(step.scale.unscaled_products(self._place.gramian(at_cut, rows)))
         starts = at_cut
         if not self._place.joins_at_cut:
             held = iter(zip(step.held, scaled, strict=True))
             starts = [{} if loss is None else {get_gradient_edge(loss): next(held)[1]} for loss in step.losses]
-        gradients = self._all_together(step, starts, weights)
-        for row, above, weight in zip(rows, self._above(step), weights.unbind(), strict=True):
+        above = self._above(step)
+        over = {leaf for row in above for leaf in row} if self._place.joins_at_cut else set()
+        inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in over]
+        gradients = self._all_together(starts, torch.ones_like(weights), inputs, retain_graph=True)
+        below = [leaf for leaf in reached if leaf in self._shared and leaf not in over]
+        gradients |= self._all_together(starts, weights, below, step.retain_graph)
+        for row, own, weight in zip(rows, above, weights.unbind(), strict=True):
             for leaf, gradient in row.items():
                 if leaf not in self._shared:
                     part = gradient
-                elif self._place.joins_at_cut and leaf in above:
+                elif self._place.joins_at_cut and leaf in own:
                     part = gradient * weight.to(gradient.dtype)
                 else:
                     continue  # it was for the Gramian, or comes from the pass of all tasks
@@ -65,19 +72,19 @@ class Statistics:
         return weights, self._ranks.summed({"": self._ranks.completed(gradients, every)})[""]
 
     def _one_by_one(
-        self, step: Step, scaled: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+        self, step: Step, scaled: Sequence[Tensor], trained: Sequence[Sequence[Tensor]]
     ) -> tuple[list[AtCut], list[Row]]:
-        """Returns for each task its gradients at the cut, and its row: what is its own, or lies above, or at the place."""
+        """Returns for each task its gradients at the cut, and its row: what is its own, lies above, or at the place."""
         measured = set(self._place.leaves())
+        last = len(step.held) - 1
         found: list[tuple[AtCut, Row]] = []
-        for loss, weight, leaves, edges, above in zip(
-            step.held, scaled, wanted, self._place.edges, self._place.above, strict=True
+        for index, (loss, weight, leaves, edges, above) in enumerate(
+            zip(step.held, scaled, trained, self._place.edges, self._place.above, strict=True)
         ):
-            below = [
-                leaf for leaf in leaves if leaf not in above and (leaf in measured or leaf not in self._shared)
-            ]
-            retain = step.retain_graph or not self._place.joins_at_cut
-            at, row = to_cut(loss, leaves, weight, edges, above, retain)
+            below = [leaf for leaf in leaves if leaf not in above and (leaf in measured or leaf not in self._shared)]
+            shared_above = index < last and not self._place.apart
+            retain = step.retain_graph or not self._place.joins_at_cut or shared_above
+            at, row = to_cut(loss, list(above), weight, edges, above, retain)
             row.update(gradients_of(list(at), below, list(at.values()), retain_graph=True))
             found.append((at, row))
         entries = iter(found)
@@ -88,13 +95,9 @@ class Statistics:
         above = iter(self._place.above)
         return [() if loss is None else next(above) for loss in step.losses]
 
-    def _all_together(self, step: Step, starts: Sequence[AtCut], weights: Tensor) -> Row:
-        """Goes back once, from the weighted sum of the tasks' gradients at the cut, to what is shared below it."""
+    def _all_together(self, starts: Sequence[AtCut], weights: Tensor, leaves: Sequence[Tensor], retain_graph: bool) -> Row:
+        """Goes back once, from the weighted sum of the tasks' gradients at the cut."""
         edges: list[GradientEdge] = list(dict.fromkeys(edge for at in starts for edge in at))
-        if not edges:
+        if not edges or not leaves:
             return {}
-        own = {leaf for row in self._place.above for leaf in row} if self._place.joins_at_cut else set()
-        reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
-        below = [leaf for leaf in reached if leaf in self._shared and leaf not in own]
-        outer = combine([[at.get(edge) for edge in edges] for at in starts], weights)
-        return gradients_of(edges, below, outer, step.retain_graph)
+        return gradients_of(edges, leaves, combine([[at.get(edge) for edge in edges] for at in starts], weights), retain_graph)

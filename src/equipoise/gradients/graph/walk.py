@@ -149,6 +149,11 @@ class Graph:
         return inputs
 
 
+def reached_leaves(losses: Sequence[Tensor], *, together: bool = False, repeatable: bool = True) -> list[list[Tensor]]:
+    """Returns for each loss the leaves that a backward pass of it would reach; arguments and errors as in `Graph`."""
+    return Graph(losses, together=together, repeatable=repeatable).leaves
+
+
 def leaves_until(outputs: Sequence[Tensor], stops: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[int]]:
     """Finds the leaves that a backward pass of each output would reach if it ended at the tensors `stops`.
 

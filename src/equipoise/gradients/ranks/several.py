@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from equipoise.gradients.graph.walk import Graph
+from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.graph.wrappers import Wrapped
 from equipoise.gradients.jacobian import Row, Rows, gradients_of, rows_of
 from equipoise.gradients.ranks.alone import Alone
@@ -249,7 +249,7 @@ class Several(Alone):
 
     def walked(self, step: Step, repeatable: bool) -> dict[Tensor, None]:
         """Returns the leaves that one backward pass reaches on this rank."""
-        graph = Graph(step.held, together=True, repeatable=repeatable)
-        return dict.fromkeys(leaf for row in graph.leaves for leaf in row)
+        rows = reached_leaves(step.held, together=True, repeatable=repeatable)
+        return dict.fromkeys(leaf for row in rows for leaf in row)
 
 
