@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from equipoise.gradients.gramian import BLOCK, gramian, wide_dtype
+from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.layers.plan import Graph, Unsupported, Use, plan
+
+WAITING = 1 << 14
+"""Columns of small gradients that wait for each other, so that they are multiplied in one product."""
 
 
 def gramian_by_layers(
@@ -33,9 +37,10 @@ def gramian_by_layers(
     All products are taken in float64 (see `gramian`), from gradients, activations and cotangents in the precision of
     the model.
 
-    Nothing in the graph is released, and no `.grad` is written. Hooks on tensors and nodes below the roots are called
-    as in any backward pass, with tensors of one task that stand for all; randomness in a backward pass is the same for
-    all tasks.
+    Nothing in the graph is released, and no leaf's `.grad` is written. Hooks on tensors and nodes below the roots are
+    called as in any backward pass, once, with a tensor in `torch.vmap` that stands for all tasks; it must not outlive
+    the call, so that `retain_grad()` on a tensor in the graph leaves it with a `.grad` that cannot be used. Randomness
+    in a backward pass is the same for all tasks.
 
     Args:
         roots: where the tasks' graphs merge.
@@ -61,22 +66,25 @@ def gramian_by_layers(
         leaf.register_hook(products.take_rows)  # type: ignore[no-untyped-call]
         for leaf in ways.explicit
     ]
-    handles += [use.node.register_prehook(products.taking(use)) for use in ways.closed]
+    handles += [use.node.register_prehook(products.taking(use)) for use in ways.passed]
+    inputs: list[Any] = [*ways.explicit, *(GradientEdge(use.node, 0) for use in ways.ends)]
 
     def backward(outer: Sequence[Tensor]) -> Tensor:
-        torch.autograd.grad(edges, ways.explicit, outer, retain_graph=True, allow_unused=True)
-        return torch.zeros(())
+        found = torch.autograd.grad(edges, inputs, outer, retain_graph=True, allow_unused=True)
+        for use, cotangents in zip(ways.ends, found[len(ways.explicit) :], strict=True):
+            products.taking(use)([cotangents])
+        return torch.zeros(())  # it has to return something
 
     try:
-        if ways.explicit:
-            torch.vmap(backward, randomness="same")(outer)
+        if inputs:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")  # a node's formula goes task by task
+                torch.vmap(backward, randomness="same")(outer)
     except RuntimeError as error:
         for handle in handles:
             handle.remove()
-        one = [rows[0] for rows in outer]
-        torch.autograd.grad(
-            edges, ways.explicit, one, retain_graph=True, allow_unused=True
-        )  # raises what is autograd's
+        one = [rows[0] for rows in outer]  # one task alone shows what is autograd's own error
+        torch.autograd.grad(edges, list(graph.leaves), one, retain_graph=True, allow_unused=True)
         raise Unsupported(f"The tasks cannot go through the graph together: {error}") from error
     finally:
         for handle in handles:
@@ -124,7 +132,7 @@ class _Products:
     def _add_rows(self, rows: Tensor) -> None:
         waiting = self.waiting[rows.device]
         waiting.append(rows)
-        if sum(some[0].numel() for some in waiting) >= BLOCK:
+        if sum(some[0].numel() for some in waiting) >= WAITING:
             self._multiply(rows.device)
 
     def _multiply(self, device: torch.device) -> None:

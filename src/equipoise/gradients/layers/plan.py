@@ -55,12 +55,14 @@ class Plan:
     """How each leaf that the graph reaches is done.
 
     Attributes:
-        closed: those whose products follow from what goes into and comes out of the layer.
         explicit: those whose gradients `[K, *shape]` are computed, multiplied and dropped.
+        passed: those with a closed form, by nodes that a backward pass executes on its way to others.
+        ends: those with a closed form, by nodes where a backward pass can end.
     """
 
-    closed: list[Use]
     explicit: list[Tensor]
+    passed: list[Use]
+    ends: list[Use]
 
 
 class Graph:
@@ -102,8 +104,8 @@ class Graph:
             raise Unsupported("The parameters are sharded, and DTensors cannot be batched over the tasks.")
 
     def weights(self) -> list[Use]:
-        """Finds the leaves that are the weight of one node that there is a rule for, and nothing else."""
-        found = [self._use(leaf, node) for leaf, node in self.leaves.items()]
+        """Finds the real leaves that are the weight of one node that there is a rule for, and nothing else."""
+        found = [self._use(leaf, node) for leaf, node in self.leaves.items() if not leaf.is_complex()]
         return [use for use in found if use is not None]
 
     def _use(self, leaf: Tensor, node: Node) -> Use | None:
@@ -126,19 +128,31 @@ def plan(graph: Graph, tasks: int) -> Plan:
     """
     closed = [use for use in graph.weights() if use.closed_cost(tasks) <= use.explicit_cost(tasks)]
     closed = _handed_on_unchanged([use for use in closed if not _has_hooks(use)])
-    closed = _executed(graph, closed)
-    done = {use.leaf for use in closed}
-    return Plan(closed, [leaf for leaf in graph.leaves if leaf not in done])
+    users = {use.node for use in closed}
+    explicit = {leaf: node for leaf, node in graph.leaves.items() if leaf not in {use.leaf for use in closed}}
+    targets, executed = set(explicit.values()), set()
+    for node in graph.nodes:
+        if any(child in executed or child in targets for child, _ in node.next_functions):
+            executed.add(node)
+        elif node in users:
+            targets.add(node)
+    return Plan(
+        explicit=list(explicit),
+        passed=[use for use in closed if use.node in executed],
+        ends=[use for use in closed if use.node not in executed],
+    )
 
 
 def _has_hooks(use: Use) -> bool:
-    """Whether the leaf, or the node after its backward pass, or the tensor that the form reads, has hooks."""
-    handle = use.node.register_hook(lambda *_: None)  # the only way to get at the node's other hooks
-    hooks = handle.hooks_dict_ref()
-    others = hooks is not None and len(hooks) > 1
-    handle.remove()
+    """Whether there are hooks on the leaf, around the node, or that have packed the tensor that the form reads."""
+    for register in (use.node.register_prehook, use.node.register_hook):
+        handle = register(lambda *_: None)  # the only way to get at the node's other hooks
+        hooks = handle.hooks_dict_ref()
+        handle.remove()
+        if hooks:
+            return True
     packed = getattr(getattr(use.node, f"_raw_saved_{use.rule.saved}"), "unpack_hook", None) is not None
-    return others or packed or bool(use.leaf._backward_hooks)
+    return packed or bool(use.leaf._backward_hooks)
 
 
 def _handed_on_unchanged(uses: Sequence[Use]) -> list[Use]:
@@ -160,32 +174,14 @@ def _handed_on_unchanged(uses: Sequence[Use]) -> list[Use]:
     ]
 
 
-def _executed(graph: Graph, uses: Sequence[Use]) -> list[Use]:
-    """Leaves out the uses by nodes that autograd would not execute, as they lead to no other leaf that is wanted."""
-    closed = {use.leaf for use in uses}
-    by_node: dict[Node, list[Use]] = defaultdict(list)
-    for use in uses:
-        by_node[use.node].append(use)
-    explicit = {node for leaf, node in graph.leaves.items() if leaf not in closed}
-    leading: set[Node] = set()
-    kept = []
-    for node in graph.nodes:
-        leads = node in explicit or any(child in leading for child, _ in node.next_functions)
-        if leads:
-            kept += by_node[node]
-        if leads or node in by_node:  # of one that is left out, the leaf is explicit
-            leading.add(node)
-    return kept
-
-
 def layers_save(roots: Sequence[GradientEdge], leaves: Collection[Tensor], tasks: int) -> bool:
     """Decides from shapes alone whether `gramian_by_layers` is the better way to a weighted gradient than rows.
 
-    Layers hold the largest leaf's share at a time, and the K cotangents of some three layers' outputs (of a node, and
-    of those before and after it), where rows hold K gradients of all leaves. They take one more backward pass, with
-    the weights, and save the gradients of layers that have closed forms. They are taken where they hold at most half
-    the numbers and count at most a quarter more multiplications. Only the leaves' own are counted, those of nodes
-    without a rule (see `rules.RULES`) as if they were used at one position.
+    Layers hold what the most costly leaf takes, and K tasks' cotangents at once; six times those of the largest output
+    is what convolutions with batch normalisation were measured to hold, the most of all. Rows hold K gradients of all
+    leaves. Layers take one more backward pass, with the weights, and save the gradients that have closed forms. They
+    are taken where they hold at most half the numbers, with at most a quarter more multiplications. Only the leaves'
+    own are counted, those of nodes without a rule (see `rules.RULES`) as if there were one position.
 
     Args:
         roots: as in `gramian_by_layers`.
@@ -201,7 +197,8 @@ def layers_save(roots: Sequence[GradientEdge], leaves: Collection[Tensor], tasks
         return False
     uses = {use.leaf: use for use in graph.weights()}
     size = sum(leaf.numel() for leaf in graph.leaves)
-    outputs = max((math.prod(data.shape) for node in graph.nodes for data in node._input_metadata), default=0)
+    layers = [node for node in graph.nodes if not (hasattr(node, "variable") or node.name() in VIEWS)]
+    outputs = max((math.prod(data.shape) for node in layers for data in node._input_metadata), default=0)
     largest = by_layers = by_rows = 0
     for leaf in graph.leaves:
         sizes = uses[leaf].sizes if leaf in uses else Sizes(1, leaf.numel(), 1)
@@ -212,5 +209,5 @@ def layers_save(roots: Sequence[GradientEdge], leaves: Collection[Tensor], tasks
         largest = max(largest, cost.numbers)
         by_layers += cost.operations + (tasks + 2) * one_pass
         by_rows += explicit.operations + tasks * one_pass + tasks * leaf.numel()
-    held = largest + 3 * tasks * outputs
-    return 2 * held <= tasks * size + 3 * outputs and 4 * by_layers <= 5 * by_rows
+    held = largest + 6 * tasks * outputs
+    return 2 * held <= tasks * size + 6 * outputs and 4 * by_layers <= 5 * by_rows

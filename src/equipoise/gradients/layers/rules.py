@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
-from equipoise.gradients.gramian import wide_dtype
+from equipoise.gradients.gramian import BLOCK, wide_dtype
 
 
 class Sizes(NamedTuple):
@@ -105,24 +105,31 @@ class Rule:
 
 
 def explicit_cost(sizes: Sizes, tasks: int) -> Cost:
-    """What the gradients `[K, O, I]` themselves and their products take."""
+    """What the gradients `[K, O, I]` themselves and their products, block by block, take."""
     positions, inputs, outputs = sizes
     weights = inputs * outputs
-    return Cost(numbers=tasks * weights, operations=tasks * positions * weights + tasks**2 * weights)
+    return Cost(
+        numbers=tasks * weights + 2 * tasks * min(weights, BLOCK),
+        operations=tasks * positions * weights + tasks**2 * weights,
+    )
 
 
 def _outer_gramian(activations: Tensor, cotangents: Tensor) -> Tensor:
-    """`Σ_{n,m} (a_n·a_m) (e_kn·e_lm)`: the inner sum over n at once for all l, K·N²·O, then the products of K rows."""
+    """`Σ_{n,m} (a_n·a_m) (e_kn·e_lm)`, by blocks of outputs: the sum over n for all l at once, then as for K rows."""
     a = activations.to(wide_dtype(activations.device))
-    e = cotangents.to(a.dtype)
-    return (a @ a.T @ e).flatten(1) @ e.flatten(1).T
+    products = a @ a.T
+    total = a.new_zeros(len(cotangents), len(cotangents))
+    for some in torch.split(cotangents, max(BLOCK // max(len(a), 1), 1), dim=2):
+        e = some.to(a.dtype)
+        total.addmm_((products @ e).flatten(1), e.flatten(1).T)
+    return total
 
 
 def _outer_cost(sizes: Sizes, tasks: int) -> Cost:
     positions, inputs, outputs = sizes
     rows = tasks * positions * outputs
     return Cost(
-        numbers=2 * (positions * (positions + inputs) + 2 * rows),
+        numbers=2 * positions * (positions + inputs) + 2 * 2 * min(rows, tasks * max(BLOCK, positions)),
         operations=positions**2 * inputs + positions * rows + tasks * rows,
     )
 
@@ -201,5 +208,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 """All else, such as the scales and shifts of a normalisation, has gradients small enough to be held."""
 
-VIEWS = frozenset({"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0"})
+VIEWS = frozenset(
+    {
+        "CloneBackward0",
+        "PermuteBackward0",
+        "ReshapeAliasBackward0",
+        "SqueezeBackward0",
+        "SqueezeBackward1",
+        "TBackward0",
+        "TransposeBackward0",
+        "UnsafeViewBackward0",
+        "UnsqueezeBackward0",
+        "ViewBackward0",
+    }
+)
 """Nodes between a weight and where it is used that at most put its entries in another order."""
