@@ -315,6 +315,11 @@ def hooked_leaf(model, x):
     return model(x)
 
 
+def constant_leaf(model, x):
+    model[0].weight.register_hook(lambda gradient: torch.ones(6, 6, dtype=torch.float64))
+    return model(x)
+
+
 def hooked_before_node(model, x):
     hidden = model[0](x)
     hidden.grad_fn.register_prehook(lambda gradients: tuple(map(negated, gradients)))
@@ -334,11 +339,20 @@ def hooked_module(model, x):
 
 
 @pytest.mark.parametrize(
-    "hooked", [hooked_output, hooked_view, hooked_leaf, hooked_before_node, hooked_after_node, hooked_module]
+    "hooked",
+    [hooked_output, hooked_view, hooked_leaf, constant_leaf, hooked_before_node, hooked_after_node, hooked_module],
 )
 def test_hooks_change_gradients_as_in_any_backward_pass(hooked):
     model = mlp(6, 6, 6)
     assert_equals_rows([hooked(model, doubles(2, 6))], model.parameters())
+
+
+def test_a_hook_is_called_once_with_the_gradient():
+    model, seen = mlp(6, 6), []
+    z = model(doubles(2, 6))
+    model[0].weight.register_hook(lambda gradient: seen.append(min(gradient.stride())))
+    gramian_by_layers([get_gradient_edge(z)], cotangents_of([z]), list(model.parameters()))
+    assert seen == [1]  # not the zeros, of stride 0, that are sent through views
 
 
 @pytest.mark.parametrize("positions", [2, 50])  # by a closed form, and explicitly
@@ -348,8 +362,9 @@ def test_a_tensor_changed_in_place_is_autograds_error(positions):
     z = model[2](hidden)
     with torch.no_grad():
         hidden.mul_(2)
+    weights = [model[0].weight, model[2].weight]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        gramian_by_layers([get_gradient_edge(z)], cotangents_of([z]), list(model.parameters()))
+        gramian_by_layers([get_gradient_edge(z)], cotangents_of([z]), weights)
     assert all(not leaf._backward_hooks for leaf in model.parameters())
 
 
@@ -442,12 +457,17 @@ def test_memory(positions):
         assert memory.most < 3 * layer + 3 * outputs
 
 
+def saves(model, positions, tasks):
+    z = model(doubles(positions, model[0].in_features))
+    return layers_save([get_gradient_edge(z)], list(model.parameters()), tasks)
+
+
 def test_layers_save_where_they_hold_less_for_hardly_more_work():
-    model = mlp(*[64] * 9)
-    z = model(doubles(8, 64))
-    assert layers_save([get_gradient_edge(z)], list(model.parameters()), 26)
-    z = model(doubles(4096, 64))  # outputs are larger than layers
-    assert not layers_save([get_gradient_edge(z)], list(model.parameters()), 26)
-    narrow = mlp(8, 512)
-    z = narrow(doubles(300, 8))  # one layer is all there is
-    assert not layers_save([get_gradient_edge(z)], list(narrow.parameters()), 26)
+    deep = mlp(*[64] * 41)
+    assert saves(deep, 8, 26)
+    assert saves(deep, 64, 26)
+    assert not saves(deep, 64, 2)  # a third backward pass beside two
+    assert not saves(deep, 4096, 26)  # outputs are larger than layers
+    wide = mlp(512, 512)  # one layer is all there is
+    assert saves(wide, 8, 26)  # but its gradients are not needed
+    assert not saves(wide, 400, 26)

@@ -125,6 +125,15 @@ def test_it_is_taken_and_the_gradient_is_never_computed(case, wanted, monkeypatc
     torch.testing.assert_close(found, expected @ expected.T, rtol=1e-12, atol=1e-10)
 
 
+def test_only_the_lowest_of_several_layers_is_an_end():
+    """Whose cotangents wait for the end of the backward pass, where those of others are dropped at once."""
+    model = nn.Sequential(*[nn.Linear(20, 20, bias=False) for _ in range(4)])
+    output = model(torch.randn(3, 20))
+    ways = plan(Graph([get_gradient_edge(output)], list(model.parameters())), K)
+    assert {use.leaf for use in ways.passed} == {layer.weight for layer in model[1:]}
+    assert [use.leaf for use in ways.ends] == [model[0].weight]
+
+
 EXPLICIT = {
     "many positions": lambda w: F.linear(doubles(500, 20), w),
     "used twice": lambda w: F.linear(doubles(3, 20), w) + F.linear(doubles(3, 20), w),
