@@ -80,7 +80,7 @@ def gramian_by_layers(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # a node's formula goes task by task
                 torch.vmap(backward, randomness="same")(outer)
-    except RuntimeError as error:
+    except Exception as error:
         for handle in handles:
             handle.remove()
         one = [rows[0] for rows in outer]  # one task alone shows what is autograd's own error

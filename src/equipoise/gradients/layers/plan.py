@@ -128,8 +128,8 @@ def plan(graph: Graph, tasks: int) -> Plan:
     """
     closed = [use for use in graph.weights() if use.closed_cost(tasks) <= use.explicit_cost(tasks)]
     closed = _handed_on_unchanged([use for use in closed if not _has_hooks(use)])
-    users = {use.node for use in closed}
-    explicit = {leaf: node for leaf, node in graph.leaves.items() if leaf not in {use.leaf for use in closed}}
+    users, weights = {use.node for use in closed}, {use.leaf for use in closed}
+    explicit = {leaf: node for leaf, node in graph.leaves.items() if leaf not in weights}
     targets, executed = set(explicit.values()), set()
     for node in graph.nodes:
         if any(child in executed or child in targets for child, _ in node.next_functions):
