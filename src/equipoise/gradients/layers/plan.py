@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from equipoise.gradients.compiled import compiled_graph
 from equipoise.gradients.layers.rules import RULES, VIEWS, Cost, Rule, Sizes, explicit_cost
-from equipoise.gradients.sharded import is_sharded
+from equipoise.gradients.shards import is_sharded
 
 
 class Unsupported(Exception):  # noqa: N818 - an answer rather than an error
