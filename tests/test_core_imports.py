@@ -12,10 +12,10 @@ import equipoise
 PACKAGE = Path(equipoise.__file__).parent
 
 LAYERS = (
-    ("_checks", "_state", "labels", "loaders"),
+    ("_checks", "_active", "_state", "_adam", "_notices", "labels", "loaders"),
     ("gradients",),
     ("objectives", "aggregators"),
-    ("balancer", "_parts", "optim"),
+    ("balancer", "_parts", "_weigh", "_aggregation", "optim"),
     ("methods", "monitor", "integrations"),
     ("__init__",),
     ("bench",),
@@ -25,7 +25,7 @@ LAYERS = (
 
 HEIGHTS = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
-EXCEPTIONS = {"_parts.py imports equipoise.integrations.torchjd"}
+EXCEPTIONS: set[str] = set()
 """Imports of a higher layer that are there all the same."""
 
 USE_THE_CORE = """

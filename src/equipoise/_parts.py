@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
-from equipoise.integrations.torchjd import adapt_aggregator, adapt_objective, is_torchjd
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
+
+
+class Library(NamedTuple):
+    """Another library whose parts a Balancer takes.
+
+    Attributes:
+        has: whether something is a part of it.
+        objective: makes an objective of a part; raises TypeError for one that is none.
+        aggregator: makes an aggregator of a part; raises TypeError for one that is none.
+    """
+
+    has: Callable[[object], bool]
+    objective: Callable[[Any], Objective]
+    aggregator: Callable[[Any], Aggregator]
+
+
+LIBRARIES: list[Library] = []
+"""Those that `equipoise.integrations` knows."""
 
 
 def as_objective(objective: nn.Module | None) -> Objective:
@@ -25,8 +42,9 @@ def as_objective(objective: nn.Module | None) -> Objective:
         return WeightedSum(objective)
     if isinstance(objective, Objective):
         return objective
-    if is_torchjd(objective):
-        return adapt_objective(objective)
+    for library in LIBRARIES:
+        if library.has(objective):
+            return library.objective(objective)
     raise TypeError(
         f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
         "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
@@ -41,8 +59,9 @@ def as_aggregator(aggregator: nn.Module | None) -> Aggregator | None:
     """
     if aggregator is None or isinstance(aggregator, Aggregator):
         return aggregator
-    if is_torchjd(aggregator):
-        return adapt_aggregator(aggregator)
+    for library in LIBRARIES:
+        if library.has(aggregator):
+            return library.aggregator(aggregator)
     raise TypeError(
         f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
         "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
@@ -81,6 +100,7 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
         ValueError: something is missing, too much, or of another shape.
     """
     own = balancer.state_dict()
+    own, state = ({n: v for n, v in values.items() if ".part." not in n} for values in (own, state))  # TorchJD's change
     missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
     if missing or unknown:
         raise ValueError(

@@ -28,7 +28,8 @@ def test_weights_are_found_in_float64_on_the_host(dtype, losses_dtype):
     gramian = torch.tensor([[2.0, 0.1], [0.1, 3.0]], dtype=dtype)
     losses = torch.tensor([0.7, 1.5], dtype=losses_dtype)
     aggregator = Recorder()
-    weights = aggregator.finite_weights(gramian, losses)
+    with aggregator.solved(gramian, losses) as (weights, state):
+        assert state is not None
     ((seen, values),) = aggregator.calls
     assert seen.dtype == values.dtype == torch.float64
     assert seen.device == values.device == torch.device("cpu")
@@ -60,7 +61,8 @@ def test_no_weights_are_looked_for_where_the_gramian_is_not_finite(value):
     gramian = torch.eye(3)
     gramian[0, 1] = gramian[1, 0] = value
     aggregator = Recorder()
-    weights = aggregator.finite_weights(gramian, torch.ones(3))
+    with aggregator.solved(gramian, torch.ones(3)) as (weights, state):
+        assert state is None  # there is nothing to commit
     assert weights.dtype == torch.float32
     assert weights.shape == (3,)
     assert weights.isnan().all()
@@ -68,7 +70,31 @@ def test_no_weights_are_looked_for_where_the_gramian_is_not_finite(value):
 
 
 def test_a_loss_that_is_not_finite_is_the_methods_own_affair():
-    assert Recorder().finite_weights(torch.eye(2), torch.tensor([math.inf, 1.0])).tolist() == [math.inf, 1.0]
+    with Recorder().solved(torch.eye(2), torch.tensor([math.inf, 1.0])) as (weights, _):
+        assert weights.tolist() == [math.inf, 1.0]
+
+
+def test_tasks_that_take_no_part_are_left_out_and_keep_their_state():
+    """As with `present`, which the host knows."""
+    gramian = sample("random", 4)
+    gramian, losses = gramian @ gramian.T, torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    masked, restricted = GradNorm(), GradNorm()
+    for aggregator in (masked, restricted):
+        aggregator.bind(list("abcde"))
+    kept = [0, 1, 3]
+    usable = torch.tensor([True, True, False, True])
+    for factor in (1.0, 1.7):
+        with masked.solved(gramian, losses * factor, [0, 1, 3, 4], usable) as (found, state):
+            state.commit()
+        with restricted.solved(gramian[kept][:, kept], (losses * factor)[kept], [0, 1, 4]) as (expected, state):
+            state.commit()
+        assert found[2] == 0
+        assert torch.equal(found[kept], expected)
+    for one, other in zip(masked.buffers(), restricted.buffers(), strict=True):
+        assert torch.equal(one, other)
+    with masked.solved(gramian, losses, [0, 1, 3, 4], torch.zeros(4, dtype=torch.bool)) as (found, state):
+        assert state is None
+        assert not found.any()
 
 
 def test_state_stays_on_the_host():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise._parts import LIBRARIES, Library
 from equipoise._state import Step, TaskModule
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import as_real, combine
@@ -334,3 +335,6 @@ def _unpack_all(module: Any, packed: dict[str, Any]) -> None:
             setattr(module, name, taken[0])
     if packed.get("step") and hasattr(module, "_init_optim_problem"):  # NashMTL makes its problem in the first step
         module._init_optim_problem()
+
+
+LIBRARIES.append(Library(is_torchjd, adapt_objective, adapt_aggregator))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
-from equipoise.gradients.compiled import compiled_graph
+from equipoise.gradients.graph.compiled import compiled_graph
 from equipoise.gradients.layers.rules import RULES, VIEWS, Cost, Rule, Sizes, explicit_cost
 from equipoise.gradients.shards import is_sharded
 

@@ -243,10 +243,6 @@ class Several(Alone):
         """See `Alone`."""
         return self.ranks.share_state(module)
 
-    def ordered(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """See `Alone`."""
-        return self.order.ordered(leaves)
-
     def walked(self, step: Step, repeatable: bool) -> dict[Tensor, None]:
         """Returns the leaves that one backward pass reaches on this rank."""
         rows = reached_leaves(step.held, together=True, repeatable=repeatable)
