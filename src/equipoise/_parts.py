@@ -105,8 +105,9 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
     if missing or unknown:
         raise ValueError(
             "This state_dict does not fit the Balancer: "
-            f"it lacks {', '.join(map(repr, missing)) or 'nothing'} and has {', '.join(map(repr, unknown)) or 'nothing'} "
-            "that is unknown. Load it into a Balancer made with the same arguments."
+            f"it lacks {', '.join(map(repr, missing)) or 'nothing'} and has "
+            f"{', '.join(map(repr, unknown)) or 'nothing'} that is unknown. Load it into a Balancer made with the "
+            "same arguments."
         )
     for name, value in own.items():
         if isinstance(value, Tensor) and getattr(state[name], "shape", None) != value.shape:
@@ -116,13 +117,12 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
             )
 
 
-def check_balancer_arguments(
-    aggregator: Aggregator | None, shared: bool, probe: bool, model: nn.Module | None
-) -> None:
+def check_balancer_arguments(aggregator: Aggregator | None, shared: bool, probe: bool, model: nn.Module | None) -> None:
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
-        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator; see `refuse_wrappers`.
+        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator; as
+            `refuse_wrappers`.
     """
     if probe and not isinstance(aggregator, GramianAggregator):
         raise ValueError(

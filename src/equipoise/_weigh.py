@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from equipoise._notices import Notices
+from equipoise._state import Snapshot
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.jacobian import Row
+from equipoise.gradients.micro_batches import Collected
 from equipoise.gradients.owning import owned
 from equipoise.gradients.step import Step, above_bounds
+from equipoise.gradients.writing import write
 from equipoise.objectives import Objective
 
 UNMOVED_STEPS = 10
@@ -37,6 +40,7 @@ class Weigh:
         self._objective = objective
         self._aggregator = aggregator
         self._notices = notices
+        self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
         self._first: list[Tensor] | None = None  # learned weights at the first step that gave them gradients
         self._steps = 0
 
@@ -92,7 +96,7 @@ class Weigh:
                     f"not detached from them, found {total!r}."
                 )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-        learned = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        learned: Row = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
         if usable is not None:
             coefficients = torch.where(usable, coefficients, 0.0)
         if valid is not None:
@@ -100,7 +104,38 @@ class Weigh:
             learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
         return coefficients, owned(learned)
 
-    def watch_learned(self, learned: Row) -> None:
+    def begin(self) -> None:
+        """A step of several micro-batches begins: what they change can be taken back."""
+        self._before = self._objective.snapshot()
+
+    def take_back(self) -> None:
+        """Takes back what micro-batches changed whose gradients have been cleared."""
+        if self._before is not None:
+            self._objective.restore(self._before)
+            self._before = None
+
+    def end(self, step: Step, total: Collected | None, learned: Row | None, valid: Tensor | None) -> None:
+        """Writes the gradients of the objective's own parameters; takes back the state of a step that does not count.
+
+        Args:
+            step: the last micro-batch.
+            total: the losses of all micro-batches, where there are several: gradients are taken there, so that terms
+                without a loss count once. None: there is one.
+            learned: the gradients at its losses, where there is one.
+            valid: whether the step counts, 0-dim bool; None: it does.
+        """
+        if total is not None:
+            finite = total.values.isfinite().all()
+            with self._objective.step(self.present(total.tasks), total.values.dtype, total.usable):
+                learned = self.coefficients(total.values, total.usable, finite)[1]
+        if learned:
+            self._watch_learned(learned)
+            write(step.scale.gradients(learned))
+        if self._before is not None and valid is not None:
+            self._objective.restore(self._before, unless=valid)
+        self._before = None
+
+    def _watch_learned(self, learned: Row) -> None:
         """Warns once if learned weights have had gradients for some steps and have not moved."""
         if not learned or self._steps > UNMOVED_STEPS:
             return
@@ -112,8 +147,10 @@ class Weigh:
             self._notices.ask(
                 "unmoved",
                 torch.stack(same).all()[None],
-                lambda _: f"{name} learns its weights, which had gradients in {UNMOVED_STEPS} steps and have not moved: "
-                "give balancer.parameters() to the optimizer (make_method does).",
+                lambda _: (
+                    f"{name} learns its weights, which had gradients in {UNMOVED_STEPS} steps and have not moved: "
+                    "give balancer.parameters() to the optimizer (make_method does)."
+                ),
             )
         self._steps += 1
 
@@ -132,7 +169,7 @@ class Weigh:
         }
         return (
             f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
-            "cannot use it, so the task is left out of such steps and the others are balanced among themselves. Methods "
-            "that take such losses: ew, static, rlw, uw, imtl-l, dtp, amtl-a, imtl-g, mgda, pcgrad, graddrop, cagrad, "
-            "nash-mtl, mao."
+            "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
+            "Methods that take such losses: ew, static, rlw, uw, imtl-l, dtp, amtl-a, imtl-g, mgda, pcgrad, graddrop, "
+            "cagrad, nash-mtl, mao."
         )

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equipoise._aggregation import Aggregation, Outcome
 from equipoise._checks import check_tasks
+from equipoise._collect import Collect
 from equipoise._notices import Notices
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
-from equipoise._state import Snapshot
 from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.graph.walk import reached_leaves
-from equipoise.gradients.jacobian import Row
-from equipoise.gradients.micro_batches import Collected, MicroBatches, Waiting
+from equipoise.gradients.micro_batches import MicroBatches, Waiting
 from equipoise.gradients.places import Representation, read_representation
 from equipoise.gradients.ranks import Alone, Company
 from equipoise.gradients.reading import Reader
@@ -29,7 +25,6 @@ from equipoise.gradients.rows import Rows
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.gradients.step import Step, stack
 from equipoise.gradients.watching import Watcher, Watching
-from equipoise.gradients.writing import all_finite, write
 from equipoise.objectives import Objective, Weighting
 
 
@@ -39,9 +34,9 @@ class Balancer(nn.Module):
     The objective turns the K losses into one scalar and thereby gives every task a coefficient
     `c_k = ∂objective/∂L_k`. Without an aggregator there is one backward pass, of `Σ_k c_k L_k`. With one, there is a
     backward pass a task; the rows `c_k g_k` on the shared parameters are reduced by the aggregator, and every other
-    parameter receives the sum of its tasks' `c_k g_k`. A parameter is shared when two or more tasks reach it in one step,
-    all its micro-batches together; once found shared it stays so in steps where tasks are missing. Tensors that require
-    a gradient and are not trained (inputs; with `model`, parameters of other models) get that plain sum.
+    parameter receives the sum of its tasks' `c_k g_k`. A parameter is shared when two or more tasks reach it in one
+    step, all its micro-batches together; once found shared it stays so in steps where tasks are missing. Tensors that
+    require a gradient and are not trained (inputs; with `model`, parameters of others) get that plain sum.
 
     Args:
         tasks: the tasks' names, the order of every `[K]` tensor.
@@ -67,8 +62,8 @@ class Balancer(nn.Module):
     out of it, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host
     does not look at losses, parameters that such a task alone reaches get a gradient of zeros.
 
-    Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or the
-    model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one of
+    Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
+    the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one of
     zeros. Hooks on parameters and in the model run in every backward pass, once a task where there are K.
 
     On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
@@ -92,6 +87,7 @@ class Balancer(nn.Module):
         >>> z = trunk(torch.randn(16, 4)).relu()
         >>> weights = balancer.backward({"left": heads[0](z).square().mean(), "right": heads[1](z).exp().mean()})
     """
+
     def __init__(
         self,
         tasks: Iterable[str],
@@ -118,13 +114,12 @@ class Balancer(nn.Module):
         self._company = Company(self._shared.given or (), model, process_group)
         self._same_state = False
         self._counts: Mapping[str, float | Tensor] | None = None
-        self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
         self._notices = Notices()
         self._watching = Watching()
         self._rows = Rows(self._company, self.tasks, Waiting())
         self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting)
         self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
-        self._aggregation = Aggregation(
+        self._collect = Collect(
             self.tasks,
             self.aggregator,
             self._shared,
@@ -196,22 +191,28 @@ class Balancer(nn.Module):
             TypeError: losses is not a mapping of tensors, or representation no tensor or sequence of tensors.
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, is NaN or infinite; losses
                 without a common trunk where there is an aggregator; gradients cleared in part between micro-batches; a
-                representation that no loss depends on, whose tensors depend on one another, or that does not go with the rest (an
-                aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has changed then.
-                What is wrong on one rank is an error on all.
+                representation that no loss depends on, whose tensors depend on one another, or that does not go with
+                the rest (an aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has
+                changed then. What is wrong on one rank is an error on all.
         """
         tensors: list[Tensor] = []
 
         def read_more() -> None:
-            self._aggregation.check_goes_with_representation(accumulate)
+            self._collect.check_goes_with_representation(accumulate)
             assert representation is not None
             tensors.extend(read_representation(representation, bool(losses)))
 
-        also = None if representation is None else read_more
-        given = {"accumulate": accumulate, "retain_graph": retain_graph, "also": also}
-        step = self._reader.read(losses, counts, scaler, empty=self.takes_empty, **given)
+        step = self._reader.read(
+            losses,
+            counts,
+            scaler,
+            empty=self.takes_empty,
+            accumulate=accumulate,
+            retain_graph=retain_graph,
+            also=None if representation is None else read_more,
+        )
         if step.cleared:
-            self._take_back()
+            self._weigh.take_back()
         self._notices.poll()
         self._counts = counts
         self._follow(step.values.device)
@@ -222,18 +223,15 @@ class Balancer(nn.Module):
                 self._finish(step, earlier)
             return {}
         if accumulate and not earlier:
-            self._before = self.objective.snapshot()
+            self._weigh.begin()
         with self._weigh.step(step) as state:
             valid = self._reader.validity(step)
             coefficients, learned = self._weigh.coefficients(step.values, step.usable, valid)
-            if self._by_task(step, counts is not None):
-                outcome = self._aggregation.run(step, coefficients, valid, None if also is None else tensors)
-            else:
-                outcome = self._together(step, coefficients, valid)
+            outcome = self._collect.run(step, coefficients, valid, None if representation is None else tensors)
             state.commit(outcome.valid)
         if not accumulate:
             total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
-            self._end(step, learned if total is None else self._learned_in(total), outcome.valid)
+            self._weigh.end(step, total, learned, outcome.valid)
         own = zip(step.tasks, coefficients.unbind(), strict=True)
         result = {task: c * outcome.weights[task] if outcome.weights else c for task, c in own}
         if self._watching.now is not None:
@@ -252,7 +250,9 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        known = self._counts is not None and isinstance(losses, Mapping) and all(task in self._counts for task in losses)
+        known = (
+            self._counts is not None and isinstance(losses, Mapping) and all(task in self._counts for task in losses)
+        )
         counts = self._counts if known else None
         step = self._reader.read(losses, counts, None, empty=self.ranks.active, graph=False)
         step = self._weigh.usable(step, self._reader.looks(step))
@@ -296,7 +296,7 @@ class Balancer(nn.Module):
         super().zero_grad(set_to_none)
         self._rows.waiting.forget()
         self.ranks.forget()
-        self._take_back()
+        self._weigh.take_back()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
@@ -318,62 +318,9 @@ class Balancer(nn.Module):
         if not self._same_state:
             self._same_state = self.ranks.share_state(self)
 
-    def _by_task(self, step: Step, counted: bool) -> bool:
-        """Whether there is a backward pass a task; else one is enough."""
-        waits = bool(self._rows.waiting.micro_batches.rows)
-        return self.aggregator is not None or waits or (step.accumulate and counted)
-
-    def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
-        """One backward pass of the weighted sum, straight into `.grad`."""
-        ranks, waiting = self.ranks, self._rows.waiting
-        scaled = step.scale.coefficients(coefficients)
-        leaves: list[list[Tensor]] = []
-        if step.accumulate:
-            leaves = reached_leaves(step.held, together=True, repeatable=False)
-        watcher = self._watching.now
-        with watcher.around(ranks, step, scaled) if watcher else nullcontext():
-            reached = ranks.one_pass(step, scaled)
-        if step.scale.checked:
-            found = (leaf.grad for leaf in reached if leaf.grad is not None)
-            finite = ranks.all_true(all_finite(found, step.values.device))
-            valid = finite if valid is None else valid & finite
-        if step.accumulate:
-            written = {str(index): [p for p in row if p.grad is not None] for index, row in enumerate(leaves)}
-            waiting.keep(waiting.micro_batches.plus(step, {}, written))
-        else:
-            waiting.end()
-        return Outcome({}, valid)
-
-    def _learned_in(self, total: Collected) -> Row:
-        """Returns the gradients of the objective's own parameters at the losses of a whole step.
-
-        So terms without a loss count once, however many micro-batches there are.
-        """
-        valid = total.values.isfinite().all()
-        with self.objective.step(self._weigh.present(total.tasks), total.values.dtype, total.usable):
-            return self._weigh.coefficients(total.values, total.usable, valid)[1]
-
-    def _end(self, step: Step, learned: Row, valid: Tensor | None) -> None:
-        """Writes the gradients of the objective's own parameters; takes back the state of a step that does not count."""
-        if learned:
-            self._weigh.watch_learned(learned)
-            write(step.scale.gradients(learned))
-        if self._before is not None and valid is not None:
-            self.objective.restore(self._before, unless=valid)
-        self._before = None
-
     def _finish(self, step: Step, earlier: MicroBatches) -> None:
         """Completes a step whose last micro-batch has no label on any rank."""
         self.ranks.finish()
-        if not earlier:
-            return
-        total, collected = earlier.total(self.tasks), self._rows.finish()
-        outcome = Outcome({}, None) if collected is None else self._aggregation.reduce(collected, step, None)
-        self._rows.waiting.end()
-        self._end(step, self._learned_in(total), outcome.valid)
-
-    def _take_back(self) -> None:
-        """Takes back what micro-batches changed whose gradients have been cleared."""
-        if self._before is not None:
-            self.objective.restore(self._before)
-            self._before = None
+        if earlier:
+            valid = self._collect.finish(step)
+            self._weigh.end(step, earlier.total(self.tasks), None, valid)

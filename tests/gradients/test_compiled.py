@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.gradients.graph import compiled as compiled_graphs
 from equipoise.gradients import reached_leaves
+from equipoise.gradients.graph import compiled as compiled_graphs
 
 Outputs = dict[str, Any]
 

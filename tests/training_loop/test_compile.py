@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from training_loop.loops import Model, losses_of
 
 import equipoise as eq
-from equipoise.gradients.graph import compiled as compiled_graphs
 from equipoise.gradients import reached_leaves
+from equipoise.gradients.graph import compiled as compiled_graphs
 
 Forward = Callable[[Tensor], dict[str, Tensor]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +123,17 @@ def to_cut(
     wanted = [leaf for leaf in leaves if leaf in above]
     if not edges and not wanted:
         return {}, {}
-    found = torch.autograd.grad(loss, [*edges, *wanted], weight, retain_graph=retain_graph, allow_unused=True)
+    inputs: Any = [*edges, *wanted]
+    found = torch.autograd.grad(loss, inputs, weight, retain_graph=retain_graph, allow_unused=True)
     at_edges = {edge: gradient for edge, gradient in zip(edges, found, strict=False) if gradient is not None}
     return at_edges, _row(wanted, found[len(edges) :])
 
 
 def gradients_of(
-    outputs: Sequence[Tensor | GradientEdge], leaves: Sequence[Tensor], weights: Sequence[Tensor], retain_graph: bool
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    leaves: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    retain_graph: bool,
 ) -> Row:
     """Computes `Σ weight · ∂output/∂leaf` in one backward pass."""
     if not outputs or not leaves:

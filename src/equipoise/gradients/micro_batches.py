@@ -80,7 +80,9 @@ class MicroBatches:
         usable = None
         if self.counts is not None:
             counts = torch.stack([self.counts[task] for task in present])
-            usable = counts > 0 if counts.device.type != "cpu" else None  # on the host tasks without labels are left out
+            usable = (
+                counts > 0 if counts.device.type != "cpu" else None
+            )  # on the host tasks without labels are left out
             counts = torch.where(counts > 0, counts, 1.0)
             values = values / counts
             inverse = dict(zip(present, counts.reciprocal().unbind(), strict=True))

@@ -56,7 +56,7 @@ def _holders(tensors: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
             found.append((sys.maxsize,) * 4)
             continue
         of_base = 0 if base is None else sys.getrefcount(base) + _USE_COUNT(base)
-        of_memory = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+        of_memory = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
         found.append((sys.getrefcount(tensor), _USE_COUNT(tensor), of_base, of_memory - (base is not None)))
     return found
 

@@ -23,19 +23,23 @@ AtCut = dict[GradientEdge, Tensor]
 
 
 class Place(Protocol):
-    """Where the Gramian of the rows is taken.
+    """Where the Gramian of the rows is taken, and how the graphs are cut for it."""
 
-    Attributes:
-        edges: for each loss of the step that this rank has, where its graph is cut.
-        above: for each of them the leaves that lie above.
-        apart: whether what lies above belongs to one task each.
-        joins_at_cut: whether the pass that all tasks take together starts at the cut; else it starts at the losses.
-    """
+    @property
+    def edges(self) -> Sequence[Sequence[GradientEdge]]:
+        """For each loss of the step that this rank has, where its graph is cut."""
 
-    edges: Sequence[Sequence[GradientEdge]]
-    above: Sequence[Mapping[Tensor, None]]
-    apart: bool
-    joins_at_cut: bool
+    @property
+    def above(self) -> Sequence[Mapping[Tensor, None]]:
+        """For each of them the leaves that lie above."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether what lies above belongs to one task each."""
+
+    @property
+    def joins_at_cut(self) -> bool:
+        """Whether the pass that all tasks take together starts at the cut; else it starts at the losses."""
 
     def leaves(self) -> Iterable[Tensor]:
         """The shared leaves whose rows it takes."""
@@ -124,9 +128,7 @@ class RepresentationPlace:
         if any(at_cut):
             products = gramian([[found.get(edge) for edge in self._at] for found in at_cut])
         else:
-            products = torch.zeros(
-                len(at_cut), len(at_cut), dtype=wide_dtype(self._device), device=self._device
-            )
+            products = torch.zeros(len(at_cut), len(at_cut), dtype=wide_dtype(self._device), device=self._device)
         return self._ranks.sum_(products)
 
 

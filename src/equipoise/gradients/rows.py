@@ -44,8 +44,7 @@ class Rows:
         found = ranks.rows(step, wanted, step.scale.coefficients(coefficients), reduce=last and not before)
         rows = step.scale.unscaled(dict(zip(step.tasks, found, strict=True)))
         reached = {
-            task: list(row) if ranks.sharded else own
-            for (task, row), own in zip(rows.items(), leaves, strict=True)
+            task: list(row) if ranks.sharded else own for (task, row), own in zip(rows.items(), leaves, strict=True)
         }
         if last and not before:
             return Collected(step.tasks, rows, step.values, step.usable, reached)

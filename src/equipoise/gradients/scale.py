@@ -79,9 +79,7 @@ def times(gradients: Mapping[Tensor, Tensor], factor: Tensor) -> dict[Tensor, Te
     shards = [local(gradient) for gradient in gradients.values()]
     dense = [shard for shard in shards if shard.layout == torch.strided]
     products = iter(torch._foreach_mul(dense, factor) if dense else [])
-    scaled = [
-        next(products) if shard.layout == torch.strided else shard * factor.to(shard.dtype) for shard in shards
-    ]
+    scaled = [next(products) if shard.layout == torch.strided else shard * factor.to(shard.dtype) for shard in shards]
     return {
         leaf: like(part.to(gradient.dtype), gradient)
         for (leaf, gradient), part in zip(gradients.items(), scaled, strict=True)

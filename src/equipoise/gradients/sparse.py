@@ -30,8 +30,8 @@ def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], C
 
     Example:
         >>> import torch
-        >>> first = torch.sparse_coo_tensor([[7, 2, 7]], [[1.0], [2.0], [3.0]], (9, 1))
-        >>> second = torch.sparse_coo_tensor([[5]], [[6.0]], (9, 1))
+        >>> first = torch.sparse_coo_tensor([[7, 2, 7]], [[1.0], [2.0], [3.0]], (9, 1), check_invariants=True)
+        >>> second = torch.sparse_coo_tensor([[5]], [[6.0]], (9, 1), check_invariants=True)
         >>> gradients, restored = compact([first, None, second])
         >>> [None if gradient is None else gradient.T for gradient in gradients]
         [tensor([[2., 0., 4.]]), None, tensor([[0., 6., 0.]])]

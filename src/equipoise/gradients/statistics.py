@@ -29,9 +29,7 @@ class Statistics:
         self._place = place
         self._shared = dict.fromkeys(shared)
 
-    def run(
-        self, step: Step, coefficients: Tensor, solve: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Row]:
+    def run(self, step: Step, coefficients: Tensor, solve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Row]:
         """Makes the backward passes of a step.
 
         Args:
@@ -95,9 +93,13 @@ class Statistics:
         above = iter(self._place.above)
         return [() if loss is None else next(above) for loss in step.losses]
 
-    def _all_together(self, starts: Sequence[AtCut], weights: Tensor, leaves: Sequence[Tensor], retain_graph: bool) -> Row:
+    def _all_together(
+        self, starts: Sequence[AtCut], weights: Tensor, leaves: Sequence[Tensor], retain_graph: bool
+    ) -> Row:
         """Goes back once, from the weighted sum of the tasks' gradients at the cut."""
         edges: list[GradientEdge] = list(dict.fromkeys(edge for at in starts for edge in at))
         if not edges or not leaves:
             return {}
-        return gradients_of(edges, leaves, combine([[at.get(edge) for edge in edges] for at in starts], weights), retain_graph)
+        return gradients_of(
+            edges, leaves, combine([[at.get(edge) for edge in edges] for at in starts], weights), retain_graph
+        )

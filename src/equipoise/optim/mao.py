@@ -198,14 +198,15 @@ class MAO(Optimizer):
             ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite;
                 gradients were cleared in part. Nothing has changed then.
         """
-        if self.streaming and (accumulate or scaler is not None or (self._pending.ahead and not self._pending.cleared())):
+        if self.streaming and (
+            accumulate or scaler is not None or (self._pending.ahead and not self._pending.cleared())
+        ):
             raise ValueError(
                 "With streaming=True the moments take each gradient in at once: there is one backward() between two "
                 "calls of step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
             )
         empty = self._company.now().active or bool(self._pending.micro_batches)
-        given = {"accumulate": accumulate, "retain_graph": retain_graph}
-        step = self._reader.read(losses, counts, scaler, empty=empty, **given)
+        step = self._reader.read(losses, counts, scaler, empty=empty, accumulate=accumulate, retain_graph=retain_graph)
         if not step.tasks:
             if not accumulate:
                 self._take(self._rows.finish(), step)
@@ -340,7 +341,7 @@ class MAO(Optimizer):
         finite = step.values.isfinite()
         rows = ranks.rows(step, wanted, ones, reduce=True)
         usable = [None] * len(step.tasks) if step.usable is None else step.usable.unbind()
-        for task, row, good, takes in zip(step.tasks, rows, finite.split(1), usable, strict=True):
+        for task, row, good, takes in zip(step.tasks, rows, finite[:, None].unbind(), usable, strict=True):
             held, rest = self._split({task: row})
             for leaf, gradient in rest.items():
                 others[leaf] = added(others[leaf], gradient) if leaf in others else gradient
@@ -373,9 +374,7 @@ class MAO(Optimizer):
     def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
         """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
         return {
-            task: {
-                leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()
-            }
+            task: {leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()}
             for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
         }
 

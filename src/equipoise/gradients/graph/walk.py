@@ -185,7 +185,9 @@ def untouched_leaves(losses: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         return [], True
     certain = all(map(is_certain, graph.compiled))
     reached = {leaf for row in Graph(losses, repeatable=not certain).leaves for leaf in row}
-    return [leaf for leaf in dict.fromkeys(leaf for row in graph.leaves for leaf in row) if leaf not in reached], certain
+    return [
+        leaf for leaf in dict.fromkeys(leaf for row in graph.leaves for leaf in row) if leaf not in reached
+    ], certain
 
 
 def _sorted(roots: Sequence[Node]) -> list[Node]:

@@ -13,9 +13,8 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
-
 UNSUPPORTED = {
-    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard (FSDP2), whose parameters stay tensors of their own",
+    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard (FSDP2), which keeps parameters apart",
     "DataParallel": "DistributedDataParallel, one process a device",
     "DeepSpeedEngine": "fully_shard (FSDP2) or DistributedDataParallel, or an objective without an aggregator by the "
     "loss that the engine's own backward() takes",
@@ -56,9 +55,7 @@ def refuse_replicas(function: type | None) -> None:
 
 
 def _refuse(wrapper: str) -> None:
-    raise ValueError(
-        f"The model is in {wrapper}, which equipoise does not work with: use {UNSUPPORTED[wrapper]}."
-    )
+    raise ValueError(f"The model is in {wrapper}, which equipoise does not work with: use {UNSUPPORTED[wrapper]}.")
 
 
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Going over ranks: one interface, `Alone`, and what does it for one process, for several ranks, and for sharded ones."""
+"""Going over ranks: one interface, for one process (`Alone`), for several ranks, and for ranks with shards."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Company:
             self._wrapped = Wrapped(sharded=not len(self.order))
             if not len(self.order):
                 self.order.know([*self._wrapped.sharded, *(p for group in self._wrapped.averaged for p in group)])
-        kind = Sharded if self.order.sharded else Several if self.ranks.active else Alone
+        kind: Any = Sharded if self.order.sharded else Several if self.ranks.active else Alone
         if type(self._found) is not kind:
-            assert self._wrapped is not None or kind is Alone
-            self._found = kind(self.order, self.ranks, self._wrapped) if kind is not Alone else Alone(self.order)  # type: ignore[call-arg]
+            wrapped = self._wrapped or Wrapped(sharded=False)
+            self._found = Alone(self.order) if kind is Alone else kind(self.order, self.ranks, wrapped)
         return self._found

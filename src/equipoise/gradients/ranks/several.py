@@ -68,8 +68,8 @@ class Several(Alone):
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
                 "The ranks were called differently: backward or after_step, accumulate, whether counts and "
-                "representation are given, and when gradients are cleared have to be the same on all ranks. Pass counts "
-                "on every rank, and {} as losses (with [] as representation) on one without labels."
+                "representation are given, and when gradients are cleared have to be the same on all ranks. Pass "
+                "counts on every rank, and {} as losses (with [] as representation) on one without labels."
             )
         return self._merged(tasks, mine, [others[len(called) :] for others in everyone])
 
@@ -247,5 +247,3 @@ class Several(Alone):
         """Returns the leaves that one backward pass reaches on this rank."""
         rows = reached_leaves(step.held, together=True, repeatable=repeatable)
         return dict.fromkeys(leaf for row in rows for leaf in row)
-
-

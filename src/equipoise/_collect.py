@@ -1,9 +1,9 @@
-"""The third and fourth stop of a step where there is an aggregator: rows or statistics, weights, `.grad`."""
+"""The third and fourth stop of a step: one of three ways to collect gradients, and then to `.grad`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from equipoise._notices import Notices
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian
+from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected
 from equipoise.gradients.places import Place, Probe, RepresentationPlace
@@ -41,12 +42,16 @@ class Outcome:
     valid: Tensor | None
 
 
-class Aggregation:
-    """Reduces the tasks' gradients on shared parameters by an aggregator, and writes all gradients.
+class Collect:
+    """Collects the tasks' gradients in one of three ways, reduces them by the aggregator, and writes them.
+
+    - one pass (`one_pass`): without an aggregator, of the weighted sum, straight into `.grad`;
+    - rows (`Rows`): a backward pass a task, their gradients kept over micro-batches;
+    - statistics (`Statistics`): the Gramian at a place, and one weighted backward pass.
 
     Args:
         tasks: all tasks.
-        aggregator: bound to them; None: rows are added up (micro-batches with counts need rows).
+        aggregator: bound to them; None: gradients are added up (by rows for micro-batches with counts).
         shared: the shared parameters.
         probe: the parameters on which the Gramian is taken; empty: all that are shared.
         company: how to go over ranks.
@@ -112,17 +117,22 @@ class Aggregation:
             tensors: the representation, if one is given.
         """
         ranks = self._company.now()
+        counted = step.accumulate and step.counts is not None
+        if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
+            return self._together(step, coefficients, valid)
         if ranks.sharded:
             return self._by_rows(step, coefficients, valid, None)
         leaves = ranks.leaves(step)
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
-        shared = {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is not None)
+        shared = (
+            {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is not None)
+        )
         if tensors is not None:
-            place = ranks.checked(RepresentationPlace, ranks, step, tensors)
+            representation = ranks.checked(RepresentationPlace, ranks, step, tensors)
             self._note(shared, reached)
-            under = dict.fromkeys(place.under)
-            return self._by_statistics(step, coefficients, valid, place, shared | under)
+            under = dict.fromkeys(representation.under)
+            return self._by_statistics(step, coefficients, valid, representation, shared | under)
         if self._probe and shared and not waiting and self._all_reach_probe(reached):
             self._note(shared, reached)
             measured = {p for row in leaves for p in row if p in self._probe}
@@ -130,16 +140,39 @@ class Aggregation:
             return self._by_statistics(step, coefficients, valid, place, shared)
         return self._by_rows(step, coefficients, valid, leaves)
 
+    def finish(self, step: Step) -> Tensor | None:
+        """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
+        collected = self._rows.finish()
+        outcome = Outcome({}, None) if collected is None else self._reduce(collected, step, None)
+        self._rows.waiting.end()
+        return outcome.valid
+
+    def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
+        """One backward pass of the weighted sum, straight into `.grad`."""
+        ranks, waiting = self._company.now(), self._rows.waiting
+        scaled = step.scale.coefficients(coefficients)
+        leaves = reached_leaves(step.held, together=True, repeatable=False) if step.accumulate else []
+        watcher = self._watching.now
+        with watcher.around(ranks, step, scaled) if watcher else nullcontext():
+            reached = ranks.one_pass(step, scaled)
+        valid = self._valid((leaf.grad for leaf in reached if leaf.grad is not None), step, valid)
+        if step.accumulate:
+            written = {str(index): [p for p in row if p.grad is not None] for index, row in enumerate(leaves)}
+            waiting.keep(waiting.micro_batches.plus(step, {}, written))
+        else:
+            waiting.end()
+        return Outcome({}, valid)
+
     def _by_rows(
         self, step: Step, coefficients: Tensor, valid: Tensor | None, leaves: list[list[Tensor]] | None
     ) -> Outcome:
         collected = self._rows.run(step, coefficients, leaves)
         if collected is not None:
-            return self.reduce(collected, step, valid)
+            return self._reduce(collected, step, valid)
         kept = self._rows.waiting.micro_batches.rows.values()
         return Outcome({}, self._valid([gradient for row in kept for gradient in row.values()], step, valid))
 
-    def reduce(self, collected: Collected, step: Step, valid: Tensor | None) -> Outcome:
+    def _reduce(self, collected: Collected, step: Step, valid: Tensor | None) -> Outcome:
         """Adds the balanced gradient of a whole step's rows into `.grad`; `step`: its last micro-batch."""
         ranks = self._company.now()
         shared = {}
@@ -206,9 +239,7 @@ class Aggregation:
             weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
             return self._written(gradients, step, self._by_task(step.tasks, weights, shared), state, valid)
 
-    def _solved(
-        self, stack: ExitStack, products: Tensor, step: Step | Collected
-    ) -> tuple[Tensor, StateStep | None]:
+    def _solved(self, stack: ExitStack, products: Tensor, step: Step | Collected) -> tuple[Tensor, StateStep | None]:
         """Finds the weights `[K']` of the rows with these products, and the state to commit before the stack ends."""
         assert isinstance(self._aggregator, GramianAggregator)
         present = self._present(step.tasks)
@@ -308,9 +339,9 @@ class Aggregation:
         if not common and not foreign and not gone:
             self._notices.give(
                 "frozen",
-                f"{name} balances gradients on shared parameters, and found none: every parameter that the losses reach "
-                "is one task's own and gets its plain gradient. That is right while the trunk is frozen; otherwise "
-                "check that the losses come from one forward pass of the same model.",
+                f"{name} balances gradients on shared parameters, and found none: every parameter that the losses "
+                "reach is one task's own and gets its plain gradient. That is right while the trunk is frozen; "
+                "otherwise check that the losses come from one forward pass of the same model.",
             )
             return
         hint = ""
