@@ -14,8 +14,9 @@ from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
+from equipoise.gradients.layers import layers_save
 from equipoise.gradients.micro_batches import Collected
-from equipoise.gradients.places import Place, Probe, RepresentationPlace
+from equipoise.gradients.places import Layers, Place, Probe, RepresentationPlace
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.rows import Rows, with_inputs
 from equipoise.gradients.shared import SharedParameters
@@ -58,6 +59,10 @@ class Collect:
         rows: collects rows.
         watching: who looks at them.
         notices: gives warnings.
+        engine: "rows", "layers", or None: chosen by the shapes.
+
+    Attributes:
+        way: which way the last step took, and why.
     """
 
     def __init__(
@@ -70,7 +75,12 @@ class Collect:
         rows: Rows,
         watching: Watching,
         notices: Notices,
+        engine: str | None,
     ) -> None:
+        self.way = "no step yet"
+        self._engine = engine
+        self._saving: dict[object, bool] = {}  # shapes → whether layers save
+        self._refused: str | None = None  # why this model has no Gramian by layers
         self._tasks = tasks
         self._aggregator = aggregator
         self._shared = shared
@@ -132,13 +142,45 @@ class Collect:
             representation = ranks.checked(RepresentationPlace, ranks, step, tensors)
             self._note(shared, reached)
             under = dict.fromkeys(representation.under)
+            self.way = "statistics at the representation"
             return self._by_statistics(step, coefficients, valid, representation, shared | under)
         if self._probe and shared and not waiting and self._all_reach_probe(reached):
             self._note(shared, reached)
             measured = {p for row in leaves for p in row if p in self._probe}
             place = Probe(ranks, step, [p for p in self._probe if p in measured])
+            self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
+        if shared and not waiting and self._by_layers(step, shared):
+            layers = Layers(step, shared)
+            self._note(shared, reached)
+            outcome = self._by_statistics(step, coefficients, valid, layers, shared)
+            self._refused = layers.refused
+            self.way = "layers" if layers.refused is None else f"rows: {layers.refused}"
+            return outcome
         return self._by_rows(step, coefficients, valid, leaves)
+
+    def _by_layers(self, step: Step, shared: Mapping[Tensor, None]) -> bool:
+        """Whether the Gramian is taken layer by layer: where that is possible, and asked for or worth it."""
+        possible = (
+            isinstance(self._aggregator, GramianAggregator)
+            and self._engine != "rows"
+            and not self._probe
+            and not self._company.now().active
+            and not step.graph.compiled
+            and step.cut is not None
+        )
+        if not possible or self._engine == "layers":
+            return possible
+        cut = step.cut
+        assert cut is not None
+        if self._refused is not None or cut.whole or self._watching.now is not None:
+            return False
+        layers = Layers(step, shared)
+        shapes = tuple(tuple(edge.node._input_metadata[edge.output_nr].shape) for edge in layers.starts)
+        key = len(step.tasks), len(layers.under), shapes
+        if key not in self._saving:
+            self._saving[key] = layers_save(layers.starts, layers.under, len(step.tasks))
+        return self._saving[key]
 
     def finish(self, step: Step) -> Tensor | None:
         """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
@@ -150,6 +192,7 @@ class Collect:
     def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
         ranks, waiting = self._company.now(), self._rows.waiting
+        self.way = "one backward pass"
         scaled = step.scale.coefficients(coefficients)
         leaves = reached_leaves(step.held, together=True, repeatable=False) if step.accumulate else []
         watcher = self._watching.now
@@ -167,6 +210,7 @@ class Collect:
         self, step: Step, coefficients: Tensor, valid: Tensor | None, leaves: list[list[Tensor]] | None
     ) -> Outcome:
         collected = self._rows.run(step, coefficients, leaves)
+        self.way = f"rows: {step.batching.reason}"
         if collected is not None:
             return self._reduce(collected, step, valid)
         kept = self._rows.waiting.micro_batches.rows.values()

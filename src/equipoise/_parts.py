@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from equipoise._checks import check_choice
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
@@ -117,7 +118,9 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
             )
 
 
-def check_balancer_arguments(aggregator: Aggregator | None, shared: bool, probe: bool, model: nn.Module | None) -> None:
+def check_balancer_arguments(
+    aggregator: Aggregator | None, shared: bool, probe: bool, engine: str | None, model: nn.Module | None
+) -> None:
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
@@ -133,6 +136,13 @@ def check_balancer_arguments(aggregator: Aggregator | None, shared: bool, probe:
         raise ValueError(
             "shared= says on which parameters an aggregator balances the tasks' gradients, and there is no aggregator: "
             "an objective alone weighs whole losses. Leave shared out, or give aggregator=."
+        )
+    if engine is not None:
+        check_choice("engine", engine, ["rows", "layers"])
+    if engine == "layers" and (probe or not isinstance(aggregator, GramianAggregator)):
+        raise ValueError(
+            "engine='layers' computes the Gramian of all shared parameters; it needs an aggregator that finds weights "
+            f"from the Gramian, and no probe. Found {'a probe' if probe else type(aggregator).__name__}: leave it out."
         )
     if model is not None:
         refuse_wrappers(model)

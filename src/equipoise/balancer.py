@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from equipoise._notices import Notices
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
 from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.micro_batches import MicroBatches, Waiting
@@ -49,6 +50,12 @@ class Balancer(nn.Module):
             layer); the weights found there are applied in one more backward pass, so that a step costs two passes
             through the trunk instead of K. In a step with a task that does not reach it, they are taken on all that is
             shared.
+        chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
+            None: one on a CPU; on an accelerator both ways are timed in the first steps and the quicker is kept, and
+            saved in `state_dict`. What cannot be batched (compiled graphs, operators without a rule) goes one by one.
+        engine: "rows": the task gradients are held, as `[K]` times the shared parameters. "layers": only their Gramian
+            is, computed layer by layer; for Gramian aggregators, in one process, without accumulation, and rows
+            elsewhere. None: layers where the shapes say that they save memory or time. `way` tells what was done.
         model: the model that is trained, wrapped or not: parameters of others take no part. Needed for a checkpoint
             that resumes bit for bit where the first step after it lacks tasks: it gives the shared parameters names
             that `state_dict` can keep. And where ranks hold labels of different tasks.
@@ -96,6 +103,8 @@ class Balancer(nn.Module):
         shared: Parameters | None = None,
         probe: Parameters | None = None,
         *,
+        chunk_size: int | None = None,
+        engine: Literal["rows", "layers"] | None = None,
         model: nn.Module | None = None,
         check_finite: bool | None = None,
         process_group: Any = None,
@@ -107,7 +116,7 @@ class Balancer(nn.Module):
         self.check_finite = check_finite
         self._shared = SharedParameters(shared, model)
         self._probe = {} if probe is None else parameter_set("probe", probe)
-        check_balancer_arguments(self.aggregator, shared is not None, bool(self._probe), model)
+        check_balancer_arguments(self.aggregator, shared is not None, bool(self._probe), engine, model)
         for part in (self.objective, self.aggregator):
             if part is not None:
                 part.bind(self.tasks)
@@ -117,7 +126,8 @@ class Balancer(nn.Module):
         self._notices = Notices()
         self._watching = Watching()
         self._rows = Rows(self._company, self.tasks, Waiting())
-        self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting)
+        self._batching = Batching(chunk_size)
+        self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting, self._batching)
         self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
         self._collect = Collect(
             self.tasks,
@@ -128,6 +138,7 @@ class Balancer(nn.Module):
             self._rows,
             self._watching,
             self._notices,
+            engine,
         )
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
@@ -141,6 +152,15 @@ class Balancer(nn.Module):
     def method(self) -> str:
         """The classes of objective and aggregator, which a checkpoint has to agree with."""
         return " + ".join(describe(part) for part in (self.objective, self.aggregator) if part is not None)
+
+    @property
+    def way(self) -> str:
+        """Which way the last step took through the graphs, and why."""
+        return self._collect.way
+
+    def extra_repr(self) -> str:
+        """The tasks, and the way of the last step."""
+        return f"tasks={list(self.tasks)}, way={self.way!r}"
 
     @property
     def needs_after_step(self) -> bool:
@@ -300,11 +320,18 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        return {"tasks": list(self.tasks), "method": self.method, "shared": self._shared.names}
+        return {
+            "tasks": list(self.tasks),
+            "method": self.method,
+            "shared": self._shared.names,
+            "chunk_size": self._batching.chosen,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
+        if state.get("chunk_size") is not None:
+            self._batching.choose(state["chunk_size"])
         self._same_state = False
 
     def _device(self, otherwise: torch.device) -> torch.device:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from equipoise._checks import check_losses
+from equipoise.gradients.batching import Unbatchable
 from equipoise.gradients.graph.cut import Cut
 from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.shared import parameter_list
+
+if TYPE_CHECKING:
+    from equipoise.gradients.step import Step
 
 Row = dict[Tensor, Tensor]
 """Leaf → gradient; a leaf that is not reached is left out. Gradients are autograd's: they are read, and not changed."""
@@ -65,36 +69,95 @@ def task_gradients(
     return gradients
 
 
-def rows_of(
-    losses: Sequence[Tensor],
-    wanted: Sequence[Sequence[Tensor]],
-    weights: Sequence[Tensor],
-    cut: Cut | None,
-    retain_graph: bool,
-) -> Iterator[Row]:
-    """Computes `c_k · ∂L_k/∂leaf` loss after loss, one backward pass each.
+def rows_of(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
+    """Computes `c_k · ∂L_k/∂leaf` loss after loss: down to the cut one backward pass each, and below it as decided.
 
-    With a cut each pass is made in two parts, and what is above it is freed as its part ends.
+    What is above the cut is freed as its part of a pass ends.
 
     Args:
-        losses: the losses.
+        step: the losses that this rank has, where they merge, and how many tasks go on from there at once.
         wanted: for each loss the leaves wanted, all of which it reaches.
         weights: `c_k`, 0-dim, one a loss.
-        cut: where their graphs merge; None: they are not cut.
-        retain_graph: keep the graphs.
     """
+    cut = step.cut
     if cut is None:
-        last = len(losses) - 1
-        for index, (loss, leaves, weight) in enumerate(zip(losses, wanted, weights, strict=True)):
-            yield gradients_of([loss], leaves, [weight], retain_graph or index < last)
+        for loss, leaves, weight in zip(step.held, wanted, weights, strict=True):
+            yield gradients_of([loss], leaves, [weight], step.retain_graph)
         return
     below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    size = 1
+    if sum(map(bool, below)) > 1:
+        shared = dict.fromkeys(leaf for row in below for leaf in row)
+        row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
+        size = step.batching.size(len(wanted), step.values.device, bool(step.graph.compiled), row_bytes)
+    trial = step.batching.timed(size, step.values.device)
+    yield from (
+        _at_once(step, cut, wanted, below, weights, size)
+        if size > 1
+        else _one_by_one(step, cut, wanted, below, weights)
+    )
+    if trial is not None:
+        trial.end()
+
+
+def _one_by_one(
+    step: Step, cut: Cut, wanted: Sequence[Sequence[Tensor]], below: list[list[Tensor]], weights: Sequence[Tensor]
+) -> Iterator[Row]:
     last = max((index for index, leaves in enumerate(below) if leaves), default=-1)
     for index, leaves in enumerate(wanted):
         edges = cut.edges[index] if below[index] else []
-        at_cut, row = to_cut(losses[index], leaves, weights[index], edges, cut.above[index], retain_graph)
-        roots = list(at_cut)
-        yield row | gradients_of(roots, below[index], list(at_cut.values()), retain_graph or index < last)
+        at_cut, row = to_cut(step.held[index], leaves, weights[index], edges, cut.above[index], step.retain_graph)
+        retain = step.retain_graph or index < last
+        row.update(gradients_of(list(at_cut), below[index], list(at_cut.values()), retain))
+        yield row
+
+
+def _at_once(
+    step: Step,
+    cut: Cut,
+    wanted: Sequence[Sequence[Tensor]],
+    below: list[list[Tensor]],
+    weights: Sequence[Tensor],
+    size: int,
+) -> Iterator[Row]:
+    """As `_one_by_one`, with `size` tasks at once below the cut. A loss that is not cut goes by itself."""
+    found = [
+        to_cut(loss, leaves, weight, edges if under else [], above, step.retain_graph)
+        for loss, leaves, weight, edges, under, above in zip(
+            step.held, wanted, weights, cut.edges, below, cut.above, strict=True
+        )
+    ]
+    together = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.whole]
+    chunks = [together[i : i + size] for i in range(0, len(together), size)]
+    chunks += [[k] for k in cut.whole if found[k][0]]
+    for number, chunk in enumerate(chunks):
+        retain = step.retain_graph or number < len(chunks) - 1
+        starts, leaves = [found[k][0] for k in chunk], list(dict.fromkeys(leaf for k in chunk for leaf in below[k]))
+        rows: dict[Tensor, Sequence[Tensor]] = {}
+        if len(chunk) > 1:
+            try:
+                edges, outer = stacked_at(starts)
+                rows = {leaf: stack.unbind() for leaf, stack in step.batching.run(edges, leaves, outer, retain).items()}
+            except Unbatchable:
+                chunk_rows = [
+                    gradients_of(list(at), below[k], list(at.values()), retain or k != chunk[-1])
+                    for k, at in zip(chunk, starts, strict=True)
+                ]
+                for k, row in zip(chunk, chunk_rows, strict=True):
+                    found[k][1].update(row)
+        elif chunk:
+            found[chunk[0]][1].update(gradients_of(list(starts[0]), leaves, list(starts[0].values()), retain))
+        for place, k in enumerate(chunk):
+            found[k][1].update({leaf: rows[leaf][place] for leaf in below[k] if leaf in rows})
+    while found:
+        yield found.pop(0)[1]
+
+
+def stacked_at(starts: Sequence[Mapping[GradientEdge, Tensor]]) -> tuple[list[GradientEdge], list[Tensor]]:
+    """Returns the edges at which any of n tasks starts, and for each edge the tasks' gradients there `[n, *shape]`."""
+    edges = list(dict.fromkeys(edge for at in starts for edge in at))
+    some = {edge: gradient for at in starts for edge, gradient in at.items()}
+    return edges, [torch.stack([at[e] if e in at else torch.zeros_like(some[e]) for at in starts]) for e in edges]
 
 
 def to_cut(

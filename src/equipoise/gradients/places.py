@@ -1,4 +1,4 @@
-"""Where gradient statistics are taken, and where a step's graphs are cut for it: a probe, or a representation."""
+"""Where gradient statistics are taken, and how a step's graphs are cut for it: a probe, layers, a representation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.graph.walk import leaves_until
-from equipoise.gradients.jacobian import Row
+from equipoise.gradients.jacobian import Row, gradients_of, stacked_at
+from equipoise.gradients.layers import Unsupported, gramian_by_layers
 from equipoise.gradients.ranks import Alone
+from equipoise.gradients.sparse import compact
 from equipoise.gradients.step import Step
 
 Representation = Tensor | Iterable[Tensor]
@@ -74,6 +76,51 @@ class Probe:
         own = {str(index): {p: row[p] for p in self._probe if p in row} for index, row in enumerate(rows)}
         summed = self._ranks.summed({task: self._ranks.completed(row, self._probe) for task, row in own.items()})
         return gramian([[row.get(p) for p in self._probe] for row in summed.values()])
+
+
+class Layers:
+    """The shared parameters layer by layer, whose rows are never held together. See `Place`.
+
+    Where that cannot be done (see `layers`), rows are, from the same gradients at the cut.
+
+    Args:
+        step: the step, of two or more tasks that this process has.
+        shared: the leaves whose rows it takes.
+    """
+
+    apart = joins_at_cut = True
+
+    def __init__(self, step: Step, shared: Iterable[Tensor]) -> None:
+        cut = step.cut
+        assert cut is not None
+        self.edges, self.above = cut.edges, cut.above
+        over = {leaf for row in cut.above for leaf in row}
+        self._over = [leaf for leaf in shared if leaf in over]
+        self.under = [leaf for leaf in shared if leaf not in over]
+        self.refused: str | None = None
+
+    @property
+    def starts(self) -> list[GradientEdge]:
+        """The edges of the cut."""
+        return list(dict.fromkeys(edge for row in self.edges for edge in row))
+
+    def leaves(self) -> Iterable[Tensor]:
+        """See `Place`: none, for their rows are not wanted."""
+        return ()
+
+    def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
+        """See `Place`."""
+        edges, outer = stacked_at(at_cut)
+        try:
+            total = gramian_by_layers(edges, outer, self.under)
+        except Unsupported as error:
+            self.refused = str(error).splitlines()[0]
+            explicit = [gradients_of(list(at), self.under, list(at.values()), retain_graph=True) for at in at_cut]
+            total = gramian([[row.get(leaf) for leaf in self.under] for row in explicit])
+        if self._over:
+            columns = [compact([row.get(leaf) for row in rows])[0] for leaf in self._over]
+            total = total + gramian(list(zip(*columns, strict=True)))
+        return total
 
 
 class RepresentationPlace:

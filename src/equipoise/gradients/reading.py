@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.micro_batches import Waiting
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.scale import scale_of
@@ -23,13 +24,17 @@ class Reader:
         tasks: all tasks.
         check_finite: raise for NaN or infinite losses; None: on the CPU, unless a gradient scaler is there for them.
         waiting: what waits for the end of a step.
+        batching: how many tasks go through what they share at once.
     """
 
-    def __init__(self, company: Company, tasks: Sequence[str], check_finite: bool | None, waiting: Waiting) -> None:
+    def __init__(
+        self, company: Company, tasks: Sequence[str], check_finite: bool | None, waiting: Waiting, batching: Batching
+    ) -> None:
         self._company = company
         self._tasks = tasks
         self._check_finite = check_finite
         self._waiting = waiting
+        self._batching = batching
 
     def looks(self, step: Step) -> bool:
         """Whether the host looks at the losses."""
@@ -103,6 +108,7 @@ class Reader:
 
         called = [graph, accumulate, counts is not None, also is not None, state["cleared"]]
         step = ranks.read(read, self._tasks, list(map(int, called)))
+        ranks.decide(self._batching)
         if state["cleared"]:
             self._waiting.forget()
             ranks.forget()
@@ -112,6 +118,7 @@ class Reader:
             retain_graph=retain_graph,
             scale=scale_of(scaler, step.values.device),
             cleared=state["cleared"],
+            batching=self._batching,
         )
 
     def _raises(self, device: torch.device, scaled: bool) -> bool:

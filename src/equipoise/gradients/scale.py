@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.shards import like, local
+
+if TYPE_CHECKING:
+    from equipoise.gradients.jacobian import Rows
 
 
 class Scale:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise._checks import check_counts, check_losses, check_number
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.cut import Cut
 from equipoise.gradients.graph.walk import Graph
@@ -35,6 +36,7 @@ class Step:
         retain_graph: the graphs stay for another backward pass.
         cleared: gradients have been cleared since the micro-batch before.
         scale: the gradient scaler's.
+        batching: how many tasks go through what they share at once.
     """
 
     tasks: tuple[str, ...]
@@ -50,6 +52,7 @@ class Step:
     retain_graph: bool = False
     cleared: bool = False
     scale: Scale = field(default_factory=Scale)
+    batching: Batching = field(default_factory=Batching)
 
     @cached_property
     def held(self) -> list[Tensor]:

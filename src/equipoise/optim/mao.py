@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from equipoise._checks import check_number, check_tasks
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.jacobian import Row, Rows
 from equipoise.gradients.micro_batches import Collected
@@ -56,6 +57,7 @@ class MAO(Optimizer):
         betas: decay rates β₁ and β₂ of the two moving averages, in [0, 1).
         eps: ε, at least 0.
         weight_decay: λ, decoupled, at least 0.
+        chunk_size: as in `Balancer`: how many tasks go at once through what they share. `streaming` takes one.
         groups: let tasks share moments: a mapping from group to tasks, or a number of groups that the tasks are dealt
             to in turn. A group's losses are summed, with one backward pass and one set of moments, so that a step costs
             what as many tasks as groups cost; within a group the losses' scales matter. None: every task by itself.
@@ -112,6 +114,7 @@ class MAO(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        chunk_size: int | None = None,
         groups: int | Mapping[str, Iterable[str]] | None = None,
         max_norm: float | None = None,
         streaming: bool = False,
@@ -125,6 +128,7 @@ class MAO(Optimizer):
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
+        self._batching = Batching(1 if streaming else chunk_size)
         self._furnish([], process_group)
         defaults = {
             "lr": lr,
@@ -147,7 +151,7 @@ class MAO(Optimizer):
         self._company = Company(held, process_group=process_group)
         self._watching = Watching()
         self._pending = Pending()
-        self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending)
+        self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending, self._batching)
         self._rows = RowsWay(self._company, list(self.groups), self._pending)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -407,6 +411,7 @@ class MAO(Optimizer):
             "streaming": self.streaming,
             "check_finite": self.check_finite,
             "_ranks": self._company.ranks,
+            "_batching": self._batching,
         }
         return {**super().__getstate__(), **own}
 

@@ -24,6 +24,7 @@ class Cut:
     Attributes:
         edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well.
         above: for each loss the leaves that its own graph leads to without passing the cut.
+        whole: the losses that are cut at their own output.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -52,6 +53,7 @@ class Cut:
                         edges[index][GradientEdge(child, number)] = None
         entangled = _nested(nodes, edges)
         hooked = _hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
+        self.whole: list[int] = []
         for index, loss in enumerate(graph.losses):
             if loss.grad_fn is None:
                 above[index] = {loss: None}
@@ -61,6 +63,7 @@ class Cut:
                 or any(leaf in below for leaf in above[index])
                 or any(edge in hooked for edge in edges[index])
             ):
+                self.whole.append(index)
                 edges[index], above[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}, {}
         self.edges = [list(row) for row in edges]
         self.above = above

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from equipoise._checks import check_metrics
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.jacobian import Row, Rows, rows_of
 from equipoise.gradients.one_pass import one_pass
 from equipoise.gradients.ranks.order import Order
@@ -37,6 +38,11 @@ class Alone:
         """Returns what `read` gives, of all ranks together; `called`: what has to be the same on all of them."""
         return read()
 
+    def decide(self, batching: Batching) -> None:
+        """Has the quicker way of batching kept once it is known, the same on all ranks."""
+        if batching.ready:
+            batching.choose(batching.decide())
+
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:
         """Returns what the check returns, or raises on all ranks if it fails on one."""
         return check(*arguments)
@@ -47,7 +53,7 @@ class Alone:
 
     def rows(self, step: Step, wanted: Sequence[list[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:
         """Computes the rows `c_k ∂L_k` of the tasks, one after the other; `reduce`: added up over the ranks."""
-        yield from rows_of(step.held, wanted, step.weights(coefficients), step.cut, step.retain_graph)
+        yield from rows_of(step, wanted, step.weights(coefficients))
 
     def summed(self, rows: Rows) -> Rows:
         """Returns rows added up over the ranks that were computed without."""

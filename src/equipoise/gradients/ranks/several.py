@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.graph.wrappers import Wrapped
 from equipoise.gradients.jacobian import Row, Rows, gradients_of, rows_of
@@ -104,6 +105,14 @@ class Several(Alone):
             complete=1 < len(tasks) == len(names),
         )
 
+    def decide(self, batching: Batching) -> None:
+        """See `Alone`: the first rank's times count, once all have theirs."""
+        if not batching.timing:
+            return
+        everyone = self.ranks.gather([int(batching.ready), batching.decide() if batching.ready else 0])
+        if all(ready for ready, _ in everyone):
+            batching.choose(everyone[0][1])
+
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:
         """See `Alone`."""
         return self.ranks.checked(check, *arguments)
@@ -153,7 +162,7 @@ class Several(Alone):
         reached = [set(leaves) for leaves in step.graph.leaves]
         asked = [[p for p in row if p in own] for row, own in zip(step.at_held(wanted), reached, strict=True)]
         weights = step.weights(self.own(step, coefficients))
-        passes = rows_of(step.held, asked, weights, step.cut, step.retain_graph)
+        passes = rows_of(step, asked, weights)
         before: tuple[Row, Reduction] | None = None
         for loss, leaves in zip(step.losses, wanted, strict=True):
             row = self.completed({} if loss is None else next(passes), leaves)
