@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equipoise.gradients.shards import like, local, sharding_groups, sum_over
+from equipoise.gradients.shards import is_sharded, like, local, sharding_groups, sum_over
 
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
@@ -60,24 +60,55 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     widest = max(sum(width for _, _, width in columns) for columns in blocks) if blocks else 0
     buffer = some.new_empty((count, widest), dtype=dtype)
     result = some.new_zeros((count, count), dtype=dtype)
-    flat = [_flattened(column) for column in zip(*gradients, strict=True)]
+    columns_of = list(zip(*gradients, strict=True))
+    stacks = [stacked(column) for column in columns_of]
+    flat = [_flattened(c) if stack is None else [] for c, stack in zip(columns_of, stacks, strict=True)]
     for columns in blocks:
         targets, sources, gaps = [], [], []
         offset = 0
         for parameter, start, width in columns:
-            for gradient, out in zip(flat[parameter], buffer[:, offset : offset + width], strict=True):
+            block = buffer[:, offset : offset + width]
+            stack = stacks[parameter]
+            offset += width
+            if stack is not None:
+                block.copy_(stack[:, start : start + width])
+                continue
+            for gradient, out in zip(flat[parameter], block, strict=True):
                 if gradient is None:
                     gaps.append(out)
                 else:
                     targets.append(out)
                     sources.append(gradient[start : start + width])
-            offset += width
-        torch._foreach_copy_(targets, sources)
+        if targets:
+            torch._foreach_copy_(targets, sources)
         if gaps:
             torch._foreach_zero_(gaps)
         block = buffer[:, :offset]
         result.addmm_(block, block.T)
     return result
+
+
+def stacked(column: Sequence[Tensor | None]) -> Tensor | None:
+    """Returns one parameter's K gradients as one matrix `[K, n]` where they lie in memory as such; else None.
+
+    So they do where several tasks went through the graph at once.
+    """
+    first = column[0]
+    if len(column) < 2 or first is None or is_sharded(first) or not first.is_contiguous():
+        return None
+    size = first.numel()
+    start = first.storage_offset()
+    identity = first.untyped_storage()._cdata
+    for place, gradient in enumerate(column):
+        if (
+            gradient is None
+            or gradient.storage_offset() != start + place * size
+            or gradient.shape != first.shape
+            or not gradient.is_contiguous()
+            or gradient.untyped_storage()._cdata != identity
+        ):
+            return None
+    return first.as_strided((len(column), size), (size, 1), start)
 
 
 def _flattened(column: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -119,16 +150,25 @@ def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> li
         gradients: K rows; every parameter has a gradient in at least one of them.
         weights: `[K]`.
     """
-    some = [next(gradient for gradient in column if gradient is not None) for column in zip(*gradients, strict=True)]
+    columns = list(zip(*gradients, strict=True))
+    some = [next(gradient for gradient in column if gradient is not None) for column in columns]
     dtypes = [torch.promote_types(gradient.dtype, torch.float32) for gradient in some]
+    stacks = {
+        index: stack
+        for index, column in enumerate(columns)
+        if dtypes[index] == some[index].dtype and (stack := stacked(column)) is not None
+    }
     combined: dict[int, Tensor] = {}
-    for dtype in set(dtypes):
+    with torch.autocast(weights.device.type, enabled=False):
+        for index, stack in stacks.items():
+            combined[index] = torch.mv(stack.T, weights.to(stack.dtype)).view(some[index].shape)
+    for dtype in {dtype for index, dtype in enumerate(dtypes) if index not in combined}:
         totals: dict[int, Tensor] = {}
         for row, weight in zip(gradients, weights.to(dtype).unbind(), strict=True):
             own = {
                 index: local(gradient).to(dtype)
                 for index, gradient in enumerate(row)
-                if gradient is not None and dtypes[index] == dtype
+                if gradient is not None and dtypes[index] == dtype and index not in combined
             }
             held = [index for index in own if index in totals]
             new = [index for index in own if index not in totals]
