@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise._notices import Notices
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
-from equipoise.gradients.gramian import combine, gramian
+from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.layers import layers_save
@@ -253,8 +253,10 @@ class Collect:
             if self._probe and self._all_reach_probe(collected.reached):
                 measured = [index for index, p in enumerate(shared) if p in self._probe]
                 statistics = [tuple(row[index] for index in measured) for row in matrix]
-            weights, state = self._solved(stack, gramian(statistics), collected)
-            combined = combine(matrix, weights)
+            stacks = stacks_of(matrix)
+            products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
+            weights, state = self._solved(stack, products, collected)
+            combined = combine(matrix, weights, stacks)
         else:
             present = self._present(collected.tasks)
             state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equipoise._notices import Notices
-from equipoise._state import Snapshot
+from equipoise._state import Snapshot, TaskModule
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.jacobian import Row
@@ -40,6 +41,7 @@ class Weigh:
         self._objective = objective
         self._aggregator = aggregator
         self._notices = notices
+        self._parts = [*objective.task_modules(), *([] if aggregator is None else [aggregator])]
         self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
         self._first: list[Tensor] | None = None  # learned weights at the first step that gave them gradients
         self._steps = 0
@@ -55,10 +57,11 @@ class Weigh:
             step: the tasks present.
             looks: the host may look at the losses; else the tasks stay, and `step.usable` says which take part.
         """
-        with self._objective.step(self.present(step.tasks), step.values.dtype):
-            bounds = [part.lower_bounds() for part in self._objective.task_modules()]
-        if self._aggregator is not None and self._aggregator.requires_positive:
-            bounds.append(0.0)
+        bounds = self._bounds(step)
+        if looks:
+            known = step.values.tolist()  # sync: asked for
+            if all(low < value < math.inf for low in bounds if isinstance(low, float) for value in known):
+                bounds = [low for low in bounds if not isinstance(low, float)]
         above = above_bounds(step.values, bounds)
         if above is not None:
             labelled = above if step.usable is None else above | ~step.usable
@@ -70,6 +73,15 @@ class Weigh:
             left_out = [index for index, takes in enumerate(usable.tolist()) if not takes]  # sync: to pick the tasks
             return step.without(left_out, None)
         return step.without([], usable)
+
+    def _bounds(self, step: Step) -> list[Tensor | float]:
+        """Returns what the losses have to lie above: numbers, and numbers by task `[K']`."""
+        bounds: list[Tensor | float] = [0.0] if any(part.requires_positive for part in self._parts) else []
+        own = [part for part in self._parts if type(part).lower_bounds is not TaskModule.lower_bounds]
+        if own:
+            with self._objective.step(self.present(step.tasks), step.values.dtype):
+                bounds = [part.lower_bounds() for part in self._parts]
+        return bounds
 
     @contextmanager
     def step(self, step: Step) -> Iterator[StateStep]:
@@ -87,8 +99,22 @@ class Weigh:
                 shows in the gradients.
         """
         parameters = [p for p in self._objective.parameters() if p.requires_grad]
+        values = values if usable is None else torch.where(usable, values, 1.0)
+        coefficients = None if parameters else self._objective.coefficients(values)
+        learned: Row = {}
+        if coefficients is None:
+            coefficients, learned = self._derivatives(values, parameters)
+        if usable is not None:
+            coefficients = torch.where(usable, coefficients, 0.0)
+        if valid is not None:
+            coefficients = torch.where(valid, coefficients, torch.nan)
+            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+        return coefficients, owned(learned)
+
+    def _derivatives(self, values: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Row]:
+        """Returns the objective's derivatives by the losses, and by its own parameters."""
         with torch.enable_grad():
-            values = (values.clone() if usable is None else torch.where(usable, values, 1.0)).requires_grad_()
+            values = values.clone().requires_grad_()
             total = self._objective(values)
             if not isinstance(total, Tensor) or total.dim() or not total.requires_grad:
                 raise ValueError(
@@ -96,13 +122,7 @@ class Weigh:
                     f"not detached from them, found {total!r}."
                 )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-        learned: Row = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-        if usable is not None:
-            coefficients = torch.where(usable, coefficients, 0.0)
-        if valid is not None:
-            coefficients = torch.where(valid, coefficients, torch.nan)
-            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
-        return coefficients, owned(learned)
+        return coefficients, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
 
     def begin(self) -> None:
         """A step of several micro-batches begins: what they change can be taken back."""
@@ -163,8 +183,7 @@ class Weigh:
 
     def _unusable(self, tasks: Sequence[str], flags: Sequence[bool]) -> str:
         names = ", ".join(repr(task) for task, flag in zip(tasks, flags, strict=True) if flag)
-        parts = [*self._objective.task_modules(), *([] if self._aggregator is None else [self._aggregator])]
-        methods = dict.fromkeys(type(part).__name__ for part in parts if part.requires_positive) or {
+        methods = dict.fromkeys(type(part).__name__ for part in self._parts if part.requires_positive) or {
             type(self._objective).__name__: None
         }
         return (

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from equipoise.gradients.shards import is_sharded, like, local, sharding_groups, sum_over
 
+SMALL = 1 << 18
+"""Numbers of one parameter's K gradients that are copied into one matrix, to save operations."""
+
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
 
@@ -18,7 +21,11 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
+Stacks = Sequence[Tensor | None]
+"""For each parameter its K gradients as a matrix `[K, n]`, where there is one; see `stacks_of`."""
+
+
+def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks | None = None) -> Tensor:
     """Computes `JJᵀ` of K rows of gradients, block by block.
 
     The products are taken in float64, not only summed in it: a float32 product is off by some 1e-6 of the norms
@@ -28,18 +35,27 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     Args:
         gradients: K rows, each one gradient a parameter, None where it is zero by structure. Of sharded gradients
             every rank takes its shards, and the products are added up over the ranks.
+        stacks: what `stacks_of` gives of them.
 
     Returns:
         `[K, K]`, float64 where the device has it.
     """
-    columns = [column for column in zip(*gradients, strict=True) if any(gradient is not None for gradient in column)]
-    spread = [sharding_groups(next(g for g in column if g is not None)) for column in columns]
+    columns = list(zip(*gradients, strict=True))
+    some = [next((g for g in column if g is not None), None) for column in columns]
+    spread = [None if gradient is None else sharding_groups(gradient) for gradient in some]
     parts = []
-    for groups in dict.fromkeys(spread):
-        own = [column for column, over in zip(columns, spread, strict=True) if over == groups]
-        rows = [[None if g is None else as_real(local(g)) for g in row] for row in zip(*own, strict=True)]
-        parts.append(sum_over(groups, _local_gramian(rows)))
+    for groups in dict.fromkeys(over for over in spread if over is not None):
+        own = [index for index, over in enumerate(spread) if over == groups]
+        rows = [[None if (g := row[index]) is None else as_real(local(g)) for index in own] for row in gradients]
+        real = stacks is not None and not any(t is not None and t.is_complex() for t in some)
+        known = [stacks[index] for index in own] if stacks is not None and real else stacks_of(rows)
+        parts.append(sum_over(groups, _local_gramian(rows, known)))
     return sum(parts[1:], parts[0])
+
+
+def stacks_of(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Returns for each parameter its K gradients as a matrix: as they lie in memory, or, if few, copied; else None."""
+    return [_stack(column) for column in zip(*gradients, strict=True)]
 
 
 def as_real(gradient: Tensor) -> Tensor:
@@ -51,18 +67,28 @@ def as_real(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
+def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks) -> Tensor:
     """Computes `JJᵀ` of gradients that this rank has in full."""
     count = len(gradients)
     some = next(gradient for row in gradients for gradient in row if gradient is not None)
-    blocks = _blocks(gradients)
     dtype = wide_dtype(some.device)
+    small = [stack for stack in stacks if stack is not None and stack.numel() <= SMALL]
+    result = some.new_zeros((count, count), dtype=dtype)
+    if small:
+        together = torch.cat(small, 1).to(dtype)
+        result.addmm_(together, together.T)
+    left = [index for index, stack in enumerate(stacks) if stack is None or stack.numel() > SMALL]
+    if not left:
+        return result
+    rows = [[row[index] for index in left] for row in gradients]
+    stacks = [stacks[index] for index in left]
+    blocks = _blocks(rows)
     widest = max(sum(width for _, _, width in columns) for columns in blocks) if blocks else 0
     buffer = some.new_empty((count, widest), dtype=dtype)
-    result = some.new_zeros((count, count), dtype=dtype)
-    columns_of = list(zip(*gradients, strict=True))
-    stacks = [stacked(column) for column in columns_of]
-    flat = [_flattened(c) if stack is None else [] for c, stack in zip(columns_of, stacks, strict=True)]
+    flat = [
+        _flattened(column) if stack is None else []
+        for column, stack in zip(zip(*rows, strict=True), stacks, strict=True)
+    ]
     for columns in blocks:
         targets, sources, gaps = [], [], []
         offset = 0
@@ -86,6 +112,16 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
         block = buffer[:, :offset]
         result.addmm_(block, block.T)
     return result
+
+
+def _stack(column: Sequence[Tensor | None]) -> Tensor | None:
+    some = next((gradient for gradient in column if gradient is not None), None)
+    if some is None or is_sharded(some):
+        return None
+    if len(column) * some.numel() > SMALL:
+        return stacked(column)
+    rows = [torch.zeros_like(some) if gradient is None else gradient for gradient in column]
+    return torch.stack(rows).reshape(len(column), some.numel())
 
 
 def stacked(column: Sequence[Tensor | None]) -> Tensor | None:
@@ -143,25 +179,25 @@ def _blocks(gradients: Sequence[Sequence[Tensor | None]]) -> list[list[tuple[int
     return blocks
 
 
-def combine(gradients: Sequence[Sequence[Tensor | None]], weights: Tensor) -> list[Tensor]:
+def combine(
+    gradients: Sequence[Sequence[Tensor | None]], weights: Tensor, stacks: Stacks | None = None
+) -> list[Tensor]:
     """Computes `Σ_k w_k g_k` of every parameter, in float32 at least and returned in the gradients' dtype.
 
     Args:
         gradients: K rows; every parameter has a gradient in at least one of them.
         weights: `[K]`.
+        stacks: what `stacks_of` gives of the rows.
     """
     columns = list(zip(*gradients, strict=True))
     some = [next(gradient for gradient in column if gradient is not None) for column in columns]
     dtypes = [torch.promote_types(gradient.dtype, torch.float32) for gradient in some]
-    stacks = {
-        index: stack
-        for index, column in enumerate(columns)
-        if dtypes[index] == some[index].dtype and (stack := stacked(column)) is not None
-    }
     combined: dict[int, Tensor] = {}
     with torch.autocast(weights.device.type, enabled=False):
-        for index, stack in stacks.items():
-            combined[index] = torch.mv(stack.T, weights.to(stack.dtype)).view(some[index].shape)
+        for index, stack in enumerate(stacks_of(gradients) if stacks is None else stacks):
+            if stack is not None:
+                wide = torch.mv(stack.to(dtypes[index]).T, weights.to(dtypes[index]))
+                combined[index] = wide.view(some[index].shape)
     for dtype in {dtype for index, dtype in enumerate(dtypes) if index not in combined}:
         totals: dict[int, Tensor] = {}
         for row, weight in zip(gradients, weights.to(dtype).unbind(), strict=True):

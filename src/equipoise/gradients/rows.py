@@ -68,8 +68,11 @@ def with_inputs(ranks: Alone, step: Step, leaves: Sequence[list[Tensor]]) -> lis
     """Adds to each task's trained leaves the other ones that it reaches, for they get their gradients, too."""
     if ranks.sharded:
         return list(leaves)
+    inputs = {leaf for leaf in step.graph.every_leaf if not ranks.order.is_trained(leaf)}
+    if not inputs:
+        return list(leaves)
     own = iter(step.graph.leaves)
     return [
-        row if loss is None else [*row, *(leaf for leaf in next(own) if not ranks.order.is_trained(leaf))]
+        row if loss is None else [*row, *(leaf for leaf in next(own) if leaf in inputs)]
         for loss, row in zip(step.losses, leaves, strict=True)
     ]

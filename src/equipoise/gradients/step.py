@@ -190,7 +190,11 @@ def read_losses(
             usable = samples > 0
             values = torch.where(usable, values, 0.0)
     if check_finite:
-        check_each(names, values, values.isfinite(), "is {value}: a NaN or infinite loss must not enter the training")
+        for task, value in zip(names, values.tolist(), strict=True):  # sync: asked for
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"The loss of task {task!r} is {value:g}: a NaN or infinite loss must not enter the training."
+                )
     return Step(
         tasks=names,
         losses=tuple(losses[task] for task in names),
@@ -221,17 +225,6 @@ def read_counts(
     return {
         task: check_number(f"counts[{task!r}]", count, at_least=0) for task, count in given.items() if on_host(count)
     }
-
-
-def check_each(tasks: Sequence[str], values: Tensor, passed: Tensor, message: str) -> None:
-    """Raises for the first task whose entry in the bool tensor `passed` is false; synchronises with the host.
-
-    Raises:
-        ValueError: `message` with the task's name before it, and `{value}` filled in.
-    """
-    for task, value, fine in zip(tasks, values.tolist(), passed.tolist(), strict=True):  # sync: asked for
-        if not fine:
-            raise ValueError(f"The loss of task {task!r} {message.format(value=f'{value:g}')}.")
 
 
 def checks_values(check_finite: bool | None, device: torch.device) -> bool:

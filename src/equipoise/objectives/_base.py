@@ -21,6 +21,10 @@ class Objective(TaskModule, ABC):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the scalar objective of the losses `[K']`."""
 
+    def coefficients(self, losses: Tensor) -> Tensor | None:
+        """Returns `c_k` `[K']` where the formula gives them at once; None: they are `∂forward/∂L_k`, by autograd."""
+        return None
+
 
 class Weighting(TaskModule, ABC):
     """Gives every task present a weight.
@@ -74,8 +78,14 @@ class WeightedSum(Objective):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Σ_k w_k L_k` of the losses `[K']`."""
-        weights = self.active.where(_weights(self.weighting, losses), 0.0)
-        return (weights * losses).sum()
+        return (self._active_weights(losses) * losses).sum()
+
+    def coefficients(self, losses: Tensor) -> Tensor | None:
+        """Returns `w_k` `[K']`: the derivatives of a sum with constant weights."""
+        return self._active_weights(losses).detach() if type(self).forward is WeightedSum.forward else None
+
+    def _active_weights(self, losses: Tensor) -> Tensor:
+        return self.active.where(_weights(self.weighting, losses), 0.0)
 
 
 class GeometricMean(Objective):

@@ -39,6 +39,7 @@ class Graph:
 
     Attributes:
         losses: the losses.
+        every_leaf: the leaf tensors that any of them reaches.
         leaves: for each loss the leaf tensors that a backward pass of it would reach, in one order common to all.
         compiled: the graphs of `torch.compile` among them.
         apart: whether there is a node whose outputs do not all depend on the same.
@@ -63,10 +64,10 @@ class Graph:
         self.compiled: set[Any] = set()
         self.met: set[Edge] = set()
         self._together, self._repeatable, self._stops = together, repeatable, frozenset(stops)
-        self._order: list[Tensor] = []
+        self.every_leaf: list[Tensor] = []
         self._masks: dict[Point, int] = {}  # bit i: the point reaches leaf i; holding the nodes keeps them distinct
         masks = [self._add(loss) if loss.grad_fn is None else self._reach(loss) for loss in losses]
-        self.leaves = [[leaf for index, leaf in enumerate(self._order) if mask >> index & 1] for mask in masks]
+        self.leaves = [[leaf for index, leaf in enumerate(self.every_leaf) if mask >> index & 1] for mask in masks]
 
     def nodes(self) -> list[Node]:
         """Returns the nodes, each before those that its gradients go to."""
@@ -78,8 +79,8 @@ class Graph:
         if not leaf.requires_grad:
             return 0
         refuse_flat(leaf)
-        self._order.append(leaf)
-        return 1 << len(self._order) - 1
+        self.every_leaf.append(leaf)
+        return 1 << len(self.every_leaf) - 1
 
     def _reach(self, loss: Tensor) -> int:
         assert loss.grad_fn is not None
