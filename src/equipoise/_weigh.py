@@ -72,10 +72,12 @@ class Weigh:
         return step.without([], usable)
 
     @contextmanager
-    def step(self, step: Step) -> Iterator[StateStep]:
-        """Opens a step of the objective's state."""
+    def step(self, step: Step, begins: bool = False) -> Iterator[StateStep]:
+        """Opens a step of the objective's state; `begins`: of several micro-batches, whose changes can be taken back."""
+        before = self._objective.snapshot() if begins else self._before
         with self._objective.step(self.present(step.tasks), step.values.dtype, step.usable) as opened:
             yield opened
+        self._before = before
 
     def coefficients(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Row]:
         """Returns `c_k = ∂objective/∂L_k` `[K']` and the gradients of the objective's own parameters.
@@ -103,10 +105,6 @@ class Weigh:
             coefficients = torch.where(valid, coefficients, torch.nan)
             learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
         return coefficients, owned(learned)
-
-    def begin(self) -> None:
-        """A step of several micro-batches begins: what they change can be taken back."""
-        self._before = self._objective.snapshot()
 
     def take_back(self) -> None:
         """Takes back what micro-batches changed whose gradients have been cleared."""
