@@ -73,7 +73,7 @@ class Weigh:
 
     @contextmanager
     def step(self, step: Step, begins: bool = False) -> Iterator[StateStep]:
-        """Opens a step of the objective's state; `begins`: of several micro-batches, whose changes can be taken back."""
+        """Opens a step of the objective's state; `begins`: the first of micro-batches that can be taken back."""
         before = self._objective.snapshot() if begins else self._before
         with self._objective.step(self.present(step.tasks), step.values.dtype, step.usable) as opened:
             yield opened

@@ -69,9 +69,10 @@ class Balancer(nn.Module):
     out of it, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host
     does not look at losses, parameters that such a task alone reaches get a gradient of zeros.
 
-    Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or the
-    model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one that is
-    as good as zero. Hooks on parameters and in the model run in every backward pass, once a task where there are K.
+    Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
+    the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
+    that is as good as zero. Hooks on parameters and in the model run in every backward pass, once a task where there
+    are K.
 
     On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
     `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are
