@@ -84,10 +84,12 @@ class Weigh:
         return bounds
 
     @contextmanager
-    def step(self, step: Step) -> Iterator[StateStep]:
-        """Opens a step of the objective's state."""
+    def step(self, step: Step, begins: bool = False) -> Iterator[StateStep]:
+        """Opens a step of the objective's state; `begins`: the first of micro-batches that can be taken back."""
+        before = self._objective.snapshot() if begins else self._before
         with self._objective.step(self.present(step.tasks), step.values.dtype, step.usable) as opened:
             yield opened
+        self._before = before
 
     def coefficients(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Row]:
         """Returns `c_k = ∂objective/∂L_k` `[K']` and the gradients of the objective's own parameters.
@@ -123,10 +125,6 @@ class Weigh:
                 )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
         return coefficients, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-
-    def begin(self) -> None:
-        """A step of several micro-batches begins: what they change can be taken back."""
-        self._before = self._objective.snapshot()
 
     def take_back(self) -> None:
         """Takes back what micro-batches changed whose gradients have been cleared."""

@@ -70,8 +70,9 @@ class Balancer(nn.Module):
     does not look at losses, parameters that such a task alone reaches get a gradient of zeros.
 
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
-    the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one of
-    zeros. Hooks on parameters and in the model run in every backward pass, once a task where there are K.
+    the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
+    that is as good as zero. Hooks on parameters and in the model run in every backward pass, once a task where there
+    are K.
 
     On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
     `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are
@@ -242,9 +243,7 @@ class Balancer(nn.Module):
             if not accumulate:
                 self._finish(step, earlier)
             return {}
-        if accumulate and not earlier:
-            self._weigh.begin()
-        with self._weigh.step(step) as state:
+        with self._weigh.step(step, begins=accumulate and not earlier) as state:
             valid = self._reader.validity(step)
             coefficients, learned = self._weigh.coefficients(step.values, step.usable, valid)
             outcome = self._collect.run(step, coefficients, valid, None if representation is None else tensors)

@@ -114,7 +114,7 @@ def test_parameters_stay_until_the_step():
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer.backward(model.losses(batch(0)))
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
-    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(p.grad is None or p.grad.norm() < 1e-20 for p in model.parameters())  # a mark at most
 
 
 def test_parameters_of_others_get_their_gradient():
@@ -124,7 +124,7 @@ def test_parameters_of_others_get_their_gradient():
     for name, parameter in reference.named_parameters():
         own = model.get_parameter(name).grad
         if name.startswith("trunk") or parameter.grad is None:
-            assert own is None or not own.any()
+            assert own is None or own.norm() < 1e-20  # a mark at most
         else:
             torch.testing.assert_close(own, parameter.grad)
 

@@ -8,18 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.gradients.shards import local
+from equipoise.gradients.shards import is_sharded, local
 
 SMALL = 4096
 """Elements of a parameter that is cheap to mark. There is a bias or a norm in almost every layer."""
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element → the integers that show its bits: 0 has none, and negative zero has the sign's."""
 
 
 class Marks:
     """Marks `.grad` of some parameters, so that clearing it, by any of the usual ways, can be seen later.
 
     What waits is of no use to a step whose gradients have been cleared, be it by the optimizer's or the model's
-    `zero_grad`, set to None or to zero, or by hand. Where there is no `.grad`, one of zeros is put there: of negative
-    zeros, which whatever is added leaves as if they had not been there, while clearing makes them positive.
+    `zero_grad`, set to None or to zero, or by hand, and whatever has been added since. Where there is no `.grad`, one
+    of negative zeros is put there, which show that nothing has been added. And the first element of every marked
+    gradient gets a speck: what is added hides it, zeros leave it, and only clearing makes all elements zero.
+
+    Not seen is zeroing in place (`set_to_none=False`) that another backward pass into the same parameters follows.
     """
 
     def __init__(self) -> None:
@@ -29,78 +35,142 @@ class Marks:
         """Marks the small ones of the leaves, at least one, in place of what was marked before."""
         self.remove()
         leaves = list(leaves)
-        for leaf in [leaf for leaf in leaves if leaf.numel() <= SMALL] or sorted(leaves, key=Tensor.numel)[:1]:
-            ours = leaf.grad is None
-            if leaf.grad is None:
-                leaf.grad = torch.full_like(leaf, -0.0, requires_grad=False)
-            self._marked[leaf] = _Mark(leaf.grad, leaf.grad._version, ours)
+        small = [leaf for leaf in leaves if leaf.numel() <= SMALL] or sorted(leaves, key=Tensor.numel)[:1]
+        ours = [leaf for leaf in small if leaf.grad is None]
+        for leaf in ours:
+            leaf.grad = torch.full_like(leaf, -0.0, requires_grad=False)
+        gradients = [leaf.grad for leaf in small if leaf.grad is not None]
+        _add_specks(gradients, 1)
+        added = dict.fromkeys(ours)
+        self._marked = {leaf: _Mark(g, _version(g), leaf in added) for leaf, g in zip(small, gradients, strict=True)}
 
     def spoil(self, unless: Tensor) -> None:
         """Makes the marks infinite where the 0-dim bool is false, for a gradient scaler to find."""
         for leaf, mark in self._marked.items():
             added = torch.where(unless, -0.0, torch.inf).to(leaf.device, leaf.dtype.to_real())
             _real(mark.gradient).add_(added)
-            self._marked[leaf] = _Mark(mark.gradient, mark.gradient._version, mark.ours)
+            self._marked[leaf] = mark._replace(version=_version(mark.gradient))
 
     def cleared(self) -> bool:
-        """Whether the gradients have been cleared since; marks that were are gone then.
+        """Whether the gradients have been cleared since.
 
-        Looks at values only where a marked gradient was written to in place.
+        Looks at values only where a marked gradient was written to.
 
         Raises:
-            ValueError: some have been set to None, and some are still there.
+            ValueError: some have been cleared, and some are still there.
         """
-        gone = [leaf for leaf in self._marked if leaf.grad is None]
-        if gone and len(gone) < len(self._marked):
+        self._look(self._marked)
+        gone = [leaf for leaf, mark in self._marked.items() if mark.cleared or leaf.grad is None]
+        if len(gone) == len(self._marked):
+            return bool(gone)
+        sure = [leaf for leaf in gone if leaf.grad is None or _speck(leaf.grad)]
+        if sure:
             raise ValueError(
-                f"Gradients were cleared for {len(gone)} of {len(self._marked)} marked parameters while task gradients "
+                f"Gradients were cleared for {len(sure)} of {len(self._marked)} marked parameters while task gradients "
                 "wait for the end of the step (between micro-batches, or before MAO's step()). Clear all parameters "
                 "that the losses reach, or none."
             )
-        if not self._marked or not (gone or all(_is_zeroed(leaf, mark) for leaf, mark in self._marked.items())):
-            return False
-        for leaf, mark in self._marked.items():
-            if mark.ours and leaf.grad is mark.gradient:
-                leaf.grad = None
-        self._marked = {}
-        return True
+        return False
 
-    def is_mark(self, leaf: Tensor) -> bool:
-        """Whether the leaf's `.grad` is nothing but a mark (which others may have scaled)."""
-        mark = self._marked.get(leaf)
-        if mark is None or not mark.ours or leaf.grad is not mark.gradient:
-            return False
-        return mark.gradient._version == mark.version or _is_negative_zero(mark.gradient)
+    def others(self, leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        """Returns what there is in `.grad` of the leaves beside the marks."""
+        self._look(self._marked)
+        found, hidden = {}, {}
+        for leaf in leaves:
+            mark = self._marked.get(leaf)
+            if leaf.grad is None or (mark is not None and mark.ours):
+                continue
+            if mark is None or leaf.grad is not mark.gradient:
+                found[leaf] = leaf.grad
+            else:
+                found[leaf] = hidden[leaf] = leaf.grad.detach().clone()
+        _add_specks(hidden.values(), -1)
+        return found
 
     def remove(self) -> None:
-        """Takes away the marks that nobody has written to."""
+        """Takes the marks away, and `.grad` where there is nothing else in it."""
+        self._look(leaf for leaf, mark in self._marked.items() if mark.ours)
+        kept = []
         for leaf, mark in self._marked.items():
-            if mark.ours and leaf.grad is mark.gradient and mark.gradient._version == mark.version:
+            if leaf.grad is mark.gradient and mark.ours:
                 leaf.grad = None
+            elif leaf.grad is mark.gradient and not mark.cleared:
+                kept.append(mark.gradient)
+        _add_specks(kept, -1)
         self._marked = {}
+
+    def _look(self, leaves: Iterable[Tensor]) -> None:
+        """Finds out what has become of those marked gradients that were written to since this was last asked."""
+        written = {}
+        for leaf in leaves:
+            mark = self._marked[leaf]
+            if leaf.grad is not None and (leaf.grad is not mark.gradient or _version(leaf.grad) != mark.version):
+                written[leaf] = leaf.grad
+        if not written:
+            return
+        first = next(iter(written))
+        seen = torch.stack([torch.stack(_seen(g)).to(first.device) for g in written.values()]).tolist()  # sync: once
+        for (leaf, gradient), (zero, blank) in zip(written.items(), seen, strict=True):
+            mark = self._marked[leaf]
+            # who adds out of place: a backward pass with create_graph, and one that adds to a sparse gradient
+            added = gradient.requires_grad or mark.gradient.is_sparse or blank
+            cleared = mark.cleared or zero or (gradient is not mark.gradient and not added)
+            self._marked[leaf] = _Mark(gradient, _version(gradient), mark.ours and (blank or zero), cleared)
 
 
 class _Mark(NamedTuple):
-    """A leaf's `.grad`, its version when it was marked, and whether it is there for the mark alone."""
+    """A leaf's `.grad`, its version when last seen, whether it is there for the mark alone, and has been cleared."""
 
     gradient: Tensor
     version: int
     ours: bool
+    cleared: bool = False
 
 
-def _is_zeroed(leaf: Tensor, mark: _Mark) -> bool:
-    now = leaf.grad
-    if now is None or (now is mark.gradient and now._version == mark.version):
-        return now is None
-    if now.is_sparse:
-        return now._nnz() == 0
-    values = _real(now)
-    return not bool(values.any() | values.signbit().any())  # sync: somebody wrote to it in place
+@torch.no_grad()
+def _add_specks(gradients: Iterable[Tensor], sign: int) -> None:
+    """Adds a speck to each gradient's first element (sign 1), or takes it away again (-1)."""
+    firsts: dict[float, list[Tensor]] = {}
+    for gradient in gradients:
+        speck = _speck(gradient)
+        if speck:
+            firsts.setdefault(speck, []).append(_first(_real(gradient)))
+    for speck, elements in firsts.items():
+        torch._foreach_add_(elements, sign * speck)
 
 
-def _is_negative_zero(gradient: Tensor) -> bool:
-    values = _real(gradient)
-    return not bool(values.any() | ~values.signbit().all())  # sync: somebody wrote to it in place
+def _speck(gradient: Tensor) -> float:
+    """Returns a number that rounding hides in any gradient but zero, with room for scaling; 0: there is none.
+
+    A sparse gradient needs none, float16 has none, and what autograd may go back through stays as it is.
+    """
+    if gradient.is_sparse or gradient.requires_grad or not local(gradient).numel():
+        return 0.0
+    tiny = torch.finfo(gradient.dtype).tiny
+    return tiny * 2.0**24 if tiny < 1e-30 else 0.0
+
+
+def _seen(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns whether all elements are zero, and whether there is only a mark (which others may have scaled)."""
+    if gradient.is_sparse:
+        entries = torch.full((), gradient._nnz(), device=gradient.device)
+        return entries == 0, entries < 0
+    values = _real(gradient.detach())
+    integers = INTEGERS[values.dtype.itemsize]
+    rest = values.clone()
+    _first(rest).fill_(-0.0)
+    blank = (rest.view(integers) == torch.iinfo(integers).min).all()
+    return ~values.view(integers).any(), blank & (_first(values).abs() <= _speck(gradient.detach()) * 2.0**24).all()
+
+
+def _first(values: Tensor) -> Tensor:
+    """Returns the first element, as a view; of none none."""
+    return values[(slice(1),) * values.dim()]
+
+
+def _version(gradient: Tensor) -> int:
+    """Returns how often a gradient was written to, be it by way of its shard."""
+    return gradient._version + (local(gradient.detach())._version if is_sharded(gradient) else 0)
 
 
 def _real(gradient: Tensor) -> Tensor:

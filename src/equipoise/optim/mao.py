@@ -84,10 +84,11 @@ class MAO(Optimizer):
         ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks.
 
     The task gradients wait for `step()` beside `.grad`, and are forgotten when `.grad` is cleared, by whatever does it:
-    to see that, small parameters without `.grad` get one of zeros until then. What other code puts into `.grad` of a
-    parameter held here (a penalty's backward pass, a framework that calls `loss.backward()`) is no task's, and moves it
-    by an Adam update with moments of its own; `max_norm` leaves it as it is. Parameters that the losses reach but this
-    optimizer does not hold get `.grad`, as from `sum(losses).backward()`. Hooks run in every task's backward pass.
+    to see that, small parameters without `.grad` get one that is as good as zero until then. What other code puts into
+    `.grad` of a parameter held here (a penalty's backward pass, a framework that calls `loss.backward()`) is no task's,
+    and moves it by an Adam update with moments of its own; `max_norm` leaves it as it is. Parameters that the losses
+    reach but this optimizer does not hold get `.grad`, as from `sum(losses).backward()`. Hooks run in every task's
+    backward pass.
 
     Of a sparse gradient (`nn.Embedding(sparse=True)`) only the touched rows are updated, as in
     `torch.optim.SparseAdam`; so is weight decay, where all that moves a parameter is sparse.
@@ -286,18 +287,15 @@ class MAO(Optimizer):
         if self._pending.cleared():
             self._pending.forget()
         pending = self._pending
+        free = pending.marks.others(p for group in self.param_groups for p in group["params"])
         if not pending.rows and not self.state and all(float(group["lr"]) == 0 for group in self.param_groups):
-            self._make_room()
-            return loss
+            gradients = [coalesced(gradient) for gradient in free.values()]
+            if not gradients or not total_norm(gradients):  # else it is a warm-up's first step
+                self._make_room()
+                return loss
         rows = pending.rows
         if self.max_norm is not None:
             rows = {task: _clipped(row, self.max_norm) for task, row in rows.items()}
-        free = {
-            p: p.grad
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None and not pending.marks.is_mark(p)
-        }
         if pending.ahead:
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
