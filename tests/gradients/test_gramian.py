@@ -106,6 +106,7 @@ class Allocations(TorchDispatchMode):
 
 def test_never_holds_more_than_a_block(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 100)
+    monkeypatch.setattr(module, "SMALL", 0)
     rows = rows_of(4, torch.float32, [(30, 20), (10, 5, 8, 8), (3,)])
     for row in rows:
         if row[1] is not None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from equipoise.gradients.shards import is_sharded, like, local, sharding_groups, sum_over
 
-SMALL = 1 << 18
-"""Numbers of one parameter's K gradients that are copied into one matrix, to save operations."""
+SMALL = 1 << 21
+"""Numbers of several parameters' K gradients that are copied into matrices, to save operations: 8 MB in float32."""
 
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
@@ -55,7 +55,17 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks | None 
 
 def stacks_of(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
     """Returns for each parameter its K gradients as a matrix: as they lie in memory, or, if few, copied; else None."""
-    return [_stack(column) for column in zip(*gradients, strict=True)]
+    stacks = []
+    room = SMALL
+    for column in zip(*gradients, strict=True):
+        some = next((gradient for gradient in column if gradient is not None), None)
+        stack = None if some is None or is_sharded(some) else stacked(column)
+        if stack is None and some is not None and not is_sharded(some) and len(column) * some.numel() <= room:
+            rows = [torch.zeros_like(some) if gradient is None else gradient for gradient in column]
+            stack = torch.stack(rows).reshape(len(column), some.numel())
+            room -= stack.numel()
+        stacks.append(stack)
+    return stacks
 
 
 def as_real(gradient: Tensor) -> Tensor:
@@ -72,12 +82,17 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks)
     count = len(gradients)
     some = next(gradient for row in gradients for gradient in row if gradient is not None)
     dtype = wide_dtype(some.device)
-    small = [stack for stack in stacks if stack is not None and stack.numel() <= SMALL]
     result = some.new_zeros((count, count), dtype=dtype)
+    small, left, room = [], [], BLOCK
+    for index, stack in enumerate(stacks):
+        if stack is None or stack.shape[1] > room:
+            left.append(index)
+        else:
+            small.append(stack)
+            room -= stack.shape[1]
     if small:
         together = torch.cat(small, 1).to(dtype)
         result.addmm_(together, together.T)
-    left = [index for index, stack in enumerate(stacks) if stack is None or stack.numel() > SMALL]
     if not left:
         return result
     rows = [[row[index] for index in left] for row in gradients]
@@ -112,16 +127,6 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks)
         block = buffer[:, :offset]
         result.addmm_(block, block.T)
     return result
-
-
-def _stack(column: Sequence[Tensor | None]) -> Tensor | None:
-    some = next((gradient for gradient in column if gradient is not None), None)
-    if some is None or is_sharded(some):
-        return None
-    if len(column) * some.numel() > SMALL:
-        return stacked(column)
-    rows = [torch.zeros_like(some) if gradient is None else gradient for gradient in column]
-    return torch.stack(rows).reshape(len(column), some.numel())
 
 
 def stacked(column: Sequence[Tensor | None]) -> Tensor | None:
