@@ -134,7 +134,7 @@ def test_a_graph_that_is_retained_gives_the_same_again(name, kind):
     make, options = METHODS[name]
     found = []
     model, record = Heads(kind), Recorder()
-    losses, (low, high) = model(record)
+    losses, (low, _) = model(record)
     for retain in (True, False):
         torch.manual_seed(3)
         model.zero_grad()
@@ -148,7 +148,8 @@ def test_a_graph_that_is_retained_gives_the_same_again(name, kind):
         else:
             found.append({p: p.grad.clone() for p in model.parameters() if p.grad is not None})
     first, second = found
-    assert first and first.keys() == second.keys()
+    assert first
+    assert first.keys() == second.keys()
     for key, gradient in first.items():
         assert torch.equal(gradient, second[key])
     with pytest.raises(RuntimeError, match="a second time"):

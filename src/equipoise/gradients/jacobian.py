@@ -13,8 +13,8 @@ from torch.autograd.graph import GradientEdge
 from equipoise._checks import check_losses
 from equipoise.gradients.batching import Unbatchable
 from equipoise.gradients.graph.cut import Cut
-from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.graph.releasing import release
+from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.shared import parameter_list
 
 if TYPE_CHECKING:
@@ -152,17 +152,16 @@ def stacked_at(starts: Sequence[Mapping[GradientEdge, Tensor]]) -> tuple[list[Gr
 
 
 def _in_two_parts(
-    loss: Tensor,
-    leaves: Sequence[Tensor],
-    weight: Tensor,
-    edges: Sequence[GradientEdge],
-    above: Mapping[Tensor, None],
-    retain_graph: bool,
+    loss: Tensor, leaves: Sequence[Tensor], weight: Tensor, cut: Cut, index: int, retain_graph: bool
 ) -> Row:
-    """Goes back from a loss to the leaves; arguments as in `to_cut`. What is below the cut is kept."""
-    below = [leaf for leaf in leaves if leaf not in above]
-    at_cut, row = to_cut(loss, leaves, weight, edges if below else [], above, retain_graph)
-    return row | gradients_of(list(at_cut), below, list(at_cut.values()), retain_graph=True)
+    """Goes back from the loss numbered `index` to the leaves, keeping what later losses go through."""
+    below = [leaf for leaf in leaves if leaf not in cut.above[index]]
+    edges = cut.edges[index] if below else []
+    at_cut, row = to_cut(loss, leaves, weight, edges, cut.above[index], retain_graph)
+    row |= gradients_of(list(at_cut), below, list(at_cut.values()), retain_graph=True)
+    if not retain_graph:
+        release(cut.below[index])
+    return row
 
 
 def to_cut(

@@ -69,7 +69,8 @@ class Probe:
         self._probe = list(probe)
         cut = step.cut
         self.joins_at_cut = True
-        self.apart, self.own = [True for _ in step.held], [[] for _ in step.held]
+        self.apart = [True for _ in step.held]
+        self.own: list[list[Node]] = [[] for _ in step.held]
         self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
         self.above = cut.above if cut else [{} for _ in step.held]
 
@@ -189,7 +190,7 @@ class RepresentationPlace:
 
 def _apart(losses: Sequence[Tensor], stops: Sequence[GradientEdge]) -> tuple[list[bool], list[list[Node]]]:
     """Returns what `Place` has as `apart` and `own` of losses whose graphs are cut at the stops."""
-    ends = set(stops)
+    ends = {(stop.node, stop.output_nr) for stop in stops}
     last: dict[Node, int] = {}
     apart = [True for _ in losses]
     for index, loss in enumerate(losses):
@@ -201,7 +202,7 @@ def _apart(losses: Sequence[Tensor], stops: Sequence[GradientEdge]) -> tuple[lis
             if node in last:
                 apart[last[node]] = False
             last[node] = index
-            stack += [child for child, number in node.next_functions if (child, number) not in ends]
+            stack += [child for child, number in node.next_functions if child and (child, number) not in ends]
     own: list[list[Node]] = [[] for _ in losses]
     for node, index in last.items():
         if not apart[index]:

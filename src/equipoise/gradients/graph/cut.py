@@ -133,13 +133,14 @@ def hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
 def _computes(edges: Sequence[GradientEdge]) -> bool:
     """Whether zeros do not arrive at the edges as they were sent, or an operator runs on the way."""
     zeros = [zeros_at(edge) for edge in edges]
-    with _Operators() as operators:
+    operators = _Operators()  # type: ignore[no-untyped-call]
+    with operators:
         back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
     return operators.ran or any(found is not zero for zero, found in zip(zeros, back, strict=True))
 
 
-class _Operators(TorchDispatchMode):
-    """Whether an operator of PyTorch runs."""
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether an operator of PyTorch runs."""
 
     ran = False
 
