@@ -344,7 +344,7 @@ class MAO(Optimizer):
             move_into(others, rest)
             if not self._reader.looks(step):
                 held = self._guarded(held, good)
-            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in held.pop(task).items()}
+            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
             if self.max_norm is not None:
                 own = _clipped(own, self.max_norm)
             for group in self.param_groups:
