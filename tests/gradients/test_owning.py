@@ -96,7 +96,7 @@ class First(Aggregator):
     """Hands on the first task's gradients as they are."""
 
     def aggregate(self, gradients, losses):
-        return [next(gradient for gradient in column if gradient is not None) for column in zip(*gradients, strict=True)], None
+        return [next(g for g in column if g is not None) for column in zip(*gradients, strict=True)], None
 
 
 def balancer(model, aggregator=None, **options):

@@ -131,11 +131,14 @@ def hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
 
 
 def _computes(edges: Sequence[GradientEdge]) -> bool:
-    """Whether zeros do not arrive at the edges as they were sent, or an operator runs on the way."""
+    """Whether zeros arrive otherwise than they were sent, an operator runs on the way, or a hook refuses them."""
     zeros = [zeros_at(edge) for edge in edges]
     operators = _Operators()  # type: ignore[no-untyped-call]
-    with operators:
-        back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
+    try:
+        with operators:
+            back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
+    except Exception:  # in place, say, which these zeros do not allow
+        return True
     return operators.ran or any(found is not zero for zero, found in zip(zeros, back, strict=True))
 
 
