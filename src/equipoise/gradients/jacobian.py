@@ -103,9 +103,7 @@ def _one_by_one(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequenc
         yield _in_two_parts(loss, leaves, weight, cut, index, step.retain_graph)
 
 
-def _at_once(
-    step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], size: int
-) -> Iterator[Row]:
+def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], size: int) -> Iterator[Row]:
     """As `_one_by_one`, with `size` tasks at once below the cut. A loss that is not cut goes by itself."""
     cut = step.cut
     assert cut is not None
