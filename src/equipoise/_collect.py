@@ -168,6 +168,7 @@ class Collect:
             and not self._company.now().active
             and not step.graph.compiled
             and step.cut is not None
+            and any(step.cut.edges)  # else nothing merges but parameters
         )
         if not possible or self._engine == "layers":
             return possible

@@ -69,6 +69,8 @@ def balancer(model, aggregator=None, **options):
 METHODS = {
     "objective": (lambda model: balancer(model), {}),
     "aggregator": (lambda model: balancer(model, eq.MGDA()), {}),
+    "chunks": (lambda model: balancer(model, eq.MGDA(), chunk_size=2, engine="rows"), {}),
+    "layers": (lambda model: balancer(model, eq.MGDA(), engine="layers"), {}),
     "jacobian": (lambda model: balancer(model, eq.GradDrop()), {}),
     "counts": (lambda model: balancer(model, eq.MGDA()), {"counts": COUNTS}),
     "accumulate": (lambda model: balancer(model, eq.MGDA()), {"accumulate": True}),
