@@ -15,12 +15,12 @@ from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.layers import layers_save
-from equipoise.gradients.micro_batches import Collected
+from equipoise.gradients.micro_batches import Collected, move_into
 from equipoise.gradients.places import Layers, Place, Probe, RepresentationPlace
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.rows import Rows, with_inputs
 from equipoise.gradients.shared import SharedParameters
-from equipoise.gradients.sparse import added, compact
+from equipoise.gradients.sparse import compact
 from equipoise.gradients.statistics import Statistics
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
@@ -233,11 +233,11 @@ class Collect:
             combined, weights, state = self._aggregated(collected, shared, stack)
             found = self._by_task(collected.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
+            del combined
             for row in collected.rows.values():
-                for leaf in list(row):
-                    gradient = row.pop(leaf)
-                    if leaf not in shared:
-                        gradients[leaf] = added(gradients[leaf], gradient) if leaf in gradients else gradient
+                for leaf in [leaf for leaf in row if leaf in shared]:
+                    del row[leaf]
+                move_into(gradients, row)
             return self._written(step.scale.gradients(gradients), step, found, state, valid)
 
     def _aggregated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from equipoise._checks import check_losses
 from equipoise.gradients.batching import Unbatchable
 from equipoise.gradients.graph.cut import Cut
+from equipoise.gradients.graph.releasing import release
 from equipoise.gradients.graph.walk import Graph
 from equipoise.gradients.shared import parameter_list
 
@@ -72,55 +74,40 @@ def task_gradients(
 def rows_of(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
     """Computes `c_k · ∂L_k/∂leaf` loss after loss: down to the cut one backward pass each, and below it as decided.
 
-    What is above the cut is freed as its part of a pass ends.
+    Each pass releases what no later one needs.
 
     Args:
         step: the losses that this rank has, where they merge, and how many tasks go on from there at once.
         wanted: for each loss the leaves wanted, all of which it reaches.
         weights: `c_k`, 0-dim, one a loss.
     """
-    cut = step.cut
-    if cut is None:
+    if len(step.held) < 2:
         for loss, leaves, weight in zip(step.held, wanted, weights, strict=True):
             yield gradients_of([loss], leaves, [weight], step.retain_graph)
         return
-    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
     size = 1
-    if sum(map(bool, below)) > 1:
-        shared = dict.fromkeys(leaf for row in below for leaf in row)
+    shared = [leaf for leaf, tasks in Counter(leaf for leaves in wanted for leaf in leaves).items() if tasks > 1]
+    if shared:
         row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
         size = step.batching.size(len(wanted), step.values.device, bool(step.graph.compiled), row_bytes)
     trial = step.batching.timed(size, step.values.device)
-    yield from (
-        _at_once(step, cut, wanted, below, weights, size)
-        if size > 1
-        else _one_by_one(step, cut, wanted, below, weights)
-    )
+    yield from _at_once(step, wanted, weights, size) if size > 1 else _one_by_one(step, wanted, weights)
     if trial is not None:
         trial.end()
 
 
-def _one_by_one(
-    step: Step, cut: Cut, wanted: Sequence[Sequence[Tensor]], below: list[list[Tensor]], weights: Sequence[Tensor]
-) -> Iterator[Row]:
-    last = max((index for index, leaves in enumerate(below) if leaves), default=-1)
-    for index, leaves in enumerate(wanted):
-        edges = cut.edges[index] if below[index] else []
-        at_cut, row = to_cut(step.held[index], leaves, weights[index], edges, cut.above[index], step.retain_graph)
-        retain = step.retain_graph or index < last
-        row.update(gradients_of(list(at_cut), below[index], list(at_cut.values()), retain))
-        yield row
+def _one_by_one(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
+    cut = step.cut_in_turn
+    assert cut is not None
+    for index, (loss, leaves, weight) in enumerate(zip(step.held, wanted, weights, strict=True)):
+        yield _in_two_parts(loss, leaves, weight, cut, index, step.retain_graph)
 
 
-def _at_once(
-    step: Step,
-    cut: Cut,
-    wanted: Sequence[Sequence[Tensor]],
-    below: list[list[Tensor]],
-    weights: Sequence[Tensor],
-    size: int,
-) -> Iterator[Row]:
+def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], size: int) -> Iterator[Row]:
     """As `_one_by_one`, with `size` tasks at once below the cut. A loss that is not cut goes by itself."""
+    cut = step.cut
+    assert cut is not None
+    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
     found = [
         to_cut(loss, leaves, weight, edges if under else [], above, step.retain_graph)
         for loss, leaves, weight, edges, under, above in zip(
@@ -149,6 +136,8 @@ def _at_once(
             found[chunk[0]][1].update(gradients_of(list(starts[0]), leaves, list(starts[0].values()), retain))
         for place, k in enumerate(chunk):
             found[k][1].update({leaf: rows[leaf][place] for leaf in below[k] if leaf in rows})
+    if chunks and not step.retain_graph:
+        release(cut.not_reached_by(chunks[-1]))
     while found:
         yield found.pop(0)[1]
 
@@ -158,6 +147,19 @@ def stacked_at(starts: Sequence[Mapping[GradientEdge, Tensor]]) -> tuple[list[Gr
     edges = list(dict.fromkeys(edge for at in starts for edge in at))
     some = {edge: gradient for at in starts for edge, gradient in at.items()}
     return edges, [torch.stack([at[e] if e in at else torch.zeros_like(some[e]) for at in starts]) for e in edges]
+
+
+def _in_two_parts(
+    loss: Tensor, leaves: Sequence[Tensor], weight: Tensor, cut: Cut, index: int, retain_graph: bool
+) -> Row:
+    """Goes back from the loss numbered `index` to the leaves, keeping what later losses go through."""
+    below = [leaf for leaf in leaves if leaf not in cut.above[index]]
+    edges = cut.edges[index] if below else []
+    at_cut, row = to_cut(loss, leaves, weight, edges, cut.above[index], retain_graph)
+    row |= gradients_of(list(at_cut), below, list(at_cut.values()), retain_graph=True)
+    if not retain_graph:
+        release(cut.below[index])
+    return row
 
 
 def to_cut(

@@ -141,6 +141,13 @@ def add_rows(old: Rows, new: Rows) -> Rows:
     return {**old, **{task: _summed(old.get(task, {}), row) for task, row in new.items()}}
 
 
+def move_into(total: Row, row: Row) -> None:
+    """Adds a row's gradients into `total`, changing none in place, and empties it: nobody else holds them then."""
+    for leaf in list(row):
+        gradient = row.pop(leaf)
+        total[leaf] = added(total[leaf], gradient) if leaf in total else gradient
+
+
 def _summed(old: Row, new: Row) -> Row:
     return {**old, **{leaf: added(old[leaf], g) if leaf in old else g for leaf, g in new.items()}}
 

@@ -7,10 +7,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from equipoise.gradients.gramian import gramian, wide_dtype
-from equipoise.gradients.graph.walk import leaves_until
+from equipoise.gradients.graph.cut import hooked
+from equipoise.gradients.graph.walk import AccumulateGrad, leaves_until
 from equipoise.gradients.jacobian import Row, gradients_of, stacked_at
 from equipoise.gradients.layers import Unsupported, gramian_by_layers
 from equipoise.gradients.ranks import Alone
@@ -36,8 +37,12 @@ class Place(Protocol):
         """For each of them the leaves that lie above."""
 
     @property
-    def apart(self) -> bool:
-        """Whether what lies above belongs to one task each."""
+    def apart(self) -> Sequence[bool]:
+        """For each of them, whether no later one goes through what lies above."""
+
+    @property
+    def own(self) -> Sequence[Sequence[Node]]:
+        """For each that is not apart the nodes above that no later one goes through."""
 
     @property
     def joins_at_cut(self) -> bool:
@@ -63,7 +68,9 @@ class Probe:
         self._ranks = ranks
         self._probe = list(probe)
         cut = step.cut
-        self.apart = self.joins_at_cut = True
+        self.joins_at_cut = True
+        self.apart = [True for _ in step.held]
+        self.own: list[list[Node]] = [[] for _ in step.held]
         self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
         self.above = cut.above if cut else [{} for _ in step.held]
 
@@ -88,12 +95,14 @@ class Layers:
         shared: the leaves whose rows it takes.
     """
 
-    apart = joins_at_cut = True
+    joins_at_cut = True
 
     def __init__(self, step: Step, shared: Iterable[Tensor]) -> None:
         cut = step.cut
         assert cut is not None
         self.edges, self.above = cut.edges, cut.above
+        self.apart = [True for _ in step.held]
+        self.own: list[list[Node]] = [[] for _ in step.held]
         over = {leaf for row in cut.above for leaf in row}
         self._over = [leaf for leaf in shared if leaf in over]
         self.under = [leaf for leaf in shared if leaf not in over]
@@ -126,8 +135,8 @@ class Layers:
 class RepresentationPlace:
     """The outputs of the trunk that all losses are computed from. See `Place`.
 
-    Where a leaf lies on both sides, autograd cannot tell its two parts apart; then the pass that all tasks take
-    together starts at the losses.
+    Where a leaf lies on both sides, autograd cannot tell its two parts apart, and a hook of one of the tensors would
+    act in both; then the pass that all tasks take together starts at the losses.
 
     Args:
         ranks: goes over ranks.
@@ -163,8 +172,8 @@ class RepresentationPlace:
         self._at = [GradientEdge(tensor.grad_fn, tensor.output_nr) for tensor in at if tensor.grad_fn is not None]
         self.edges = [self._at for _ in step.held]
         self.above = [{leaf: None for leaf in row if leaf not in under} for row in above]
-        self.apart = False
-        self.joins_at_cut = not any(leaf in under for row in above for leaf in row)
+        self.apart, self.own = _apart(step.held, self._at)
+        self.joins_at_cut = not any(leaf in under for row in above for leaf in row) and not hooked(self._at)
 
     def leaves(self) -> Iterable[Tensor]:
         """See `Place`."""
@@ -177,6 +186,28 @@ class RepresentationPlace:
         else:
             products = torch.zeros(len(at_cut), len(at_cut), dtype=wide_dtype(self._device), device=self._device)
         return self._ranks.sum_(products)
+
+
+def _apart(losses: Sequence[Tensor], stops: Sequence[GradientEdge]) -> tuple[list[bool], list[list[Node]]]:
+    """Returns what `Place` has as `apart` and `own` of losses whose graphs are cut at the stops."""
+    ends = {(stop.node, stop.output_nr) for stop in stops}
+    last: dict[Node, int] = {}
+    apart = [True for _ in losses]
+    for index, loss in enumerate(losses):
+        stack = [loss.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or isinstance(node, AccumulateGrad) or last.get(node) == index:
+                continue
+            if node in last:
+                apart[last[node]] = False
+            last[node] = index
+            stack += [child for child, number in node.next_functions if child and (child, number) not in ends]
+    own: list[list[Node]] = [[] for _ in losses]
+    for node, index in last.items():
+        if not apart[index]:
+            own[index].append(node)
+    return apart, own
 
 
 def read_representation(representation: Representation, needed: bool) -> list[Tensor]:

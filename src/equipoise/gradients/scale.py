@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.gradients.shards import like, local
 
 if TYPE_CHECKING:
-    from equipoise.gradients.jacobian import Rows
+    from equipoise.gradients.jacobian import Row, Rows
 
 
 class Scale:
@@ -24,9 +24,9 @@ class Scale:
         """Returns what to weigh the losses with for gradients that are scaled."""
         return coefficients
 
-    def gradients(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def gradients(self, gradients: Row) -> Row:
         """Returns the gradients scaled, as `.grad` has to be."""
-        return dict(gradients)
+        return gradients
 
     def unscaled(self, rows: Rows) -> Rows:
         """Returns the rows of losses that were scaled, unscaled."""
@@ -53,7 +53,7 @@ class ScalerScale(Scale):
         """See `Scale`."""
         return coefficients * self._factor
 
-    def gradients(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def gradients(self, gradients: Row) -> Row:
         """See `Scale`."""
         return times(gradients, self._factor)
 

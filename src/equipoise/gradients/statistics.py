@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from equipoise.gradients.gramian import combine
+from equipoise.gradients.graph.releasing import release
 from equipoise.gradients.jacobian import Row, gradients_of, to_cut
 from equipoise.gradients.places import AtCut, Place
 from equipoise.gradients.ranks import Alone
@@ -55,8 +56,10 @@ class Statistics:
         over = {leaf for row in above for leaf in row} if self._place.joins_at_cut else set()
         inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in over]
         gradients = self._all_together(starts, torch.ones_like(weights), inputs, retain_graph=True)
-        below = [leaf for leaf in reached if leaf in self._shared and leaf not in over]
-        gradients |= self._all_together(starts, weights, below, step.retain_graph)
+        below = [leaf for leaf in reached if leaf not in over]  # all, so that the pass releases the graphs
+        together = self._all_together(starts, weights, below, step.retain_graph)
+        gradients |= {leaf: together[leaf] for leaf in below if leaf in self._shared and leaf in together}
+        del together
         for row, own, weight in zip(rows, above, weights.unbind(), strict=True):
             for leaf, gradient in row.items():
                 if leaf not in self._shared:
@@ -74,15 +77,15 @@ class Statistics:
     ) -> tuple[list[AtCut], list[Row]]:
         """Returns for each task its gradients at the cut, and its row: what is its own, lies above, or at the place."""
         measured = set(self._place.leaves())
-        last = len(step.held) - 1
         found: list[tuple[AtCut, Row]] = []
-        for index, (loss, weight, leaves, edges, above) in enumerate(
-            zip(step.held, scaled, trained, self._place.edges, self._place.above, strict=True)
-        ):
+        place = self._place
+        places = zip(place.edges, place.above, place.apart, place.own, strict=True)
+        for loss, weight, leaves, (edges, above, apart, own) in zip(step.held, scaled, trained, places, strict=True):
             below = [leaf for leaf in leaves if leaf not in above and (leaf in measured or leaf not in self._shared)]
-            shared_above = index < last and not self._place.apart
-            retain = step.retain_graph or not self._place.joins_at_cut or shared_above
-            at, row = to_cut(loss, list(above), weight, edges, above, retain)
+            retain = step.retain_graph or not place.joins_at_cut
+            at, row = to_cut(loss, list(above), weight, edges, above, retain or not apart)
+            if not retain:
+                release(own)
             row.update(gradients_of(list(at), below, list(at.values()), retain_graph=True))
             found.append((at, row))
         entries = iter(found)

@@ -69,6 +69,11 @@ class Step:
         """Where the graphs merge; None if this rank has fewer than two."""
         return Cut(self.graph) if len(self.held) > 1 else None
 
+    @cached_property
+    def cut_in_turn(self) -> Cut | None:
+        """The cut for a backward pass a task, one after the other; None if this rank has fewer than two."""
+        return Cut(self.graph, in_turn=True) if len(self.held) > 1 else None
+
     def at_held(self, per_task: Sequence[list[Tensor]]) -> list[list[Tensor]]:
         """Returns the entries of those tasks whose losses this rank has."""
         return [entry for entry, loss in zip(per_task, self.losses, strict=True) if loss is not None]

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from equipoise.gradients.jacobian import Row
+from equipoise.gradients.owning import owned
 from equipoise.gradients.shards import locals_of
 
 
-def write(gradients: Mapping[Tensor, Tensor]) -> None:
+def write(gradients: Row) -> None:
     """Adds each gradient into its leaf's `.grad`, or makes it the `.grad` where there is none.
 
     Hooks of `register_post_accumulate_grad_hook` are called, as autograd calls them.
 
     Args:
-        gradients: leaf → gradient that shares memory with nothing else; see `owned`.
+        gradients: taken over and emptied. What anybody else holds is copied; see `owned`.
     """
-    old, new = [], []
-    for leaf, gradient in gradients.items():
-        if leaf.grad is None:
-            leaf.grad = gradient
-        else:
-            old.append(leaf.grad)
-            new.append(gradient)
+    leaves = list(gradients)
+    old = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    new = [gradients.pop(leaf) for leaf in leaves if leaf.grad is not None]
+    for leaf, gradient in owned(gradients).items():
+        leaf.grad = gradient
     if old:
         torch._foreach_add_(locals_of(old), locals_of(new))
-    for leaf in gradients:
+    for leaf in leaves:
         for hook in (leaf._post_accumulate_grad_hooks or {}).values():
             hook(leaf)
 

@@ -13,7 +13,7 @@ from equipoise._checks import check_number, check_tasks
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.jacobian import Row, Rows
-from equipoise.gradients.micro_batches import Collected
+from equipoise.gradients.micro_batches import Collected, move_into
 from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.reading import Reader
@@ -21,7 +21,7 @@ from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.scale import times
 from equipoise.gradients.shards import like, local, locals_of, total_norm
-from equipoise.gradients.sparse import added, coalesced
+from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
@@ -254,14 +254,8 @@ class MAO(Optimizer):
         held: Rows = {}
         others: Row = {}
         for task, row in rows.items():
-            held[task] = {}
-            for leaf in list(row):
-                gradient = row.pop(leaf)
-                if leaf in parameters:
-                    held[task][leaf] = gradient
-                else:
-                    others[leaf] = added(others[leaf], gradient) if leaf in others else gradient
-                del gradient
+            held[task] = {leaf: row.pop(leaf) for leaf in list(row) if leaf in parameters}
+            move_into(others, row)
         return held, others
 
     @overload
@@ -345,18 +339,17 @@ class MAO(Optimizer):
         usable = [None] * len(step.tasks) if step.usable is None else step.usable.unbind()
         for task, row, good, takes in zip(step.tasks, rows, finite[:, None].unbind(), usable, strict=True):
             held, rest = self._split({task: row})
-            for leaf, gradient in rest.items():
-                others[leaf] = added(others[leaf], gradient) if leaf in others else gradient
+            move_into(others, rest)
             if not self._reader.looks(step):
                 held = self._guarded(held, good)
-            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in held.pop(task).items()}
+            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
             if self.max_norm is not None:
                 own = _clipped(own, self.max_norm)
             for group in self.param_groups:
                 self._update_ahead(ahead, group, task, own, takes)
             if self._watching.now is not None:
                 self._watching.now.see_taken(self, {task: own})
-            del own, rest  # before the next one is computed
+            del own  # before the next one is computed
         self._pending.move_ahead(ahead)
         write(others)
 

@@ -1,33 +1,38 @@
-"""Where the graphs of a step's losses merge: above it each task has its own graph, below it all go together."""
+"""Where the graph of each loss meets those of others: above it the loss is alone, below it are the others, too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.gradients.graph.walk import AccumulateGrad, Graph
 
 
 class Cut:
-    """The boundary between what one loss alone reaches and what several reach.
+    """The boundary, for each loss, between what it alone reaches and what other losses reach as well.
 
     A backward pass can then be made in two parts, down to the cut and on from there. Not of every loss: where a leaf
     lies on both sides, or one edge of the cut below another, autograd cannot tell the parts apart; and a hook of a
-    tensor at the cut that changes its gradient would be called in both. Such a loss is cut at its own output.
+    tensor at the cut would act in both. Such a loss is cut at its own output.
 
     Args:
         graph: the graphs of two or more losses.
+        in_turn: only later losses count as others. Of backward passes one after the other, each can then release what
+            lies above its cut, and so what it is the last to go through. The last loss is not cut.
 
     Attributes:
         edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well.
         above: for each loss the leaves that its own graph leads to without passing the cut.
         whole: the losses that are cut at their own output.
+        below: for each loss the nodes of its own graph that lie below the cut, where it is cut at its own output.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, in_turn: bool = False) -> None:
         nodes = graph.nodes()
         tasks = dict.fromkeys(nodes, 0)  # bit k: loss k reaches the node
         for index, loss in enumerate(graph.losses):
@@ -38,35 +43,49 @@ class Cut:
             for child, _ in node.next_functions:
                 if child is not None:
                     tasks[child] = tasks.get(child, 0) | own
-        several = {node for node, own in tasks.items() if own & (own - 1)}
+        others = [-(2 << index) if in_turn else ~(1 << index) for index in range(len(graph.losses))]
         edges: list[dict[GradientEdge, None]] = [{} for _ in graph.losses]
         above: list[dict[Tensor, None]] = [{} for _ in graph.losses]
-        below: set[Tensor] = set()
+        nodes_above: list[list[Node]] = [[] for _ in graph.losses]
+        below: dict[Tensor, int] = {}  # bit k: below the cut of loss k
         for node in nodes:
-            if node in several:
-                below.update(_variables(node))
-            else:
-                index = tasks[node].bit_length() - 1
-                above[index].update(dict.fromkeys(_variables(node)))
-                for child, number in node.next_functions:
-                    if child in several and not isinstance(child, AccumulateGrad):
-                        edges[index][GradientEdge(child, number)] = None
+            own = tasks[node]
+            index = own.bit_length() - 1
+            alone = not own & others[index]
+            if alone:
+                nodes_above[index].append(node)
+            for leaf in _variables(node):
+                below[leaf] = below.get(leaf, 0) | (own & ~(1 << index) if alone else own)
+                if alone:
+                    above[index][leaf] = None
+            for child, number in node.next_functions if alone else ():
+                if child is not None and tasks[child] & others[index] and not isinstance(child, AccumulateGrad):
+                    edges[index][GradientEdge(child, number)] = None
         entangled = _nested(nodes, edges)
-        hooked = _hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
+        changed = hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
+        self.below: list[list[Node]] = [[] for _ in graph.losses]
         self.whole: list[int] = []
         for index, loss in enumerate(graph.losses):
             if loss.grad_fn is None:
                 above[index] = {loss: None}
             elif (
-                loss.grad_fn in several
+                tasks[loss.grad_fn] & others[index]
                 or index in entangled
-                or any(leaf in below for leaf in above[index])
-                or any(edge in hooked for edge in edges[index])
+                or any(below[leaf] >> index & 1 for leaf in above[index])
+                or any(edge in changed for edge in edges[index])
             ):
                 self.whole.append(index)
                 edges[index], above[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}, {}
+                self.below[index] = nodes_above[index]
         self.edges = [list(row) for row in edges]
         self.above = above
+        self._tasks = tasks
+
+    def not_reached_by(self, losses: Sequence[int]) -> list[Node]:
+        """Returns the nodes below the cut, or of losses that are not cut, that none of these losses reaches."""
+        mask = sum(1 << index for index in losses)
+        whole = {1 << index for index in self.whole}
+        return [node for node, own in self._tasks.items() if not own & mask and (own & (own - 1) or own in whole)]
 
 
 def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]]) -> set[int]:
@@ -100,20 +119,35 @@ def zeros_at(edge: GradientEdge) -> Tensor:
     return torch.zeros((), dtype=metadata.dtype, device=metadata.device).expand(tuple(metadata.shape))
 
 
-def _hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
-    """Returns the edges at which a hook of a tensor changes the gradients that arrive.
+def hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
+    """Returns the edges at which a hook of a tensor computes with the gradients that arrive, as `retain_grad` does.
 
-    A gradient of zeros sent there comes back as the very same tensor if there is none (and nothing comes from another
-    of the edges: those are asked by themselves).
+    A gradient of zeros sent there comes back as the very same tensor, and nothing is computed, if there is none (and
+    nothing comes from another of the edges: those are asked by themselves).
     """
-    changed = _changed(edges)
-    return {edge for edge in changed if len(edges) == 1 or _changed([edge])}
+    if not edges or not _computes(edges):
+        return set()
+    return {edge for edge in edges if len(edges) == 1 or _computes([edge])}
 
 
-def _changed(edges: Sequence[GradientEdge]) -> list[GradientEdge]:
-    """Returns the edges at which zeros do not arrive as they were sent."""
-    if not edges:
-        return []
+def _computes(edges: Sequence[GradientEdge]) -> bool:
+    """Whether zeros arrive otherwise than they were sent, an operator runs on the way, or a hook refuses them."""
     zeros = [zeros_at(edge) for edge in edges]
-    back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
-    return [edge for edge, zero, found in zip(edges, zeros, back, strict=True) if found is not zero]
+    operators = _Operators()  # type: ignore[no-untyped-call]
+    try:
+        with operators:
+            back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
+    except Exception:  # in place, say, which these zeros do not allow
+        return True
+    return operators.ran or any(found is not zero for zero, found in zip(zeros, back, strict=True))
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether an operator of PyTorch runs."""
+
+    ran = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Is called in place of the operator."""
+        self.ran = True
+        return func(*args, **(kwargs or {}))

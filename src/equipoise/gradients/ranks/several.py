@@ -216,7 +216,8 @@ class Several(Alone):
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
         row = gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph)
         inputs = {leaf: row.pop(leaf) / self.ranks.size for leaf in reached if leaf in row and leaf not in trained}
-        write(self.completed(row, trained) | inputs)
+        row = self.completed(row, trained) | inputs
+        write(row)
         self._unreduced |= trained
         if not step.accumulate:
             self.finish()

@@ -1,0 +1,519 @@
+"""Rows and gradients are those of separate backward passes, wherever the graphs of the losses merge."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import equipoise as eq
+from equipoise.aggregators import GramianAggregator
+from equipoise.gradients.graph.cut import Cut
+from equipoise.gradients.graph.walk import Graph
+
+DTYPE = torch.float64
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+class Scaled(torch.autograd.Function):
+    """Doubles the gradient, and claims a leaf for itself."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.variable = weight
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return 2 * grad * weight, 2 * (grad * x).sum(0)
+
+
+class Two(torch.autograd.Function):
+    """Has two outputs, of which a loss may use one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin(), x.cos()
+
+    @staticmethod
+    def backward(ctx, one, two):
+        return one + 3 * two
+
+
+class Parts:
+    """Layers, made when first asked for, from one generator."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+        self.parameters = {}
+
+    def weight(self, name, *shape):
+        if name not in self.parameters:
+            values = torch.randn(*(shape or (4, 4)), generator=self.generator, dtype=DTYPE) / 2
+            self.parameters[name] = nn.Parameter(values)
+        return self.parameters[name]
+
+    def layer(self, name, x):
+        return (x @ self.weight(name) + self.weight(f"{name} bias", 4)).tanh()
+
+    def head(self, name, z):
+        return self.layer(name, z).square().mean()
+
+    def module(self, name):
+        module = nn.Sequential(nn.Linear(4, 4, dtype=DTYPE), nn.Tanh())
+        with torch.no_grad():
+            for own, parameter in module.named_parameters():
+                parameter.copy_(self.weight(f"{name}.{own}", *parameter.shape))
+                self.parameters[f"{name}.{own}"] = parameter
+        return module
+
+    def input(self):
+        return torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+
+
+def trunk_and_heads(p):
+    z = p.layer("trunk", p.input())
+    return [p.head(name, z) for name in "abc"], [z]
+
+
+def partly_shared(p):
+    z = p.layer("trunk", p.input())
+    ab, bc = p.layer("ab", z), p.layer("bc", z)
+    return [p.head("a", ab), p.head("b", ab + bc), p.head("c", bc), p.head("d", z)], [z]
+
+
+def several_depths(p):
+    low = p.layer("low", p.input())
+    high = p.layer("high", low)
+    return [p.head("a", high + low), p.head("b", high), p.head("c", low), p.head("d", p.layer("e", high) * low)], [low]
+
+
+def pyramid(p):
+    low = p.layer("low", p.input())
+    high = p.layer("high", low)
+    return [p.head(name, p.layer(f"{name} low", low) + p.layer(f"{name} high", high)) for name in "abc"], [low, high]
+
+
+def one_loss_of_another(p):
+    z = p.layer("trunk", p.input())
+    a = p.head("a", z)
+    b = p.head("b", z)
+    return [a, b + a.square(), a * 3, b], [z]
+
+
+def same_loss_twice(p):
+    z = p.layer("trunk", p.input())
+    a = p.head("a", z)
+    return [a, p.head("b", z), a], [z]
+
+
+def tied(p):
+    z = p.layer("trunk", p.input())
+    return [p.head("a", z), (p.layer("b", z) @ p.weight("trunk").T).square().mean(), p.head("c", z)], [z]
+
+
+def one_forward_pass_a_task(p):
+    zs = [p.layer("trunk", p.input() + index) for index in range(3)]
+    return [p.head(name, z) for name, z in zip("abc", zs, strict=True)], None
+
+
+def several_inputs(p):
+    left, right = p.layer("left", p.input()), p.layer("right", p.input().flip(0))
+    both = p.layer("both", left * right)
+    return [p.head("a", left), p.head("b", right), p.head("c", both), p.head("d", left + right)], None
+
+
+def several_representations(p):
+    left, right = p.layer("left", p.input()), p.layer("right", p.input().flip(0))
+    return [p.head("a", left), p.head("b", right) + left.mean(), p.head("c", left * right)], [left, right]
+
+
+def hook_on_the_trunks_output(p):
+    z = p.layer("trunk", p.input())
+    z.register_hook(lambda gradient: 0.1 * gradient)
+    return [p.head(name, z) for name in "abc"], [z]
+
+
+def hook_in_place(p):
+    z = p.layer("trunk", p.input())
+    z.register_hook(lambda gradient: gradient.mul_(0.1))
+    return [p.head(name, z) for name in "abc"], [z]
+
+
+def hook_on_one_of_two(p):
+    low = p.layer("low", p.input())
+    high = p.layer("high", low)
+    low.register_hook(lambda gradient: 0.1 * gradient)
+    return [p.head("a", high), p.head("b", high), p.head("c", low)], [low]
+
+
+def hook_in_a_head(p):
+    z = p.layer("trunk", p.input())
+    own = p.layer("own", z)
+    own.register_hook(lambda gradient: 0.1 * gradient)
+    return [p.head("a", own), p.head("b", z)], [z]
+
+
+def module_hooks(p):
+    trunk, head = p.module("trunk"), p.module("head")
+    trunk.register_full_backward_hook(lambda module, inputs, outputs: tuple(g * 0.5 for g in inputs if g is not None))
+    trunk.register_full_backward_pre_hook(lambda module, outputs: tuple(g * 0.5 for g in outputs))
+    head.register_full_backward_hook(lambda module, inputs, outputs: tuple(g * 3 for g in inputs))
+    z = trunk(p.layer("first", p.input()))
+    return [head(z).square().mean(), p.head("b", z), p.head("c", z)], [z]
+
+
+def retained(p):
+    z = p.layer("trunk", p.input())
+    z.retain_grad()
+    return [p.head(name, z) for name in "abc"], [z]
+
+
+def leaf_losses(p):
+    z = p.layer("trunk", p.input())
+    temperature = p.weight("temperature", 1).squeeze()
+    return [p.head("a", z), temperature, temperature * 2, p.head("b", z) * temperature], None
+
+
+def bare_leaf(p):
+    z = p.layer("trunk", p.input())
+    if "scalar" not in p.parameters:
+        p.parameters["scalar"] = nn.Parameter(torch.tensor(2.0, dtype=DTYPE))
+    scalar = p.parameters["scalar"]
+    return [p.head("a", z) * scalar, scalar, p.head("b", z)], None
+
+
+def shared_parameters_in_heads(p):
+    z = p.layer("trunk", p.input())
+    penalty = p.weight("trunk").square().mean()
+    return [p.head("a", z) + penalty, p.head("b", z), p.head("c", p.layer("trunk", z)) + 2 * penalty], [z]
+
+
+def custom_functions(p):
+    z = Scaled.apply(p.layer("trunk", p.input()), p.weight("scale", 4))
+    one, two = Two.apply(z)
+    own = Scaled.apply(z, p.weight("own scale", 4))
+    return [p.head("a", z), p.head("b", one), p.head("c", one + two), p.head("d", own)], [z]
+
+
+def checkpointed(p):
+    z = checkpoint(lambda x: p.layer("trunk", p.layer("first", x)), p.input(), use_reentrant=False)
+    return [checkpoint(p.head, name, z, use_reentrant=False) for name in "abc"], [z]
+
+
+def detached_and_frozen(p):
+    z = p.layer("trunk", p.input())
+    p.weight("a").requires_grad_(False)
+    return [p.head("a", z), p.head("b", z.detach()), p.head("c", z)], None
+
+
+def views_and_unbind(p):
+    one, two, three = p.layer("trunk", p.input()).unbind()
+    return [p.head("a", one), p.head("b", two) + one.sum(), p.head("c", three)], None
+
+
+CASES = [
+    trunk_and_heads,
+    partly_shared,
+    several_depths,
+    pyramid,
+    one_loss_of_another,
+    same_loss_twice,
+    tied,
+    one_forward_pass_a_task,
+    several_inputs,
+    several_representations,
+    hook_on_the_trunks_output,
+    hook_in_place,
+    hook_on_one_of_two,
+    hook_in_a_head,
+    module_hooks,
+    retained,
+    leaf_losses,
+    bare_leaf,
+    shared_parameters_in_heads,
+    custom_functions,
+    checkpointed,
+    detached_and_frozen,
+    views_and_unbind,
+]
+
+
+def random_graph(seed):
+    """A few layers, each of what one or two earlier ones give, and losses of any of them, by parameters used twice."""
+
+    def build(p):
+        draw = random.Random(seed)
+        points = [p.layer("trunk", p.input())]
+        if draw.random() < 0.1:
+            points[0].register_hook(lambda gradient: gradient * 0.5)
+        for index in range(draw.randint(1, 7)):
+            x = draw.choice(points)
+            if draw.random() < 0.3:
+                x = x * draw.choice(points)
+            if draw.random() < 0.15:
+                one, two = Two.apply(x)
+                points += [one, two]
+            name = draw.choice(["trunk", "used twice"]) if draw.random() < 0.2 else f"layer {index}"
+            points.append(p.layer(name, x))
+            if draw.random() < 0.1:
+                points[-1].register_hook(lambda gradient: gradient * 0.5)
+        losses = []
+        for index in range(draw.randint(2, 4)):
+            loss = p.head(f"head {index}", draw.choice(points))
+            for point in draw.sample(points, draw.randint(0, min(2, len(points)))):
+                loss = loss + point.square().mean()
+            if losses and draw.random() < 0.2:
+                loss = loss * draw.choice(losses)
+            losses.append(loss)
+        return losses, [points[0]]
+
+    return build
+
+
+def separate_rows(build):
+    """Each loss's gradients from a graph of its own."""
+    count = len(build(Parts())[0])
+    rows = []
+    for index in range(count):
+        p = Parts()
+        losses, _ = build(p)
+        trained = {name: value for name, value in p.parameters.items() if value.requires_grad}
+        found = torch.autograd.grad(losses[index], list(trained.values()), allow_unused=True)
+        rows.append({name: g for name, g in zip(trained, found, strict=True) if g is not None})
+    return rows
+
+
+def assert_rows(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, gradient in one.items():
+            torch.testing.assert_close(gradient, other[name], **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def names_of(losses):
+    return [f"task {index}" for index in range(len(losses))]
+
+
+def rows_by_mao(build, retain_graph=False, **options):
+    p = Parts()
+    losses, _ = build(p)
+    names = {value: name for name, value in p.parameters.items()}
+    tasks = names_of(losses)
+    optimizer = eq.MAO([value for value in names if value.requires_grad], tasks)
+    optimizer.backward(dict(zip(tasks, losses, strict=True)), retain_graph=retain_graph, **options)
+    rows = optimizer._pending.rows
+    return [{names[leaf]: g for leaf, g in rows.get(task, {}).items()} for task in tasks]
+
+
+class Weighed(GramianAggregator):
+    """Weights that are easy to tell apart, whatever the Gramian, which it keeps."""
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        self.seen = gramian.clone()
+        return torch.arange(1.0, len(gramian) + 1, dtype=gramian.dtype)
+
+
+def by_statistics(build, probe=None, representation=False, **options):
+    """`.grad` by name, and the Gramian, of a step with its statistics at a place."""
+    p = Parts()
+    losses, at = build(p)
+    tasks = names_of(losses)
+    aggregator = Weighed()
+    probe = None if probe is None else [p.parameters[name] for name in probe]
+    balancer = eq.Balancer(tasks, aggregator=aggregator, probe=probe, **options)
+    more = {"representation": at} if representation else {}
+    balancer.backward(dict(zip(tasks, losses, strict=True)), **more)
+    return {name: value.grad for name, value in p.parameters.items() if value.grad is not None}, aggregator.seen
+
+
+def weighed(rows, shared):
+    total = {}
+    for index, row in enumerate(rows):
+        for name, gradient in row.items():
+            part = gradient * (index + 1 if name in shared else 1)
+            total[name] = total[name] + part if name in total else part
+    return total
+
+
+def reached_by_two(rows):
+    every = [name for row in rows for name in row]
+    return {name for name in every if every.count(name) > 1}
+
+
+def products(rows, names):
+    shapes = {name: gradient.shape for row in rows for name, gradient in row.items()}
+    flat = [[row.get(name, torch.zeros(shapes[name], dtype=DTYPE)).flatten() for name in names] for row in rows]
+    matrix = torch.stack([torch.cat(row) if row else torch.zeros(1, dtype=DTYPE) for row in flat])
+    return matrix @ matrix.T
+
+
+@pytest.mark.parametrize("build", CASES)
+def test_rows_are_those_of_separate_passes(build):
+    expected = separate_rows(build)
+    assert_rows(rows_by_mao(build), expected)
+    assert_rows(rows_by_mao(build, retain_graph=True), expected)
+    assert_rows(rows_by_mao(build, accumulate=False, counts=dict.fromkeys(names_of(expected), 2)), expected)
+
+
+@pytest.mark.parametrize("options", [{"engine": "rows"}, {"engine": "layers"}, {"engine": "rows", "chunk_size": 2}])
+@pytest.mark.parametrize("build", CASES)
+def test_gradients_are_those_of_separate_passes(build, options):
+    if build is retained and options["engine"] == "layers":
+        pytest.skip("a retained .grad cannot hold several tasks at once (see gramian_by_layers)")
+    expected = separate_rows(build)
+    found, seen = by_statistics(build, **options)
+    shared = reached_by_two(expected)
+    assert_rows([found], [weighed(expected, shared)])
+    torch.testing.assert_close(seen, products(expected, shared), **CLOSE)
+
+
+@pytest.mark.parametrize("build", CASES)
+def test_gradients_with_a_probe_are_those_of_separate_passes(build):
+    expected = separate_rows(build)
+    everywhere = [name for name in expected[0] if all(name in row for row in expected)]
+    if not everywhere:
+        pytest.skip("no parameter is reached by all")
+    found, seen = by_statistics(build, probe=everywhere[:1])
+    assert_rows([found], [weighed(expected, reached_by_two(expected))])
+    torch.testing.assert_close(seen, products(expected, everywhere[:1]), **CLOSE)
+
+
+def gradients_at(build, count):
+    """Each loss's gradients at the representation, after what hooks there do."""
+    rows = []
+    for index in range(count):
+        losses, at = build(Parts())
+        found = torch.autograd.grad(losses[index], at, allow_unused=True)
+        rows.append({str(k): g for k, g in enumerate(found) if g is not None})
+    return rows
+
+
+@pytest.mark.parametrize("build", [case for case in CASES if case(Parts())[1] is not None])
+def test_gradients_with_a_representation_are_those_of_separate_passes(build):
+    expected = separate_rows(build)
+    p = Parts()
+    _, at = build(p)
+    if build is pyramid:
+        with pytest.raises(ValueError, match="on the way from another one"):
+            by_statistics(build, representation=True)
+        return
+    names = {value: name for name, value in p.parameters.items()}
+    under = {names[leaf] for row in Graph(at).leaves for leaf in row}
+    found, seen = by_statistics(build, representation=True)
+    assert_rows([found], [weighed(expected, reached_by_two(expected) | under)])
+    at_places = gradients_at(build, len(expected))
+    torch.testing.assert_close(seen, products(at_places, {name for row in at_places for name in row}), **CLOSE)
+
+
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_rows_of_random_graphs(first):
+    for seed in range(first, first + 20):
+        build = random_graph(seed)
+        expected = separate_rows(build)
+        assert_rows(rows_by_mao(build), expected)
+        shared = reached_by_two(expected)
+        found, seen = by_statistics(build, probe=["trunk"])
+        assert_rows([found], [weighed(expected, shared)])
+        torch.testing.assert_close(seen, products(expected, ["trunk"]), **CLOSE)
+        found, _ = by_statistics(build, representation=True)
+        assert_rows([found], [weighed(expected, shared | {"trunk", "trunk bias"})])
+
+
+def test_a_compiled_trunk():
+    torch.compiler.reset()
+    expected = separate_rows(trunk_and_heads)
+    p = Parts()
+    eq.MAO([torch.zeros(1, requires_grad=True)], ["a"])  # before the model is compiled
+    trunk = torch.compile(p.layer, backend="aot_eager")
+
+    def build(own):
+        own.generator, own.parameters = p.generator, p.parameters
+        z = trunk("trunk", own.input())
+        return [own.head(name, z) for name in "abc"], [z]
+
+    for _ in range(2):
+        assert_rows(rows_by_mao(build), expected)
+        for options in ({}, {"probe": ["trunk", "trunk bias"]}):
+            for value in p.parameters.values():
+                value.grad = None
+            found, _ = by_statistics(build, **options)
+            assert_rows([found], [weighed(expected, reached_by_two(expected))])
+    torch.compiler.reset()
+
+
+def test_what_is_retained_at_the_cut_is_the_sum_of_the_tasks():
+    found = []
+    for ours in (True, False):
+        p = Parts()
+        losses, (z,) = retained(p)
+        if ours:
+            eq.MAO(list(p.parameters.values()), names_of(losses)).backward(
+                dict(zip(names_of(losses), losses, strict=True))
+            )
+        else:
+            sum(losses).backward()
+        found.append(z.grad)
+    torch.testing.assert_close(*found, **CLOSE)
+
+
+def test_hooks_run_once_a_task():
+    """As documented: on parameters, on modules, and on tensors where the graphs meet, there with zeros before."""
+    calls = {}
+
+    def count(name):
+        calls[name] = 0
+
+        def hook(*given):
+            gradient = given[-1][0] if isinstance(given[-1], tuple) else given[-1]
+            calls[name] += bool(gradient.abs().sum() > 0)
+
+        return hook
+
+    p = Parts()
+    trunk, head = p.module("trunk"), p.module("head")
+    trunk[0].weight.register_hook(count("trunk parameter"))
+    head[0].weight.register_hook(count("head parameter"))
+    trunk.register_full_backward_hook(count("trunk"))
+    head.register_full_backward_hook(count("head"))
+    z = trunk(p.layer("first", p.input()))
+    z.register_hook(count("tensor"))
+    losses = [head(z).square().mean(), p.head("b", z), p.head("c", z)]
+    eq.MAO(list(p.parameters.values()), names_of(losses)).backward(dict(zip(names_of(losses), losses, strict=True)))
+    assert calls == {"trunk parameter": 3, "head parameter": 1, "tensor": 3, "trunk": 3, "head": 1}
+
+
+def test_a_function_that_has_a_variable_is_no_leaf():
+    weight, scale = (nn.Parameter(torch.ones(4, dtype=DTYPE)) for _ in range(2))
+    z = Scaled.apply(weight * 1, scale)
+    losses = [z.sum(), z.square().sum()]
+    graph = Graph(losses)
+    assert [set(row) for row in graph.leaves] == [{weight, scale}] * 2
+    cut = Cut(graph)
+    assert all(not any(leaf is scale or leaf is weight for leaf in row) for row in cut.above)
+
+
+def test_where_the_graphs_are_cut():
+    losses, (z,) = trunk_and_heads(Parts())
+    for cut, last in ((Cut(Graph(losses)), [z.grad_fn]), (Cut(Graph(losses), in_turn=True), [])):
+        assert [[edge.node for edge in row] for row in cut.edges] == [[z.grad_fn], [z.grad_fn], last]
+    losses, (z,) = hook_on_the_trunks_output(Parts())
+    assert [[edge.node for edge in row] for row in Cut(Graph(losses)).edges] == [[loss.grad_fn] for loss in losses]
+
+
+def test_a_hook_that_only_looks_at_an_uncut_graph_sees_no_zeros():
+    p = Parts()
+    z = p.layer("trunk", p.input())
+    own = p.layer("own", z)
+    seen = []
+    own.register_hook(lambda gradient: seen.append(float(gradient.abs().sum())))
+    losses = {"a": p.head("a", own), "b": p.head("b", z)}
+    eq.MAO(list(p.parameters.values()), losses).backward(losses)
+    assert len(seen) == 1
+    assert seen[0] > 0
