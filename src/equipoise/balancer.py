@@ -202,8 +202,9 @@ class Balancer(nn.Module):
             representation: where the trunk ends and the tasks begin: the tensor, or tensors, that the trunk returned
                 and all losses were computed from. The aggregator then takes its statistics on the task gradients
                 there, in place of `probe` (with `MGDA` that is MGDA-UB). A step costs K backward passes down to it, and
-                one through the trunk: that of the weighted sum. All that leads to it counts as shared. Above it, as
-                ever, shared parameters get the weighted sum of their tasks' gradients and others their own task's.
+                one through the trunk: that of the weighted sum. All that is trained and leads to it counts as shared.
+                Above it, as ever, shared parameters get the weighted sum of their tasks' gradients and others their own
+                task's.
 
         Returns:
             Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights.
