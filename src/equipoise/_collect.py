@@ -333,9 +333,7 @@ class Collect:
     def _present(self, tasks: Sequence[str]) -> list[int] | None:
         return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
 
-    def _measured(
-        self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
-    ) -> dict[Tensor, None]:
+    def _measured(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> dict[Tensor, None]:
         """Returns the shared part of the probe; nothing, for all that is shared, if no part of it has all tasks.
 
         A task that did not reach it would have no say, and two that reach different parts of it no conflict.
@@ -408,8 +406,8 @@ class Collect:
             )
             more = f" and {len(common) - 3} more" if len(common) > 3 else ""
             hint = (
-                f" What several losses do reach requires a gradient and is not trained: {some}{more}. If it is, make it "
-                "an nn.Parameter (with model=: one of the model's), or name it as shared=."
+                f" What several losses do reach requires a gradient and is not trained: {some}{more}. If it is, make "
+                "it an nn.Parameter (with model=: one of the model's), or name it as shared=."
             )
         if foreign or gone or (common and not self._trunk_can_be_frozen(step)):
             raise ValueError(

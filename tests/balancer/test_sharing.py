@@ -119,9 +119,7 @@ def test_mgda_of_two_micro_batches_in_closed_form():
     """The shortest vector between two gradients, on what both tasks reach."""
     model = Network().double()
     balancer = eq.Balancer(["a", "c"], aggregator=eq.MGDA())
-    rows = {
-        task: task_gradients_by_hand(model, batch(index), [task])[task] for index, task in enumerate(["a", "c"])
-    }
+    rows = {task: task_gradients_by_hand(model, batch(index), [task])[task] for index, task in enumerate(["a", "c"])}
     (aa, ac), (_, cc) = gramian_by_hand(rows, ["trunk.weight", "trunk.bias"]).tolist()
     first = min(1.0, max(0.0, (cc - ac) / (aa + cc - 2 * ac)))
     weights = {"a": first, "c": 1 - first}
