@@ -153,7 +153,8 @@ class Collect:
             place = Probe(ranks, step, measured)
             self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
-        if shared and not waiting and self._by_layers(step, shared):
+        everyone = self._sharing(shared, reached) == step.tasks
+        if shared and everyone and not waiting and self._by_layers(step, shared):
             layers = Layers(step, shared)
             self._note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
@@ -233,8 +234,9 @@ class Collect:
         if watcher is not None:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
-            combined, weights, state = self._aggregated(collected, shared, stack)
-            found = self._by_task(collected.tasks, weights, shared)
+            balanced = collected.of(self._sharing(shared, collected.reached))
+            combined, weights, state = self._aggregated(balanced, shared, stack)
+            found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             for row in collected.rows.values():
                 for leaf in list(row):
@@ -246,9 +248,15 @@ class Collect:
     def _aggregated(
         self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack
     ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
-        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit."""
+        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
+
+        Args:
+            collected: the rows of the K' tasks that reach anything shared.
+            shared: what is shared.
+            stack: keeps the aggregator's step open.
+        """
         aggregator, rows = self._aggregator, list(collected.rows.values())
-        if aggregator is None or not shared:
+        if aggregator is None or not rows:
             return [], None, None
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))
@@ -342,6 +350,10 @@ class Collect:
         part = [p for p in self._probe if p in shared]
         return dict.fromkeys(part if any(all(p in row for row in rows) for p in part) else ())
 
+    def _sharing(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:
+        """Returns the tasks that reach anything shared; a row of zeros would tell an aggregator to stop the others."""
+        return tuple(task for task, row in reached.items() if any(leaf in shared for leaf in row))
+
     def _everybody(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
         return 1 < len(reached) == len(self._tasks)
 
@@ -372,9 +384,11 @@ class Collect:
     def _note(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes note of what is shared, and warns if there have never been two tasks to balance."""
         self._shared.keep(shared)
-        if shared and len(reached) > 1:
+        if len(self._sharing(shared, reached)) > 1:
             self._alone = None
-        elif self._alone is not None and len(reached) < len(self._tasks):  # else it has been said: a frozen trunk
+        elif self._alone is not None and (
+            shared or len(reached) < len(self._tasks)
+        ):  # else a frozen trunk: it was said
             self._alone += 1
         if self._alone == ALONE_STEPS:
             self._notices.give(

@@ -207,7 +207,8 @@ class Balancer(nn.Module):
                 task's.
 
         Returns:
-            Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights.
+            Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights
+            and the task reaches a shared parameter (else it takes no part in the balancing).
 
         Raises:
             TypeError: losses is not a mapping of tensors, or representation no tensor or sequence of tensors.
@@ -253,7 +254,7 @@ class Balancer(nn.Module):
             total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
             self._weigh.end(step, total, learned, outcome.valid)
         own = zip(step.tasks, coefficients.unbind(), strict=True)
-        result = {task: c * outcome.weights[task] if outcome.weights else c for task, c in own}
+        result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own}
         if self._watching.now is not None:
             self._watching.now.see_result(result)
         return result
