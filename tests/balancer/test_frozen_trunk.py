@@ -146,13 +146,14 @@ def freeze_named(model, names):
         model.get_parameter(name).requires_grad_(False)
 
 
-@pytest.mark.parametrize("way", ["rows", "probe", "accumulated", "counts"])
+@pytest.mark.parametrize("way", ["rows", "layers", "probe", "accumulated", "counts"])
 @pytest.mark.parametrize("names", FROZEN)
 def test_freezing_between_forward_and_backward_skips_the_parameter(names, way):
     names = FROZEN[names]
     model, recorder = Network().double(), Recorder(list(WEIGHTS.values()))
     probe = [p for name, p in model.named_parameters() if name.startswith("trunk") and name not in names]
-    balancer = eq.Balancer(TASKS, aggregator=recorder, probe=probe if way == "probe" else None)
+    engine = way if way in ("rows", "layers") else None
+    balancer = eq.Balancer(TASKS, aggregator=recorder, probe=probe if way == "probe" else None, engine=engine)
     losses = model.losses(batch(0))
     freeze_named(model, names)
     if way == "accumulated":
@@ -197,12 +198,13 @@ def test_under_a_representation_too(names):
     assert_gradients(model, sums(rows, WEIGHTS, [name for name in shared_names(model) if name not in names]))
 
 
-@pytest.mark.parametrize("way", ["rows", "probe", "representation"])
+@pytest.mark.parametrize("way", ["rows", "layers", "probe", "representation"])
 @pytest.mark.parametrize("name", GRAMIAN)
 def test_the_whole_trunk_frozen_between_forward_and_backward(name, way):
     model = nn.ModuleDict({"trunk": nn.Linear(4, 3), "a": nn.Linear(3, 1), "b": nn.Linear(3, 1)}).double()
     probe = model["trunk"] if way == "probe" else None
-    balancer = eq.Balancer(["a", "b"], aggregator=AGGREGATORS[name](), probe=probe)
+    engine = "layers" if way == "layers" else None
+    balancer = eq.Balancer(["a", "b"], aggregator=AGGREGATORS[name](), probe=probe, engine=engine)
     z = model["trunk"](batch(0).double())
     losses = {"a": model["a"](z).square().mean(), "b": model["b"](z).exp().mean()}
     heads = [*model["a"].parameters(), *model["b"].parameters()]

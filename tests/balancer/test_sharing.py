@@ -269,6 +269,42 @@ def test_with_tasks_that_reach_different_parts_of_the_probe_too(tasks, accumulat
     assert_gradients(model, {n: weighted(rows, n, weights if n in shared else ones) for n in names})
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, way) for name in AGGREGATORS for way in ("at once", "accumulated", "shared")),
+        *((name, way) for name in GRAMIAN for way in ("probe", "layers")),
+    ],
+)
+def test_a_task_that_shares_nothing_leaves_the_others_as_if_alone(name, way):
+    """To MGDA its row of zeros would be the shortest vector, and the others would stand still."""
+    results = []
+    for tasks in (["a", "b", "c"], ["a", "b"]):
+        model = Network().double()
+        apart = nn.Linear(4, 1, dtype=torch.float64)
+        probe = model.trunk if way == "probe" else None
+        given = {"shared": model.shared()} if way == "shared" else {"engine": "layers"} if way == "layers" else {}
+        balancer = eq.Balancer(
+            tasks, eq.Static([1.0, 1.0, 0.5][: len(tasks)]), AGGREGATORS[name](), probe=probe, **given
+        )
+        for index in range(2):  # with what the aggregator remembers
+            losses = model.losses(batch(index), ["a", "b"])
+            if "c" in tasks:
+                losses["c"] = apart(batch(index).double()).square().mean()
+                (wanted,) = torch.autograd.grad(losses["c"], apart.weight, retain_graph=True)
+                before = 0.0 if apart.weight.grad is None else apart.weight.grad.clone()
+            if way == "accumulated":
+                first = {task: losses.pop(task) for task in ("a", "c") if task in losses}
+                balancer.backward(first, accumulate=True, retain_graph=True)
+            weights = balancer.backward(losses)
+            if "c" in tasks:
+                assert weights.pop("c", torch.tensor(0.5)).item() == 0.5
+                torch.testing.assert_close(apart.weight.grad, before + 0.5 * wanted)
+        results.append((weights, gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0], **CLOSE)
+    assert_gradients_close(results[0][1], results[1][1])
+
+
 @pytest.mark.parametrize("accumulated", [False, True], ids=["at once", "accumulated"])
 def test_a_module_that_the_model_gets_later_is_trained(accumulated):
     """With `model=`, the balancer made before: what is added counts, also in the checkpoint."""

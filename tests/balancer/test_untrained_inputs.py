@@ -64,15 +64,15 @@ def run(balance, model, mode, requires_grad):
 class Balance:
     """A Balancer or MAO, and the coefficients it gives the losses."""
 
-    def __init__(self, name, model, probed):
+    def __init__(self, name, model, place):
         self.coefficients = {"a": 1.0, "b": 1.0} if name == "mao" else STATIC
         self.weights = None
         if name == "mao":
             self.method = eq.MAO(model.parameters(), ["a", "b"], lr=0.1)
         else:
-            probe = model.trunk[2] if probed else None
+            given = {"probe": {"probe": model.trunk[2]}, "layers": {"engine": "layers"}, "all": {}}[place]
             aggregator = AGGREGATORS[name]() if name in AGGREGATORS else None
-            self.method = eq.Balancer(["a", "b"], eq.Static(STATIC), aggregator, probe=probe)
+            self.method = eq.Balancer(["a", "b"], eq.Static(STATIC), aggregator, **given)
 
     def __call__(self, losses, **options):
         self.weights = self.method.backward(losses, **options)
@@ -87,14 +87,17 @@ class Balance:
 
 @pytest.mark.parametrize("mode", ["one step", "accumulated", "apart", "counts"])
 @pytest.mark.parametrize(
-    ("name", "probed"),
-    [*((name, False) for name in [*AGGREGATORS, "none", "mao"]), *((name, True) for name in GRAMIAN)],
+    ("name", "place"),
+    [
+        *((name, "all") for name in [*AGGREGATORS, "none", "mao"]),
+        *((name, place) for name in GRAMIAN for place in ("probe", "layers")),
+    ],
 )
-def test_inputs_get_their_plain_gradient_and_change_nothing_else(name, probed, mode):
+def test_inputs_get_their_plain_gradient_and_change_nothing_else(name, place, mode):
     results = []
     for requires_grad in (True, False):
         model = Field()
-        balance = Balance(name, model, probed)
+        balance = Balance(name, model, place)
         found, expected = run(balance, model, mode, requires_grad)
         for one, other in zip(found, expected, strict=requires_grad):
             torch.testing.assert_close(one, other, **CLOSE)
