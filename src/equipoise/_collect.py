@@ -250,10 +250,7 @@ class Collect:
     ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
         """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
 
-        Args:
-            collected: the rows of the K' tasks that reach anything shared.
-            shared: what is shared.
-            stack: keeps the aggregator's step open.
+        The rows are those of the K' tasks that reach anything shared.
         """
         aggregator, rows = self._aggregator, list(collected.rows.values())
         if aggregator is None or not rows:
@@ -413,11 +410,8 @@ class Collect:
         gone = any(p.requires_grad for p in self._shared.known)
         hint = ""
         if common:
-            some = ", ".join(
-                f"{'a parameter of another model' if isinstance(leaf, nn.Parameter) else 'an input'} "
-                f"of shape {tuple(leaf.shape)}"
-                for leaf in common[:3]
-            )
+            kinds = ("a parameter of another model" if isinstance(p, nn.Parameter) else "an input" for p in common)
+            some = ", ".join(f"{kind} of shape {tuple(p.shape)}" for kind, p in zip(kinds, common[:3], strict=False))
             more = f" and {len(common) - 3} more" if len(common) > 3 else ""
             hint = (
                 f" What several losses do reach requires a gradient and is not trained: {some}{more}. If it is, make "
