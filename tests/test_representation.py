@@ -104,8 +104,8 @@ def test_mgda_ub_in_closed_form():
     """`z = Wx`, `L_k = ½ mean_i (h_k·z_i − y_ik)²`: two tasks' min-norm point at z, then `W` gets it times `x`."""
     torch.manual_seed(0)
     x, y = torch.randn(7, 3).double(), torch.randn(7, 2).double()
-    trunk = torch.randn(4, 3).double().requires_grad_()
-    heads = [torch.randn(4).double().requires_grad_() for _ in range(2)]
+    trunk = nn.Parameter(torch.randn(4, 3).double())
+    heads = [nn.Parameter(torch.randn(4).double()) for _ in range(2)]
     z = x @ trunk.T
     losses = {
         name: 0.5 * (z @ head - y[:, k]).square().mean() for k, (name, head) in enumerate(zip("ab", heads, strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise._notices import Notices
 from equipoise._state import Step as StateStep
@@ -140,17 +141,20 @@ class Collect:
         )
         if tensors is not None:
             representation = ranks.checked(RepresentationPlace, ranks, step, tensors)
+            under = {leaf: None for leaf in representation.under if ranks.order.is_trained(leaf)}
+            if self._everybody(reached) and not shared | under:
+                ranks.checked(self._nothing_shared, reached, step)
             self._note(shared, reached)
-            under = dict.fromkeys(representation.under)
             self.way = "statistics at the representation"
             return self._by_statistics(step, coefficients, valid, representation, shared | under)
-        if self._probe and shared and not waiting and self._all_reach_probe(reached):
+        measured = {} if waiting else self._measured(shared, reached)
+        if measured:
             self._note(shared, reached)
-            measured = {p for row in leaves for p in row if p in self._probe}
-            place = Probe(ranks, step, [p for p in self._probe if p in measured])
+            place = Probe(ranks, step, measured)
             self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
-        if shared and not waiting and self._by_layers(step, shared):
+        everyone = self._sharing(shared, reached) == step.tasks
+        if shared and everyone and not waiting and self._by_layers(step, shared):
             layers = Layers(step, shared)
             self._note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
@@ -230,8 +234,9 @@ class Collect:
         if watcher is not None:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
-            combined, weights, state = self._aggregated(collected, shared, stack)
-            found = self._by_task(collected.tasks, weights, shared)
+            balanced = collected.of(self._sharing(shared, collected.reached))
+            combined, weights, state = self._aggregated(balanced, shared, stack)
+            found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             del combined
             for row in collected.rows.values():
@@ -243,17 +248,21 @@ class Collect:
     def _aggregated(
         self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack
     ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
-        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit."""
+        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
+
+        The rows are those of the K' tasks that reach anything shared.
+        """
         aggregator, rows = self._aggregator, list(collected.rows.values())
-        if aggregator is None or not shared:
+        if aggregator is None or not rows:
             return [], None, None
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))
         if isinstance(aggregator, GramianAggregator):
             statistics = matrix
-            if self._probe and self._all_reach_probe(collected.reached):
-                measured = [index for index, p in enumerate(shared) if p in self._probe]
-                statistics = [tuple(row[index] for index in measured) for row in matrix]
+            measured = self._measured(shared, collected.reached)
+            if measured:
+                places = [index for index, p in enumerate(shared) if p in measured]
+                statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
             products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
             weights, state = self._solved(stack, products, collected)
@@ -329,9 +338,21 @@ class Collect:
     def _present(self, tasks: Sequence[str]) -> list[int] | None:
         return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
 
-    def _all_reach_probe(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
-        """Whether the statistics can be taken on the probe: a task that does not reach it would have no say."""
-        return all(any(p in self._probe for p in row) for row in reached.values())
+    def _measured(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> dict[Tensor, None]:
+        """Returns the shared part of the probe; nothing, for all that is shared, if no part of it has all tasks.
+
+        A task that did not reach it would have no say, and two that reach different parts of it no conflict.
+        """
+        rows = [set(row) for row in reached.values()]
+        part = [p for p in self._probe if p in shared]
+        return dict.fromkeys(part if any(all(p in row for row in rows) for p in part) else ())
+
+    def _sharing(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:
+        """Returns the tasks that reach anything shared; a row of zeros would tell an aggregator to stop the others."""
+        return tuple(task for task, row in reached.items() if any(leaf in shared for leaf in row))
+
+    def _everybody(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
+        return 1 < len(reached) == len(self._tasks)
 
     def _shared_in(
         self, reached: Mapping[str, Sequence[Tensor]], step: Step, given: bool = False
@@ -347,21 +368,25 @@ class Collect:
             ValueError: it leaves nothing to balance or, with a probe, to measure.
         """
         found = self._shared.find(reached.values())
-        everybody = 1 < len(reached) == len(self._tasks)
+        everybody = self._everybody(reached)
         if not given and everybody and self._probe and found and not any(p in self._probe for p in found):
             raise ValueError(
                 "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
                 "parameters of the shared trunk, such as its last layer, or leave probe out."
             )
         if not given and everybody and not found:
-            self._nothing_shared(reached, step)
+            self._company.now().checked(self._nothing_shared, reached, step)
         return found
 
     def _note(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes note of what is shared, and warns if there have never been two tasks to balance."""
         self._shared.keep(shared)
-        if self._alone is not None:
-            self._alone = None if shared and len(reached) > 1 else self._alone + 1
+        if len(self._sharing(shared, reached)) > 1:
+            self._alone = None
+        elif self._alone is not None and (
+            shared or len(reached) < len(self._tasks)
+        ):  # else a frozen trunk: it was said
+            self._alone += 1
         if self._alone == ALONE_STEPS:
             self._notices.give(
                 "alone",
@@ -377,28 +402,48 @@ class Collect:
             ValueError: the losses do not come from one trunk.
         """
         name = type(self._aggregator).__name__
-        trained = {leaf for row in reached.values() for leaf in row}
-        inputs = [{leaf for leaf in row if leaf not in trained} for row in step.graph.leaves] if step.held else []
-        common = [leaf for leaf in set().union(*inputs) if sum(leaf in row for row in inputs) > 1]
         model = self._company.order.model
-        foreign = model is not None and not any(leaf in trained for leaf in model.parameters())
-        gone = [leaf for leaf in self._shared.known if leaf.requires_grad]
-        if not common and not foreign and not gone:
-            self._notices.give(
-                "frozen",
-                f"{name} balances gradients on shared parameters, and found none: every parameter that the losses "
-                "reach is one task's own and gets its plain gradient. That is right while the trunk is frozen; "
-                "otherwise check that the losses come from one forward pass of the same model.",
-            )
-            return
+        trained = {leaf for row in reached.values() for leaf in row}
+        common = self._common_inputs(step)
+        own = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        foreign = own and not any(p in trained for p in own)
+        gone = any(p.requires_grad for p in self._shared.known)
         hint = ""
         if common:
+            kinds = ("a parameter of another model" if isinstance(p, nn.Parameter) else "an input" for p in common)
+            some = ", ".join(f"{kind} of shape {tuple(p.shape)}" for kind, p in zip(kinds, common[:3], strict=False))
+            more = f" and {len(common) - 3} more" if len(common) > 3 else ""
             hint = (
-                " What several losses do reach is no parameter that is trained, but an input that requires a gradient "
-                "(or, with model=, a parameter of another model); name it as shared= if it is trained."
+                f" What several losses do reach requires a gradient and is not trained: {some}{more}. If it is, make "
+                "it an nn.Parameter (with model=: one of the model's), or name it as shared=."
             )
-        raise ValueError(
-            f"{name} balances gradients on shared parameters, and found none: no parameter "
-            "(of those given as shared=) is reached by two losses. Check that the losses come from one forward pass of "
-            f"the same model and that its trunk is not frozen or detached.{hint}"
+        if foreign or gone or (common and not self._trunk_can_be_frozen(step)):
+            raise ValueError(
+                f"{name} balances gradients on shared parameters, and found none: no parameter "
+                "(of those given as shared=) is reached by two losses. Check that the losses come from one forward "
+                f"pass of the same model and that its trunk is not frozen or detached.{hint}"
+            )
+        self._notices.give(
+            "frozen",
+            f"{name} balances gradients on shared parameters, and found none: every parameter that the losses reach "
+            "is one task's own and gets its plain gradient. That is right while the trunk is frozen; otherwise "
+            f"check that the losses come from one forward pass of the same model.{hint}",
         )
+
+    def _common_inputs(self, step: Step) -> list[Tensor]:
+        """Returns the leaves that are not trained and that several tasks reach on this rank, in all micro-batches."""
+        if self._company.now().sharded:
+            return []  # its graphs hold gathered parameters
+        rows = {task: set(row) for task, row in self._rows.waiting.micro_batches.rows.items()}
+        held = [task for task, loss in zip(step.tasks, step.losses, strict=True) if loss is not None]
+        for task, leaves in zip(held, step.graph.leaves, strict=True):
+            rows.setdefault(task, set()).update(leaves)
+        count = Counter(leaf for row in rows.values() for leaf in row)
+        return [leaf for leaf, tasks in count.items() if tasks > 1 and not self._company.order.is_trained(leaf)]
+
+    def _trunk_can_be_frozen(self, step: Step) -> bool:
+        """Whether the losses can have a trunk in common that is frozen: their graphs merge above leaves."""
+        model = self._company.order.model
+        parameters = self._shared.known if model is None else list(model.parameters())
+        frozen = not parameters or any(not p.requires_grad for p in parameters)
+        return frozen and step.cut is not None and any(step.cut.edges)

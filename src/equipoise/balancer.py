@@ -202,11 +202,13 @@ class Balancer(nn.Module):
             representation: where the trunk ends and the tasks begin: the tensor, or tensors, that the trunk returned
                 and all losses were computed from. The aggregator then takes its statistics on the task gradients
                 there, in place of `probe` (with `MGDA` that is MGDA-UB). A step costs K backward passes down to it, and
-                one through the trunk: that of the weighted sum. All that leads to it counts as shared. Above it, as
-                ever, shared parameters get the weighted sum of their tasks' gradients and others their own task's.
+                one through the trunk: that of the weighted sum. All that is trained and leads to it counts as shared.
+                Above it, as ever, shared parameters get the weighted sum of their tasks' gradients and others their own
+                task's.
 
         Returns:
-            Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights.
+            Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights
+            and the task reaches a shared parameter (else it takes no part in the balancing).
 
         Raises:
             TypeError: losses is not a mapping of tensors, or representation no tensor or sequence of tensors.
@@ -252,7 +254,7 @@ class Balancer(nn.Module):
             total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
             self._weigh.end(step, total, learned, outcome.valid)
         own = zip(step.tasks, coefficients.unbind(), strict=True)
-        result = {task: c * outcome.weights[task] if outcome.weights else c for task, c in own}
+        result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own}
         if self._watching.now is not None:
             self._watching.now.see_result(result)
         return result

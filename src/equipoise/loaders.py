@@ -23,7 +23,8 @@ class MixedLoader:
 
     Every step is a mapping from loader to batch, so that one loop does for every order:
 
-    - `"concatenated"`: a batch of every loader in each step, so that all tasks are balanced in each;
+    - `"concatenated"`: a batch of every loader in each step, so that all tasks are balanced in each. It is the default
+      since methods that balance task gradients (all with an aggregator) can do nothing in a step of one task;
     - `"proportional"`: one batch a step, from a loader drawn in proportion to the batches it has left: each batch of
       every loader once an epoch, in random order;
     - `"round_robin"`: one batch a step, of one loader after the other.
@@ -56,7 +57,7 @@ class MixedLoader:
     def __init__(
         self,
         loaders: Mapping[str, Loader],
-        order: Literal["concatenated", "proportional", "round_robin"] = "proportional",
+        order: Literal["concatenated", "proportional", "round_robin"] = "concatenated",
         until: Literal["longest", "shortest"] = "longest",
         seed: int = 0,
     ) -> None:

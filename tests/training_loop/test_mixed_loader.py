@@ -12,7 +12,7 @@ LOADERS = {"depth": list("abcdef"), "boxes": list("xy"), "text": list("n")}
 
 
 def test_proportional_takes_every_batch_once_in_a_new_order_each_epoch() -> None:
-    loader = eq.MixedLoader(LOADERS, seed=3)
+    loader = eq.MixedLoader(LOADERS, order="proportional", seed=3)
     first, second = list(loader), list(loader)
     assert len(loader) == len(first) == 9
     for epoch in (first, second):
@@ -22,7 +22,7 @@ def test_proportional_takes_every_batch_once_in_a_new_order_each_epoch() -> None
 
 
 def test_proportional_draws_each_loader_by_its_share() -> None:
-    loader = eq.MixedLoader({"many": range(300), "few": range(100)})
+    loader = eq.MixedLoader({"many": range(300), "few": range(100)}, order="proportional")
     halves = [name for batch in loader for name in batch][:200]
     assert 130 < halves.count("many") < 170
 
@@ -36,16 +36,16 @@ def test_round_robin_restarts_the_shorter_ones() -> None:
 
 
 def test_concatenated_has_a_batch_of_every_loader() -> None:
-    loader = eq.MixedLoader(LOADERS, order="concatenated")
+    loader = eq.MixedLoader(LOADERS)
     assert len(loader) == 6
     assert list(loader)[2] == {"depth": "c", "boxes": "x", "text": "n"}
     assert len(list(eq.MixedLoader(LOADERS, order="concatenated", until="shortest"))) == 1
 
 
 def test_an_epoch_can_be_repeated() -> None:
-    loader = eq.MixedLoader(LOADERS, seed=1)
+    loader = eq.MixedLoader(LOADERS, order="proportional", seed=1)
     epochs = [list(loader) for _ in range(3)]
-    again = eq.MixedLoader(LOADERS, seed=1)
+    again = eq.MixedLoader(LOADERS, order="proportional", seed=1)
     again.set_epoch(2)
     assert list(again) == epochs[2]
 

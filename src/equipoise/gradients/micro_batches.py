@@ -109,6 +109,23 @@ class Collected:
     usable: Tensor | None
     reached: dict[str, list[Tensor]]
 
+    def of(self, tasks: Sequence[str]) -> Collected:
+        """Returns what is there of these tasks, which are in order."""
+        if len(tasks) == len(self.tasks):
+            return self
+        places = [index for index, task in enumerate(self.tasks) if task in tasks]
+
+        def entries(vector: Tensor) -> Tensor:
+            return torch.cat([vector[:0], *(vector[index : index + 1] for index in places)])
+
+        return Collected(
+            tuple(tasks),
+            {task: self.rows[task] for task in tasks},
+            entries(self.values),
+            None if self.usable is None else entries(self.usable),
+            {task: self.reached[task] for task in tasks},
+        )
+
 
 class Waiting:
     """What waits for the end of a step, and is forgotten as one: by whoever clears the gradients."""

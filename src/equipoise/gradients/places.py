@@ -144,7 +144,7 @@ class RepresentationPlace:
         tensors: what this rank's losses were computed from.
 
     Attributes:
-        under: the leaves that lead to it, all of which count as shared.
+        under: the leaves that lead to it; what is trained among them counts as shared.
 
     Raises:
         ValueError: no loss depends on the representation, or a part of it on another one.

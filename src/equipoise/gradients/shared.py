@@ -63,7 +63,7 @@ class SharedParameters:
             raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
         self.given = None if given is None else parameter_set("shared", given)
         self._found = WeakIdKeyDictionary()
-        self._named = {} if model is None else parameter_names(model)
+        self._model = model
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_found": list(self._found)}
@@ -93,13 +93,19 @@ class SharedParameters:
         return list(self._found if self.given is None else self.given)
 
     @property
+    def _named(self) -> dict[str, Tensor]:
+        """Name → parameter, of those that the model has by now."""
+        return {} if self._model is None else parameter_names(self._model)
+
+    @property
     def names(self) -> list[str]:
         """The names of the found parameters that the model has."""
         return [name for name, leaf in self._named.items() if leaf in self._found]
 
     def restore(self, names: Iterable[str]) -> None:
         """Takes over what `names` gave; what was found among the model's parameters before is forgotten."""
-        for leaf in self._named.values():
+        named = self._named
+        for leaf in named.values():
             if leaf in self._found:
                 del self._found[leaf]
-        self._found.update((self._named[name], None) for name in names if name in self._named)
+        self._found.update((named[name], None) for name in names if name in named)

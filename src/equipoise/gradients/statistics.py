@@ -53,8 +53,9 @@ class Statistics:
             held = iter(zip(step.held, scaled, strict=True))
             starts = [{} if loss is None else {get_gradient_edge(loss): next(held)[1]} for loss in step.losses]
         above = self._above(step)
-        over = {leaf for row in above for leaf in row} if self._place.joins_at_cut else set()
-        inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in over]
+        apart = {leaf for row in above for leaf in row}
+        over = apart if self._place.joins_at_cut else set()
+        inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in apart]
         gradients = self._all_together(starts, torch.ones_like(weights), inputs, retain_graph=True)
         below = [leaf for leaf in reached if leaf not in over]  # all, so that the pass releases the graphs
         together = self._all_together(starts, weights, below, step.retain_graph)

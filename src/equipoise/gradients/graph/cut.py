@@ -109,8 +109,9 @@ def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]])
 
 
 def _variables(node: Node) -> list[Tensor]:
-    """The leaves that the node's gradients go to directly."""
-    return [child.variable for child, _ in node.next_functions if isinstance(child, AccumulateGrad)]  # type: ignore[attr-defined]
+    """The leaves that the node's gradients go to directly; autograd skips what was frozen after the forward pass."""
+    children = [child for child, _ in node.next_functions if isinstance(child, AccumulateGrad)]
+    return [child.variable for child in children if child.variable.requires_grad]  # type: ignore[attr-defined]
 
 
 def zeros_at(edge: GradientEdge) -> Tensor:
