@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.micro_batches import Waiting, add_rows
+from equipoise.gradients.micro_batches import Waiting, add_rows, taking_part
 
 
 class Pending(Waiting):
@@ -30,8 +30,8 @@ class Pending(Waiting):
     def add(self, rows: Rows, taking: dict[str, Tensor]) -> None:
         """Adds the rows of a step."""
         self.end()
+        self.taking = taking_part(self.rows, self.taking, list(rows), taking)
         self.rows = add_rows(self.rows, rows)
-        self.taking.update({task: takes | self.taking.get(task, takes) for task, takes in taking.items()})
         self.mark(leaf for row in self.rows.values() for leaf in row)
 
     def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
