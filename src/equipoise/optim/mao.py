@@ -20,8 +20,8 @@ from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.scale import times
-from equipoise.gradients.shards import like, local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced
+from equipoise.gradients.shards import local, locals_of, total_norm
+from equipoise.gradients.sparse import coalesced, zero_unless
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
@@ -294,7 +294,10 @@ class MAO(Optimizer):
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
         for group in self.param_groups:
-            moved = {p: [row[p] for row in every.values() if p in row] for p in group["params"]}
+            moved = {
+                p: [(row[p], pending.taking.get(task)) for task, row in every.items() if p in row]
+                for p in group["params"]
+            }
             for taking, decayed in _by_taking(every, pending.taking, group["params"]):
                 own = [p for p in decayed if p not in pending.ahead]
                 decay(own, group, [moved[p] for p in own], taking)
@@ -376,7 +379,7 @@ class MAO(Optimizer):
     def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
         """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
         return {
-            task: {leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()}
+            task: {leaf: zero_unless(good, g) for leaf, g in row.items()}
             for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
         }
 

@@ -118,7 +118,7 @@ def _update_touched(
 def decay(
     parameters: Iterable[Tensor],
     group: Mapping[str, Any],
-    gradients: Iterable[Sequence[Tensor]] | None = None,
+    moved: Iterable[Sequence[tuple[Tensor, Tensor | None]]] | None = None,
     taking: Tensor | None = None,
 ) -> None:
     """Multiplies the parameters by `1 − η λ`; where only sparse gradients move one, the rows that they touch.
@@ -126,19 +126,27 @@ def decay(
     Args:
         parameters: changed in place.
         group: the parameters' group, for `lr` and `weight_decay`.
-        gradients: the tasks' gradients of each parameter; None: all are dense.
-        taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
+        moved: for each parameter the tasks' gradients, each with whether the task takes part, as `taking`; None: all
+            are dense.
+        taking: whether a task takes part, 0-dim bool on the device; where it is false nothing changes. None: one does.
     """
     if not group["weight_decay"]:
         return
     rate = group["lr"] * group["weight_decay"]
     factor = 1 - (rate if taking is None else rate * taking.to(wide_dtype(taking.device)))
     parameters, dense = list(parameters), []
-    for parameter, own in zip(parameters, [()] * len(parameters) if gradients is None else gradients, strict=True):
-        if alike(own):
-            rows = touched(own)
-            parameter[rows] = parameter[rows] * factor  # once: a row that is named twice is written the same twice
+    for parameter, own in zip(parameters, [()] * len(parameters) if moved is None else moved, strict=True):
+        if alike([gradient for gradient, _ in own]):
+            _decay_touched(parameter, own, 1 - rate)
         else:
             dense.append(parameter)
     if dense:
         torch._foreach_mul_(locals_of(dense), factor)
+
+
+def _decay_touched(parameter: Tensor, moved: Sequence[tuple[Tensor, Tensor | None]], factor: float | Tensor) -> None:
+    """Multiplies the rows that sparse gradients touch, each once: one that is named twice is written the same twice."""
+    rows = [touched([gradient]) for gradient, _ in moved]
+    decayed = [(parameter[own] * factor).to(parameter.dtype) for own in rows]
+    for own, new, (_, takes) in zip(rows, decayed, moved, strict=True):
+        parameter[own] = new if takes is None else torch.where(takes, new, parameter[own])
