@@ -280,9 +280,10 @@ def run_with_counts(name, there, micro_batches, **options):
         accumulate = micro_batches and index < len(LABELS) - 1
         method.backward(losses, counts=counts, accumulate=accumulate)
         if not accumulate:
-            kept.append(gradients(model))
             if method.balancer is None:
-                method.step()
+                method.step()  # its gradients are not in `.grad`
+            else:
+                kept.append(gradients(model))
             if method.needs_after_step and not micro_batches:
                 method.after_step(model.losses(batch(index)))
             method.zero_grad()

@@ -51,7 +51,7 @@ def update(
     if not dense:
         return
     if taking is not None and not group["fused"]:
-        _update_where(taking, *zip(*dense, strict=True), group)
+        _update_where(taking, [p for p, _, _ in dense], [g for _, g, _ in dense], [m for _, _, m in dense], group)
         return
     adamw(
         locals_of(parameter for parameter, _, _ in dense),
