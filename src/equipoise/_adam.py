@@ -21,6 +21,8 @@ class Adam(TaskModule):
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
     """
 
+    masked = True
+
     def __init__(self, lr: float) -> None:
         super().__init__()
         self.lr = lr

@@ -106,7 +106,7 @@ def _is_elsewhere(flag: Tensor, state: Tensor) -> bool:
 @lru_cache(maxsize=1024)
 def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
     """The indices on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(present, device="cpu").to(device, non_blocking=True)
+    return torch.tensor(present, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 class TaskModule(nn.Module):

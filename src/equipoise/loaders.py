@@ -102,8 +102,8 @@ class MixedLoader:
                     yield {name: next(each)}
         else:
             turns = [name for name, count in taken.items() for _ in range(count)]
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            for turn in torch.randperm(len(turns), generator=generator).tolist():
+            generator = torch.Generator("cpu").manual_seed(self.seed + epoch)
+            for turn in torch.randperm(len(turns), generator=generator, device="cpu").tolist():
                 yield {turns[turn]: next(batches[turns[turn]])}
 
     def _taken(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ PRESENT = ["abc", "ac", "abc", "b", "ab", "abc", "c", "bc", "abc", "a", "abc", "
 """The tasks that have a label in each step."""
 
 POSITIVE = {"dwa", "ema", "rema", "dwema", "gls", "dwa-g", "rlw-g", "dtp-g", "amtl", "famo", "gradnorm"}
-"""Methods that are undefined for losses ≤ 0: they take a logarithm or divide by a loss."""
+"""Methods that are undefined for losses ≤ 0, as they take a logarithm or divide by a loss: they leave the task out."""
 
 RANDOM = {"rlw", "rlw-g", "pcgrad", "graddrop"}
 LEARNED = {"uw", "imtl-l", "imtl"}

@@ -30,6 +30,11 @@ def look_up(parameter, rows, seed):
     return gradient
 
 
+def certain(gradients):
+    """All tasks take part."""
+    return [[(gradient, None) for gradient in of_one] for of_one in gradients]
+
+
 def bag(parameter, rows, seed):
     weights = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows = torch.tensor(rows, dtype=torch.long)
@@ -106,7 +111,7 @@ def test_several_tasks_are_the_formula(dtype, tolerance, weight_decay):
     for number, touched in enumerate(TASK_STEPS):
         gradients = {task: look_up(parameter, rows, number) for task, rows in touched.items()}
         steps.append({task: (g.double().to_dense(), touched[task]) for task, g in gradients.items()})
-        decay([parameter], group, [list(gradients.values())])
+        decay([parameter], group, certain([gradients.values()]))
         for task, gradient in gradients.items():
             update([parameter], [gradient], [moments[task]], group)
     expected = recomputed(start, steps, weight_decay)
@@ -175,7 +180,7 @@ def test_decay_is_once_on_the_rows_that_any_task_touches(lr):
         [look_up(still, [], 0)],
         [look_up(unlike, [2], 0), dense.to_sparse(2)],
     ]
-    decay(parameters, group, gradients)
+    decay(parameters, group, certain(gradients))
     factor = torch.ones(ROWS, 1, dtype=torch.float64)
     factor[[2, 5, 7]] = 0.95
     for parameter, old, by in zip(parameters, before, (factor, 0.95, 0.95, 1.0, 0.95), strict=True):
@@ -205,6 +210,6 @@ def test_cost_is_that_of_the_touched_rows():
     moments = moments_of(parameter)
     gradient = look_up(parameter, torch.randint(100_000, (64,)).tolist(), 0)
     with Elements() as elements:
-        decay([parameter], {**GROUP, "weight_decay": 0.1}, [[gradient, gradient]])
+        decay([parameter], {**GROUP, "weight_decay": 0.1}, certain([[gradient, gradient]]))
         update([parameter], [gradient], [moments], GROUP)
     assert 64 <= elements.largest <= 64 * WIDTH * 2

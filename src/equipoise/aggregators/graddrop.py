@@ -42,6 +42,7 @@ class GradDrop(Aggregator):
         tensor([ 4., -3.])
     """
 
+    masked = True  # the gradients of tasks that take no part are 0, and pass or not
     permutation_invariant = True
     homogeneous = True
 

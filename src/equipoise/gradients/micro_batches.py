@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,12 +27,14 @@ class MicroBatches:
         rows: task → its row; empty where gradients went into `.grad` at once.
         values: task → its loss, 0-dim.
         counts: task → its number of labelled samples, 0-dim; None without counts.
+        usable: task → whether it takes part in any of them, 0-dim bool, where the host does not know it.
         reached: task → the trained leaves that it reaches.
     """
 
     rows: Rows = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] | None = None
+    usable: dict[str, Tensor] = field(default_factory=dict)
     reached: dict[str, dict[Tensor, None]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -55,12 +57,13 @@ class MicroBatches:
 
     def plus(self, step: Step, rows: Rows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
         """Adds a micro-batch; takes the rows over."""
-        values = dict(zip(step.tasks, step.values.unbind(), strict=True))
+        taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
+        values = _of_taking(taking, dict(zip(step.tasks, step.values.unbind(), strict=True)))
         counts = None
         if step.counts is None:
             rows = {task: owned(row) for task, row in rows.items()}
         else:
-            new = dict(zip(step.tasks, step.counts.unbind(), strict=True))
+            new = _of_taking(taking, dict(zip(step.tasks, step.counts.unbind(), strict=True)))
             counts = _sums(self.counts or {}, new)
             values = {task: value * new[task] for task, value in values.items()}
             rows = {task: times(row, new[task]) for task, row in rows.items()}
@@ -69,6 +72,7 @@ class MicroBatches:
             {**self.rows, **{task: _summed(self.rows.get(task, {}), row) for task, row in rows.items()}},
             _sums(self.values, values),
             counts,
+            taking_part(self.values, self.usable, step.tasks, taking),
             {**self.reached, **seen},
         )
 
@@ -78,11 +82,11 @@ class MicroBatches:
         values = torch.stack([self.values[task] for task in present])
         rows = {task: self.rows[task] for task in present if task in self.rows}
         usable = None
+        if self.usable:
+            certain = torch.ones((), dtype=torch.bool, device=values.device)
+            usable = torch.stack([self.usable.get(task, certain) for task in present])
         if self.counts is not None:
             counts = torch.stack([self.counts[task] for task in present])
-            usable = (
-                counts > 0 if counts.device.type != "cpu" else None
-            )  # on the host tasks without labels are left out
             counts = torch.where(counts > 0, counts, 1.0)
             values = values / counts
             inverse = dict(zip(present, counts.reciprocal().unbind(), strict=True))
@@ -167,6 +171,30 @@ def move_into(total: Row, row: Row) -> None:
 
 def _summed(old: Row, new: Row) -> Row:
     return {**old, **{leaf: added(old[leaf], g) if leaf in old else g for leaf, g in new.items()}}
+
+
+def taking_part(
+    there: Container[str], usable: Mapping[str, Tensor], tasks: Sequence[str], new: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Says of which tasks the host does not know whether they take part, and whether they do, after one more step.
+
+    Args:
+        there: the tasks before.
+        usable: task → whether it takes part, 0-dim bool, for those of them of which the host does not know it.
+        tasks: the tasks of the step.
+        new: the same for them.
+    """
+    either = {task: takes for task, takes in usable.items() if task not in tasks}
+    for task, takes in new.items():
+        if task in usable:
+            either[task] = usable[task] | takes
+        elif task not in there:
+            either[task] = takes
+    return either
+
+
+def _of_taking(taking: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {task: torch.where(taking[task], n, 0.0) if task in taking else n for task, n in numbers.items()}
 
 
 def _sums(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

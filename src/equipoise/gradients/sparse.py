@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from equipoise.gradients.shards import local
+from equipoise.gradients.shards import like, local
 
 
 def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], Callable[[Tensor], Tensor]]:
@@ -107,6 +107,14 @@ def accumulate_gradient(leaf: Tensor, gradient: Tensor) -> None:
         leaf.grad = added(leaf.grad, gradient)
     else:
         local(leaf.grad).add_(local(gradient))
+
+
+def zero_unless(flag: Tensor, gradient: Tensor) -> Tensor:
+    """Returns the gradient, or zeros where the 0-dim bool is false: also in place of NaN."""
+    if gradient.is_sparse:
+        values = torch.where(flag, gradient._values(), 0)
+        return torch.sparse_coo_tensor(gradient._indices(), values, gradient.shape, check_invariants=False)
+    return like(torch.where(flag, local(gradient), 0), gradient)
 
 
 def touched(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -108,12 +108,14 @@ class Step:
     def joined(self, groups: Mapping[str, Sequence[str]]) -> Step:
         """Returns the step of the groups that have a task present: their losses are sums, without counts.
 
-        A rank's share of each loss goes into its part of the sum.
+        A rank's share of each loss goes into its part of the sum, and nothing of a task that takes no part. A group
+        takes part if one of its tasks does.
         """
         place = {task: index for index, task in enumerate(self.tasks)}
         held = {group: [place[task] for task in members if task in place] for group, members in groups.items()}
         held = {group: indices for group, indices in held.items() if indices}
         values = self.values.unbind()
+        taking = None if self.usable is None else self.usable.unbind()
         losses: list[Tensor | None] = []
         with torch.enable_grad():
             for indices in held.values():
@@ -122,13 +124,20 @@ class Step:
                     for index in indices
                     if (loss := self.losses[index]) is not None
                 ]
+                if taking is not None:
+                    own = [taking[index] for index in indices if self.losses[index] is not None]
+                    parts = [torch.where(takes, part, 0.0) for takes, part in zip(own, parts, strict=True)]
                 losses.append(torch.stack(parts).sum() if parts else None)
+        usable = None
+        if taking is not None:
+            usable = torch.stack([torch.stack([taking[i] for i in indices]).any() for indices in held.values()])
         return replace(
             self,
             tasks=tuple(held),
             losses=tuple(losses),
             values=torch.stack([torch.stack([values[index] for index in indices]).sum() for indices in held.values()]),
             counts=None,
+            usable=usable,
             shares=None if self.shares is None else torch.ones_like(self.shares[: len(held)]),
         )
 

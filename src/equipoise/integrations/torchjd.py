@@ -117,7 +117,7 @@ def make(found: type[nn.Module], count: int, **hyperparameters: Any) -> nn.Modul
         ValueError: a hyperparameter without a default is not given.
     """
     given: dict[str, Any] = {
-        name: torch.tensor(value) if isinstance(value, list | tuple) else value
+        name: torch.tensor(value, device="cpu") if isinstance(value, list | tuple) else value
         for name, value in hyperparameters.items()
     }
     parameters = inspect.signature(found).parameters
@@ -127,7 +127,8 @@ def make(found: type[nn.Module], count: int, **hyperparameters: Any) -> nn.Modul
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
     if missing:
         raise ValueError(f"TorchJD's {found.__name__} needs the hyperparameter {', '.join(missing)}.")
-    return found(**given)
+    with torch.device("cpu"):
+        return found(**given)
 
 
 class _Adapter(TaskModule):
@@ -167,10 +168,10 @@ class _Adapter(TaskModule):
         seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
         device = values.device
         if device.type == "cpu":
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), device:
                 torch.default_generator.manual_seed(seed)
                 return function(values)
-        with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
+        with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type), device:
             torch.default_generator.manual_seed(seed)
             torch.get_device_module(device).manual_seed(seed)
             return function(values)
@@ -308,7 +309,7 @@ def _pack(value: Any) -> tuple[Any] | None:
     if isinstance(value, Tensor):
         return (value.detach().clone(),)
     if hasattr(value, "__array_interface__"):  # NumPy
-        return (torch.tensor(value),)
+        return (torch.tensor(value, device="cpu"),)
     if isinstance(value, torch.optim.Optimizer):
         return _pack(value.state_dict()) or (None,)
     if isinstance(value, dict):

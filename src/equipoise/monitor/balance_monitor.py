@@ -207,7 +207,7 @@ class BalanceMonitor:
         own = {task: self._own(row) for task, row in rows.items()}
         if self._sample.weights.keys() & own.keys():  # streaming, and cleared in place of a step
             self._sample = _Sample()
-        self._sample.weights |= dict.fromkeys(own, torch.ones(()))
+        self._sample.weights |= dict.fromkeys(own, torch.ones((), device="cpu"))
         self._measure(own)
 
     def see_result(self, weights: Mapping[str, Tensor]) -> None:
@@ -362,7 +362,7 @@ def _cosines(
         or 0.
     """
     size = len(sums.tasks)
-    gramians = torch.tensor(products, dtype=torch.float64).view(len(sums.products), size, size)
+    gramians = torch.tensor(products, dtype=torch.float64, device="cpu").view(len(sums.products), size, size)
     gramians = torch.cat([gramians.sum(0, keepdim=True), gramians])
     lengths = gramians.diagonal(dim1=1, dim2=2).sqrt()
     whole, *parts = (gramians / lengths[:, :, None] / lengths[:, None, :]).tolist()

@@ -125,8 +125,8 @@ class Sums:
                 rates = _rates(optimizer, groups, tasks[index], [parameter])
             if rates:
                 scales[index] = flat(rates[parameter])
-        buffer = torch.zeros(len(tasks), BLOCK, dtype=_dtype(parameter))
-        products = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
+        buffer = torch.zeros(len(tasks), BLOCK, dtype=_dtype(parameter), device="cpu")
+        products = torch.zeros(len(tasks), len(tasks), dtype=torch.float64, device="cpu")
         moved = dict.fromkeys(scales, 0.0)
         with torch.autocast("cpu", enabled=False):
             for start in range(0, parameter.numel(), BLOCK):
@@ -139,7 +139,7 @@ class Sums:
                     part = scale[start : start + BLOCK].to(block.dtype)
                     moved[index] += float(torch.dot(block[index], part))  # on the CPU
         self.norms += [(tasks[index], parameter, products[index, index].sqrt()) for index in gradients]
-        self.moved += [(tasks[i], parameter, torch.tensor(far, dtype=torch.float64)) for i, far in moved.items()]
+        self.moved += [(tasks[i], parameter, products.new_tensor(far)) for i, far in moved.items()]
         return products
 
 

@@ -15,6 +15,8 @@ class MovingAverage(TaskModule):
         beta: weight of the newest value, in (0, 1]; checked by who uses it.
     """
 
+    masked = True
+
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta

@@ -27,6 +27,7 @@ class TrainingRate(TaskModule):
         ValueError: `interval` is neither "epoch" nor an integer ≥ 1.
     """
 
+    masked = True
     requires_positive = True
 
     def __init__(self, interval: int | Literal["epoch"]) -> None:

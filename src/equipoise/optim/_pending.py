@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.micro_batches import Waiting, add_rows
+from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.micro_batches import Waiting, add_rows, taking_part
+from equipoise.gradients.sparse import zero_unless
 
 
 class Pending(Waiting):
@@ -30,8 +31,11 @@ class Pending(Waiting):
     def add(self, rows: Rows, taking: dict[str, Tensor]) -> None:
         """Adds the rows of a step."""
         self.end()
-        self.rows = add_rows(self.rows, rows)
-        self.taking.update({task: takes | self.taking.get(task, takes) for task, takes in taking.items()})
+        again = [task for task in rows if task in self.rows]
+        old = {**self.rows, **{task: _of_taking(self.rows[task], self.taking.get(task)) for task in again}}
+        rows = {**rows, **{task: _of_taking(rows[task], taking.get(task)) for task in again}}
+        self.taking = taking_part(self.rows, self.taking, list(rows), taking)
+        self.rows = add_rows(old, rows)
         self.mark(leaf for row in self.rows.values() for leaf in row)
 
     def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
@@ -53,3 +57,8 @@ class Pending(Waiting):
         self.rows = {}
         self.taking = {}
         self.ahead = {}
+
+
+def _of_taking(row: Row, taking: Tensor | None) -> Row:
+    """Returns a row that others are added to: zeros of a task that takes no part, whatever its gradients are."""
+    return row if taking is None else {leaf: zero_unless(taking, gradient) for leaf, gradient in row.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -20,8 +20,8 @@ from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.scale import times
-from equipoise.gradients.shards import like, local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced
+from equipoise.gradients.shards import local, locals_of, total_norm
+from equipoise.gradients.sparse import coalesced, zero_unless
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
@@ -294,10 +294,13 @@ class MAO(Optimizer):
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
         for group in self.param_groups:
-            moved = {p: [row[p] for row in every.values() if p in row] for p in group["params"]}
-            decayed = [p for p, gradients in moved.items() if gradients and p not in pending.ahead]
-            if decayed:
-                decay(decayed, group, [moved[p] for p in decayed])
+            moved = {
+                p: [(row[p], pending.taking.get(task)) for task, row in every.items() if p in row]
+                for p in group["params"]
+            }
+            for taking, decayed in _by_taking(every, pending.taking, group["params"]):
+                own = [p for p in decayed if p not in pending.ahead]
+                decay(own, group, [moved[p] for p in own], taking)
             for task, row in every.items():
                 own = [p for p in group["params"] if p in row]
                 if own:
@@ -336,8 +339,9 @@ class MAO(Optimizer):
         ahead: dict[Tensor, Tensor] = {}
         finite = step.values.isfinite()
         rows = ranks.rows(step, wanted, ones, reduce=True)
-        usable = [None] * len(step.tasks) if step.usable is None else step.usable.unbind()
-        for task, row, good, takes in zip(step.tasks, rows, finite[:, None].unbind(), usable, strict=True):
+        reaching = dict(zip(step.tasks, map(set, wanted), strict=True))
+        taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
+        for task, row, good in zip(step.tasks, rows, finite[:, None].unbind(), strict=True):
             held, rest = self._split({task: row})
             move_into(others, rest)
             if not self._reader.looks(step):
@@ -346,7 +350,7 @@ class MAO(Optimizer):
             if self.max_norm is not None:
                 own = _clipped(own, self.max_norm)
             for group in self.param_groups:
-                self._update_ahead(ahead, group, task, own, takes)
+                self._update_ahead(ahead, group, task, own, reaching, taking)
             if self._watching.now is not None:
                 self._watching.now.see_taken(self, {task: own})
             del own  # before the next one is computed
@@ -354,22 +358,28 @@ class MAO(Optimizer):
         write(others)
 
     def _update_ahead(
-        self, ahead: dict[Tensor, Tensor], group: dict[str, Any], task: str, row: Row, taking: Tensor | None
+        self,
+        ahead: dict[Tensor, Tensor],
+        group: dict[str, Any],
+        task: str,
+        row: Row,
+        reaching: Mapping[str, Container[Tensor]],
+        taking: Mapping[str, Tensor],
     ) -> None:
         """Makes the task's update of the group's parameters on their copies, which are made when first needed."""
         own = [p for p in group["params"] if p in row]
-        new = {p: local(p).detach().clone() for p in own if p not in ahead}
-        if new:
-            decay(new.values(), group)
-            ahead.update(new)
+        new = [p for p in own if p not in ahead]
+        ahead.update({p: local(p).detach().clone() for p in new})
+        for takes, decayed in _by_taking(reaching, taking, new):
+            decay([ahead[p] for p in decayed], group, taking=takes)
         if own:
             moments = [self._moments(group, task, p) for p in own]
-            update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking)
+            update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking.get(task))
 
     def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
         """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
         return {
-            task: {leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()}
+            task: {leaf: zero_unless(good, g) for leaf, g in row.items()}
             for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
         }
 
@@ -417,6 +427,22 @@ class MAO(Optimizer):
             self._furnish(held, self.__dict__.pop("_ranks").process_group)
         else:  # loading a state_dict
             self._pending.forget()
+
+
+def _by_taking(
+    rows: Mapping[str, Container[Tensor]], taking: Mapping[str, Tensor], parameters: Iterable[Tensor]
+) -> list[tuple[Tensor | None, list[Tensor]]]:
+    """Sorts the parameters that rows move by whether a task that moves them takes part.
+
+    Returns:
+        That as a 0-dim bool, None where the host knows that one does; and the parameters.
+    """
+    found: dict[tuple[str, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        moving = tuple(task for task, row in rows.items() if parameter in row)
+        if moving:
+            found.setdefault(moving if all(task in taking for task in moving) else (), []).append(parameter)
+    return [(torch.stack([taking[t] for t in moving]).any() if moving else None, own) for moving, own in found.items()]
 
 
 def _clipped(row: Row, max_norm: float) -> Row:

@@ -42,16 +42,16 @@ def update(
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
         taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
     """
-    if taking is not None and not group["fused"]:
-        _update_where(taking, list(parameters), list(gradients), moments, group)
-        return
     dense = []
     for part in zip(parameters, gradients, moments, strict=True):
         if part[1].is_sparse:
-            _update_touched(*part, group)
+            _update_touched(*part, group, taking)
         else:
             dense.append(part)
     if not dense:
+        return
+    if taking is not None and not group["fused"]:
+        _update_where(taking, [p for p, _, _ in dense], [g for _, g, _ in dense], [m for _, _, m in dense], group)
         return
     adamw(
         locals_of(parameter for parameter, _, _ in dense),
@@ -81,54 +81,72 @@ def _update_where(
     moments: Sequence[Moments],
     group: Mapping[str, Any],
 ) -> None:
-    """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out."""
+    """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out.
+
+    Step counts on the host (neither `fused` nor `capturable`) have it wait for `taking`.
+    """
     changed = [[p, *m] for p, m in zip(parameters, moments, strict=True)]
     before = [[tensor.clone() for tensor in tensors] for tensors in changed]
     update(parameters, gradients, moments, group)
+    takes = {device: taking.to(device) for device in {tensor.device for tensors in changed for tensor in tensors}}
     for tensors, old in zip(changed, before, strict=True):
         for tensor, was in zip(tensors, old, strict=True):
-            local(tensor).copy_(torch.where(taking.to(tensor.device, non_blocking=True), local(tensor), local(was)))
+            local(tensor).copy_(torch.where(takes[tensor.device], local(tensor), local(was)))
 
 
-def _update_touched(parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any]) -> None:
-    """Makes the update of the rows that a sparse gradient touches, in float32 at least."""
+def _update_touched(
+    parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any], taking: Tensor | None
+) -> None:
+    """Makes the update of the rows that a sparse gradient touches, in float32 at least; where `taking` is true."""
     gradient = coalesced(gradient)
     rows = gradient.indices().unbind()
     dtype, wide = gradient.dtype, torch.promote_types(gradient.dtype, torch.float32)
     values = gradient.values().to(wide)
     beta1, beta2 = group["betas"]
-    average = moments.average[rows].to(wide).lerp_(values, 1 - beta1)
-    square = moments.square[rows].to(wide).lerp_(values.square(), 1 - beta2)
-    moments.average[rows] = average.to(dtype)
-    moments.square[rows] = square.to(dtype)
-    moments.steps.add_(1)
+    before = moments.average[rows], moments.square[rows], parameter[rows]
+    average = before[0].to(wide).lerp(values, 1 - beta1)
+    square = before[1].to(wide).lerp(values.square(), 1 - beta2)
+    moments.steps.add_(1 if taking is None else taking.to(moments.steps))
     steps = moments.steps.to(wide_dtype(moments.steps.device))
     rate = group["lr"] * (1 - beta2**steps).sqrt() / (1 - beta1**steps)
-    parameter[rows] = (parameter[rows] - rate * average / (square.sqrt() + group["eps"])).to(dtype)
+    new = average, square, before[2] - rate * average / (square.sqrt() + group["eps"])
+    for tensor, now, old in zip((moments.average, moments.square, parameter), new, before, strict=True):
+        tensor[rows] = now.to(dtype) if taking is None else torch.where(taking, now.to(dtype), old)
 
 
 @torch.no_grad()
 def decay(
     parameters: Iterable[Tensor],
     group: Mapping[str, Any],
-    gradients: Iterable[Sequence[Tensor]] | None = None,
+    moved: Iterable[Sequence[tuple[Tensor, Tensor | None]]] | None = None,
+    taking: Tensor | None = None,
 ) -> None:
     """Multiplies the parameters by `1 − η λ`; where only sparse gradients move one, the rows that they touch.
 
     Args:
         parameters: changed in place.
         group: the parameters' group, for `lr` and `weight_decay`.
-        gradients: the tasks' gradients of each parameter; None: all are dense.
+        moved: for each parameter the tasks' gradients, each with whether the task takes part, as `taking`; None: all
+            are dense.
+        taking: whether a task takes part, 0-dim bool on the device; where it is false nothing changes. None: one does.
     """
     if not group["weight_decay"]:
         return
-    factor = 1 - group["lr"] * group["weight_decay"]
+    rate = group["lr"] * group["weight_decay"]
+    factor = 1 - (rate if taking is None else rate * taking.to(wide_dtype(taking.device)))
     parameters, dense = list(parameters), []
-    for parameter, own in zip(parameters, [()] * len(parameters) if gradients is None else gradients, strict=True):
-        if alike(own):
-            rows = touched(own)
-            parameter[rows] = parameter[rows] * factor  # once: a row that is named twice is written the same twice
+    for parameter, own in zip(parameters, [()] * len(parameters) if moved is None else moved, strict=True):
+        if alike([gradient for gradient, _ in own]):
+            _decay_touched(parameter, own, 1 - rate)
         else:
             dense.append(parameter)
     if dense:
         torch._foreach_mul_(locals_of(dense), factor)
+
+
+def _decay_touched(parameter: Tensor, moved: Sequence[tuple[Tensor, Tensor | None]], factor: float | Tensor) -> None:
+    """Multiplies the rows that sparse gradients touch, each once: one that is named twice is written the same twice."""
+    rows = [touched([gradient]) for gradient, _ in moved]
+    decayed = [(parameter[own] * factor).to(parameter.dtype) for own in rows]
+    for own, new, (_, takes) in zip(rows, decayed, moved, strict=True):
+        parameter[own] = new if takes is None else torch.where(takes, new, parameter[own])

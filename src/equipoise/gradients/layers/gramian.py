@@ -73,7 +73,7 @@ def gramian_by_layers(
         found = torch.autograd.grad(edges, inputs, outer, retain_graph=True, allow_unused=True)
         for use, cotangents in zip(ways.ends, found[len(ways.explicit) :], strict=True):
             products.taking(use)([cotangents])
-        return torch.zeros(())  # it has to return something
+        return torch.zeros((), device="cpu")  # it has to return something
 
     try:
         if inputs:
