@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Rows
-from equipoise.gradients.micro_batches import Waiting, add_rows
+from equipoise.gradients.micro_batches import Waiting, add_rows, sparse_in
 
 
 class Pending(Waiting):
@@ -32,16 +30,12 @@ class Pending(Waiting):
         self.end()
         self.rows = add_rows(self.rows, rows)
         self.taking.update({task: takes | self.taking.get(task, takes) for task, takes in taking.items()})
-        self.mark(leaf for row in self.rows.values() for leaf in row)
+        self.marks.put(dict.fromkeys(leaf for row in self.rows.values() for leaf in row), sparse_in(self.rows))
 
     def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
         """Takes the parameters' values after `step`."""
         self.ahead = ahead
-        self.mark(ahead)
-
-    def mark(self, leaves: Iterable[Tensor]) -> None:
-        """Marks the leaves, of which gradients wait."""
-        self.marks.put(dict.fromkeys(leaves))
+        self.marks.put(ahead)
 
     def cleared(self) -> bool:
         """See `Waiting`."""

@@ -21,7 +21,7 @@ from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.scale import times
 from equipoise.gradients.shards import like, local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced
+from equipoise.gradients.sparse import coalesced, values_of
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
@@ -368,8 +368,15 @@ class MAO(Optimizer):
 
     def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
         """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
+
+        def guarded(gradient: Tensor, good: Tensor) -> Tensor:
+            if gradient.is_sparse:
+                values = torch.where(good, gradient._values(), 0)
+                return torch.sparse_coo_tensor(gradient._indices(), values, gradient.shape, check_invariants=False)
+            return like(torch.where(good, local(gradient), 0), gradient)
+
         return {
-            task: {leaf: like(torch.where(good, local(g), 0), g) if not g.is_sparse else g for leaf, g in row.items()}
+            task: {leaf: guarded(gradient, good) for leaf, gradient in row.items()}
             for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
         }
 
@@ -423,7 +430,7 @@ def _clipped(row: Row, max_norm: float) -> Row:
     """Returns the row, scaled to a norm of at most `max_norm`."""
     if not row:
         return row
-    factor = max_norm / (total_norm([coalesced(gradient) for gradient in row.values()]) + 1e-6)
+    factor = max_norm / (total_norm(values_of(map(coalesced, row.values()))) + 1e-6)
     return times(row, factor.clamp(max=1.0))
 
 

@@ -22,6 +22,10 @@ class Moments(NamedTuple):
     square: Tensor
 
 
+Part = tuple[Tensor, Tensor, Moments]
+"""A parameter, its gradient, and the task's moments of it."""
+
+
 @torch.no_grad()
 def update(
     parameters: Iterable[Tensor],
@@ -42,17 +46,20 @@ def update(
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
         taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
     """
-    if taking is not None and not group["fused"]:
-        _update_where(taking, list(parameters), list(gradients), moments, group)
-        return
     dense = []
     for part in zip(parameters, gradients, moments, strict=True):
         if part[1].is_sparse:
-            _update_touched(*part, group)
+            _update_touched(*part, group, taking)
         else:
             dense.append(part)
-    if not dense:
-        return
+    if dense and taking is not None and not group["fused"]:
+        _update_where(taking, dense, group)
+    elif dense:
+        _update_dense(dense, group, taking)
+
+
+def _update_dense(dense: Sequence[Part], group: Mapping[str, Any], taking: Tensor | None) -> None:
+    """Makes the update of whole parameters."""
     adamw(
         locals_of(parameter for parameter, _, _ in dense),
         locals_of(gradient for _, gradient, _ in dense),
@@ -74,24 +81,24 @@ def update(
     )
 
 
-def _update_where(
-    taking: Tensor,
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    moments: Sequence[Moments],
-    group: Mapping[str, Any],
-) -> None:
+def _update_where(taking: Tensor, dense: Sequence[Part], group: Mapping[str, Any]) -> None:
     """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out."""
-    changed = [[p, *m] for p, m in zip(parameters, moments, strict=True)]
+    changed = [[parameter, *moments] for parameter, _, moments in dense]
     before = [[tensor.clone() for tensor in tensors] for tensors in changed]
-    update(parameters, gradients, moments, group)
+    _update_dense(dense, group, None)
     for tensors, old in zip(changed, before, strict=True):
         for tensor, was in zip(tensors, old, strict=True):
             local(tensor).copy_(torch.where(taking.to(tensor.device, non_blocking=True), local(tensor), local(was)))
 
 
-def _update_touched(parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any]) -> None:
+def _update_touched(
+    parameter: Tensor, gradient: Tensor, moments: Moments, group: Mapping[str, Any], taking: Tensor | None
+) -> None:
     """Makes the update of the rows that a sparse gradient touches, in float32 at least."""
+
+    def put(tensor: Tensor, new: Tensor) -> None:
+        tensor[rows] = new.to(dtype) if taking is None else torch.where(taking, new.to(dtype), tensor[rows])
+
     gradient = coalesced(gradient)
     rows = gradient.indices().unbind()
     dtype, wide = gradient.dtype, torch.promote_types(gradient.dtype, torch.float32)
@@ -99,12 +106,12 @@ def _update_touched(parameter: Tensor, gradient: Tensor, moments: Moments, group
     beta1, beta2 = group["betas"]
     average = moments.average[rows].to(wide).lerp_(values, 1 - beta1)
     square = moments.square[rows].to(wide).lerp_(values.square(), 1 - beta2)
-    moments.average[rows] = average.to(dtype)
-    moments.square[rows] = square.to(dtype)
-    moments.steps.add_(1)
+    put(moments.average, average)
+    put(moments.square, square)
+    moments.steps.add_(1 if taking is None else taking.to(moments.steps.device))
     steps = moments.steps.to(wide_dtype(moments.steps.device))
     rate = group["lr"] * (1 - beta2**steps).sqrt() / (1 - beta1**steps)
-    parameter[rows] = (parameter[rows] - rate * average / (square.sqrt() + group["eps"])).to(dtype)
+    put(parameter, parameter[rows] - rate * average / (square.sqrt() + group["eps"]))
 
 
 @torch.no_grad()
