@@ -1,7 +1,9 @@
-"""A network with embedding tables, whose gradients are sparse or dense."""
+"""Networks with embedding tables, whose gradients are sparse or dense, and what a step on them costs."""
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TASKS = ("a", "b", "c")
 TABLES = ("users", "tags", "words", "items")
@@ -63,3 +65,46 @@ def assert_same_gradients(sparse, model, rtol=1e-10, atol=1e-13):
             torch.testing.assert_close(found, other.grad, rtol=rtol, atol=atol, msg=name)
         else:
             assert one.grad is None, name
+
+
+ROWS, WIDTH = 2_000_000, 16
+
+
+class Elements(TorchDispatchMode):
+    """Counts the elements of dense tensors that operators make, or write to; views make none."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = 0
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in [] if func.is_view else tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                written = tensor
+                if func is torch.ops.aten.index_put_.default:
+                    written = args[2]
+                elif func is torch.ops.aten.add_.Tensor and isinstance(args[1], torch.Tensor) and args[1].is_sparse:
+                    written = args[1]
+                count = (written._values() if written.is_sparse else written).numel()
+                self.made += count
+                self.largest = max(self.largest, count)
+        return result
+
+
+class Large(nn.Module):
+    """A table of two million rows that both tasks use, and one that the first uses alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Embedding(ROWS, WIDTH, sparse=True, _weight=torch.zeros(1).expand(ROWS, WIDTH).clone())
+        self.own = nn.Embedding(ROWS, WIDTH, sparse=True, _weight=torch.zeros(1).expand(ROWS, WIDTH).clone())
+        self.trunk = nn.Linear(WIDTH, 8)
+        self.heads = nn.ModuleDict({task: nn.Linear(8, 1) for task in "ab"})
+
+    def losses(self):
+        rows = torch.randint(ROWS, (32,))
+        z = self.trunk(self.shared(rows)).tanh()
+        a = (self.heads["a"](z) + self.own(rows).sum(1, keepdim=True) - 1).square().mean()
+        return {"a": a, "b": (self.heads["b"](z) + 1).square().mean()}

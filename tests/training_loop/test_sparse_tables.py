@@ -6,10 +6,8 @@ import pytest
 import torch
 from networks import assert_same
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchjd import aggregation as torchjd
-from training_loop.sparse_tables import TASKS, Tables, assert_same_gradients, dense
+from training_loop.sparse_tables import ROWS, TASKS, WIDTH, Elements, Large, Tables, assert_same_gradients, dense
 
 import equipoise as eq
 
@@ -204,48 +202,6 @@ def test_float16_entries_that_add_up_to_an_overflow_drop_the_step():
     state = copy.deepcopy(balancer.state_dict())
     balancer.backward(losses, scaler=scaler)
     assert_same(balancer.state_dict(), state)
-
-
-ROWS, WIDTH = 2_000_000, 16
-
-
-class Elements(TorchDispatchMode):
-    """Counts the elements of dense tensors that operators make, or write to; views make none."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = 0
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor):
-                    values = tensor._values() if tensor.is_sparse else tensor
-                    written = values.numel()
-                    if func.name().startswith("aten::index_put_"):
-                        written = args[2].numel()
-                    self.made += written
-                    self.largest = max(self.largest, written)
-        return result
-
-
-class Large(nn.Module):
-    """A table of two million rows that both tasks use, and one that the first uses alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared = nn.Embedding(ROWS, WIDTH, sparse=True, _weight=torch.zeros(1).expand(ROWS, WIDTH).clone())
-        self.own = nn.Embedding(ROWS, WIDTH, sparse=True, _weight=torch.zeros(1).expand(ROWS, WIDTH).clone())
-        self.trunk = nn.Linear(WIDTH, 8)
-        self.heads = nn.ModuleDict({task: nn.Linear(8, 1) for task in "ab"})
-
-    def losses(self):
-        rows = torch.randint(ROWS, (32,))
-        z = self.trunk(self.shared(rows)).tanh()
-        a = (self.heads["a"](z) + self.own(rows).sum(1, keepdim=True) - 1).square().mean()
-        return {"a": a, "b": (self.heads["b"](z) + 1).square().mean()}
 
 
 COSTS = {
