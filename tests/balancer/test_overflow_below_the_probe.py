@@ -120,6 +120,28 @@ def test_a_loss_that_is_not_finite_is_an_overflow(how, objective, value):
     assert all(p.isfinite().all() for p in run.model.parameters())
 
 
+@pytest.mark.parametrize("check_finite", [None, False])
+def test_after_a_dropped_step_famo_learns_nothing(check_finite):
+    """The loop does not know that the step was dropped, and hands in the losses of the same batch."""
+    run = Trained("one pass", eq.FAMO, check_finite=check_finite)
+    for index in range(2):
+        run.step(index)
+        run.balancer.after_step(run.model.losses(run.model.representation(batch(index))))
+    before = run.state()
+    run.step(2, only("b", torch.inf))
+    run.balancer.after_step(only("b", torch.inf)(run.model.losses(run.model.representation(batch(2)))))
+    assert_same(run.state(), before)
+    run.step(3)
+    run.balancer.after_step(run.model.losses(run.model.representation(batch(3))))
+    assert all(p.isfinite().all() for p in run.model.parameters())
+    assert not torch.equal(run.balancer.state_dict()["objective.logits"], before[1]["objective.logits"])
+    run.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    run.step(4)
+    if check_finite is None:
+        with pytest.raises(ValueError, match="'b' is inf"):
+            run.balancer.after_step(only("b", torch.inf)(run.model.losses(run.model.representation(batch(4)))))
+
+
 @pytest.mark.parametrize("place", ["first", "last"])
 @pytest.mark.parametrize("counts", [None, dict.fromkeys(TASKS, 2)])
 @pytest.mark.parametrize("how", ["one pass", "rows", "gramian", "probe"])
