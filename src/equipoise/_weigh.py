@@ -161,7 +161,7 @@ class Weigh:
         Optimizers are looked for only where weights have not moved: gradients may be accumulated by calling `backward`
         several times, the learning rate may begin at 0, and a scaler may drop the first steps.
         """
-        if not learned or self._steps > UNMOVED_STEPS:
+        if self._steps > UNMOVED_STEPS:
             return
         for parameter in learned:
             if parameter not in self._first:
@@ -204,4 +204,6 @@ def _in_an_optimizer(parameters: Iterable[Tensor]) -> bool:
     """Whether there is an optimizer in this process that holds one of the parameters."""
     wanted = set(parameters)
     optimizers = [found for found in gc.get_objects() if Optimizer in type(found).__mro__]
-    return any(not wanted.isdisjoint(group["params"]) for found in optimizers for group in found.param_groups)
+    return any(
+        not wanted.isdisjoint(group["params"]) for found in optimizers for group in vars(found).get("param_groups", ())
+    )
