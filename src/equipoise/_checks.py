@@ -154,7 +154,10 @@ def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *,
         ValueError: it is empty or has an unknown task, a loss that is not a scalar, or one without a graph.
     """
     if not isinstance(losses, Mapping):
-        raise TypeError(f"losses must be a mapping from task to scalar tensor, found {type(losses).__name__}.")
+        named = ", ".join(f"{task!r}: ..." for task in tasks or ("depth", "normals"))
+        raise TypeError(
+            f"losses must be a mapping from task to scalar tensor, found {type(losses).__name__}: pass {{{named}}}."
+        )
     if not losses:
         raise ValueError(
             "losses is empty: pass the loss of every task that has a label in this batch, or skip the step."
@@ -163,7 +166,10 @@ def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *,
         check_known("losses", losses, tasks)
     for task, loss in losses.items():
         if not isinstance(loss, Tensor):
-            raise TypeError(f"The loss of task {task!r} must be a tensor, found {type(loss).__name__}.")
+            raise TypeError(
+                f"The loss of task {task!r} must be a tensor, found {type(loss).__name__}. Leave the task out of "
+                "losses if it has no label in this batch."
+            )
         if loss.dim() != 0:
             raise ValueError(
                 f"The loss of task {task!r} must be a scalar (0-dim) tensor, found shape {tuple(loss.shape)}: "

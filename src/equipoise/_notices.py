@@ -14,7 +14,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._given: set[str] = set()
-        self._asked: dict[str, tuple[Tensor, torch.Event, Callable[[list[bool]], str]]] = {}
+        self._asked: dict[str, tuple[Tensor, torch.Event, Callable[[list[bool]], str | None]]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"_given": self._given, "_asked": {}}
@@ -25,13 +25,13 @@ class Notices:
             self._given.add(key)
             warnings.warn(f"equipoise: {text}", UserWarning, stacklevel=4)
 
-    def ask(self, key: str, flags: Tensor, text: Callable[[list[bool]], str]) -> None:
+    def ask(self, key: str, flags: Tensor, text: Callable[[list[bool]], str | None]) -> None:
         """Warns if any of the bool tensor's flags is true: now, or, on an accelerator, in the step after they came.
 
         Args:
             key: of the warning.
             flags: `[n]`.
-            text: makes the warning from the flags.
+            text: makes the warning from the flags; None: there is no need for it.
         """
         if key in self._given or key in self._asked:
             return
@@ -50,7 +50,8 @@ class Notices:
                 del self._asked[key]
                 self._settle(key, flags, text)
 
-    def _settle(self, key: str, flags: Tensor, text: Callable[[list[bool]], str]) -> None:
+    def _settle(self, key: str, flags: Tensor, text: Callable[[list[bool]], str | None]) -> None:
         found = flags.tolist()
-        if any(found):
-            self.give(key, text(found))
+        warning = text(found) if any(found) else None
+        if warning is not None:
+            self.give(key, warning)

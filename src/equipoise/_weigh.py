@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from equipoise._notices import Notices
 from equipoise._state import Snapshot, TaskModule
@@ -43,7 +45,7 @@ class Weigh:
         self._notices = notices
         self._parts = [*objective.task_modules(), *([] if aggregator is None else [aggregator])]
         self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
-        self._first: list[Tensor] | None = None  # learned weights at the first step that gave them gradients
+        self._first: dict[Tensor, Tensor] = {}  # learned weights → their values at the first step with gradients
         self._steps = 0
 
     def present(self, tasks: Sequence[str]) -> list[int] | None:
@@ -154,23 +156,29 @@ class Weigh:
         self._before = None
 
     def _watch_learned(self, learned: Row) -> None:
-        """Warns once if learned weights have had gradients for some steps and have not moved."""
-        if not learned or self._steps > UNMOVED_STEPS:
+        """Warns once if learned weights have had gradients for some steps, have not moved, and are in no optimizer.
+
+        Optimizers are looked for only where weights have not moved: gradients may be accumulated by calling `backward`
+        several times, the learning rate may begin at 0, and a scaler may drop the first steps.
+        """
+        if self._steps > UNMOVED_STEPS:
             return
-        if self._first is None:
-            self._first = [parameter.detach().clone() for parameter in learned]
-        elif self._steps == UNMOVED_STEPS and len(learned) == len(self._first):
-            same = [(now == then).all() for now, then in zip(learned, self._first, strict=True)]
-            name = type(self._objective).__name__
-            self._notices.ask(
-                "unmoved",
-                torch.stack(same).all()[None],
-                lambda _: (
-                    f"{name} learns its weights, which had gradients in {UNMOVED_STEPS} steps and have not moved: "
-                    "give balancer.parameters() to the optimizer (make_method does)."
-                ),
-            )
+        for parameter in learned:
+            if parameter not in self._first:
+                self._first[parameter] = parameter.detach().clone()
+        if self._steps == UNMOVED_STEPS:
+            same = [(now == first.to(now.device)).all() for now, first in self._first.items()]
+            self._notices.ask("unmoved", torch.stack(same).all()[None], lambda _: self._unmoved())
         self._steps += 1
+
+    def _unmoved(self) -> str | None:
+        if _in_an_optimizer(self._first):
+            return None
+        parts = [part for part in self._objective.task_modules() if next(part.parameters(), None) is not None]
+        return (
+            f"{type(parts[-1]).__name__} learns its weights, which had gradients in {UNMOVED_STEPS} steps, have not "
+            "moved and are in no optimizer: give it balancer.parameters() (make_method does)."
+        )
 
     @property
     def _masked(self) -> bool:
@@ -190,3 +198,12 @@ class Weigh:
             "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
             "graddrop, cagrad, nash-mtl, mao."
         )
+
+
+def _in_an_optimizer(parameters: Iterable[Tensor]) -> bool:
+    """Whether there is an optimizer in this process that holds one of the parameters."""
+    wanted = set(parameters)
+    optimizers = [found for found in gc.get_objects() if Optimizer in type(found).__mro__]
+    return any(
+        not wanted.isdisjoint(group["params"]) for found in optimizers for group in vars(found).get("param_groups", ())
+    )

@@ -72,7 +72,7 @@ class Balancer(nn.Module):
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
     the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
     that is as good as zero. Hooks on parameters and in the model run in every backward pass, once a task where there
-    are K. One on a tensor where the tasks' graphs meet is called with zeros before, to see whether it computes anything.
+    are K. One on a tensor where the tasks' graphs meet is called with zeros before, to see whether it changes them.
 
     On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
     `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are

@@ -17,6 +17,7 @@ from equipoise._checks import check_counts, check_known, check_losses, check_met
 from equipoise._parts import check_complete, check_state
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
+from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations import torchjd
 from equipoise.objectives import (
     DTP,
@@ -278,7 +279,7 @@ class SingleTask(Method):
         return super().backward(own, **options) if own or self.balancer.takes_empty else {}
 
     def _check(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> None:
-        if losses or not self.balancer.takes_empty:
+        if not isinstance(losses, Mapping) or losses or not self.balancer.takes_empty:
             check_losses(losses, self.tasks)
         if counts is not None:
             check_counts(counts, losses, self.tasks)
@@ -325,7 +326,8 @@ def make_method(
     Raises:
         ImportError: the method is TorchJD's, which is not installed.
         TypeError: the name is no string, or the model no module.
-        ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1].
+        ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1]; a
+            model in FullyShardedDataParallel, DataParallel or a DeepSpeed engine.
 
     Example:
         >>> import torch, equipoise as eq
@@ -340,6 +342,7 @@ def make_method(
         raise TypeError(f"name must be one of list_methods(), found {name!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
+    refuse_wrappers(model)
     names = check_tasks(tasks)
     check_number("lr", lr, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)

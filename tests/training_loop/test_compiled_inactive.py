@@ -12,7 +12,7 @@ from networks import batch
 from torch import Tensor, nn
 
 import equipoise as eq
-from equipoise.gradients import compiled as compiled_graphs
+from equipoise.gradients.graph import compiled as compiled_graphs
 
 TASKS = ("masked", "dead", "expert")
 LEFT_OUT = {0: "masked", 1: "dead", 2: "expert"}

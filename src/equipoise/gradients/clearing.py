@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,20 @@ class Marks:
     def __init__(self) -> None:
         self._marked: dict[Tensor, _Mark] = {}
 
-    def put(self, leaves: Iterable[Tensor]) -> None:
-        """Marks the small ones of the leaves, at least one, in place of what was marked before."""
+    def put(self, leaves: Iterable[Tensor], sparse: Container[Tensor] = ()) -> None:
+        """Marks the small ones of the leaves, at least one, in place of what was marked before.
+
+        Args:
+            leaves: the parameters.
+            sparse: those whose gradients are sparse. A mark that is dense would make dense what others add to it.
+        """
         self.remove()
         leaves = list(leaves)
-        small = [leaf for leaf in leaves if leaf.numel() <= SMALL] or sorted(leaves, key=Tensor.numel)[:1]
+        dense = [leaf for leaf in leaves if leaf not in sparse]
+        small = [leaf for leaf in dense if leaf.numel() <= SMALL] or sorted(dense or leaves, key=Tensor.numel)[:1]
         ours = [leaf for leaf in small if leaf.grad is None]
         for leaf in ours:
-            leaf.grad = torch.full_like(leaf, -0.0, requires_grad=False)
+            leaf.grad = _negative_zero(leaf, leaf in sparse)
         gradients = [leaf.grad for leaf in small if leaf.grad is not None]
         _add_specks(gradients, 1)
         added = dict.fromkeys(ours)
@@ -127,6 +133,14 @@ class _Mark(NamedTuple):
     cleared: bool = False
 
 
+def _negative_zero(leaf: Tensor, sparse: bool) -> Tensor:
+    if not sparse:
+        return torch.full_like(leaf, -0.0, requires_grad=False)
+    first = torch.zeros(1, 1, dtype=torch.long, device=leaf.device)
+    values = torch.full((1, *leaf.shape[1:]), -0.0, dtype=leaf.dtype, device=leaf.device)
+    return torch.sparse_coo_tensor(first, values, leaf.shape, check_invariants=False)
+
+
 @torch.no_grad()
 def _add_specks(gradients: Iterable[Tensor], sign: int) -> None:
     """Adds a speck to each gradient's first element (sign 1), or takes it away again (-1)."""
@@ -152,11 +166,11 @@ def _speck(gradient: Tensor) -> float:
 
 def _seen(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Returns whether all elements are zero, and whether there is only a mark (which others may have scaled)."""
-    if gradient.is_sparse:
-        entries = torch.full((), gradient._nnz(), device=gradient.device)
-        return entries == 0, entries < 0
     values = _real(gradient.detach())
     integers = INTEGERS[values.dtype.itemsize]
+    if gradient.is_sparse:
+        zero = torch.full((), gradient._nnz() == 0, device=gradient.device)
+        return zero, (values.view(integers) == torch.iinfo(integers).min).all()
     rest = values.clone()
     _first(rest).fill_(-0.0)
     blank = (rest.view(integers) == torch.iinfo(integers).min).all()
@@ -174,5 +188,5 @@ def _version(gradient: Tensor) -> int:
 
 
 def _real(gradient: Tensor) -> Tensor:
-    values = local(gradient)
+    values = gradient._values() if gradient.is_sparse else local(gradient)
     return torch.view_as_real(values) if values.is_complex() else values

@@ -141,7 +141,8 @@ class Waiting:
     def keep(self, micro_batches: MicroBatches) -> None:
         """Has micro-batches wait for the next one."""
         self.micro_batches = micro_batches
-        self.marks.put(dict.fromkeys(leaf for leaves in micro_batches.reached.values() for leaf in leaves))
+        leaves = dict.fromkeys(leaf for leaves in micro_batches.reached.values() for leaf in leaves)
+        self.marks.put(leaves, sparse_in(micro_batches.rows))
 
     def cleared(self) -> bool:
         """Whether the gradients have been cleared while something waited; errors as in `Marks.cleared`."""
@@ -167,6 +168,11 @@ def move_into(total: Row, row: Row) -> None:
     for leaf in list(row):
         gradient = row.pop(leaf)
         total[leaf] = added(total[leaf], gradient) if leaf in total else gradient
+
+
+def sparse_in(rows: Rows) -> set[Tensor]:
+    """Returns the leaves that have a sparse gradient."""
+    return {leaf for row in rows.values() for leaf, gradient in row.items() if gradient.is_sparse}
 
 
 def _summed(old: Row, new: Row) -> Row:

@@ -82,7 +82,8 @@ class Probe:
         """See `Place`."""
         own = {str(index): {p: row[p] for p in self._probe if p in row} for index, row in enumerate(rows)}
         summed = self._ranks.summed({task: self._ranks.completed(row, self._probe) for task, row in own.items()})
-        return gramian([[row.get(p) for p in self._probe] for row in summed.values()])
+        columns = [compact([row.get(p) for row in summed.values()])[0] for p in self._probe]
+        return gramian(list(zip(*columns, strict=True)))
 
 
 class Layers:

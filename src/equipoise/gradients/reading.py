@@ -35,6 +35,7 @@ class Reader:
         self._check_finite = check_finite
         self._waiting = waiting
         self._batching = batching
+        self._scaled = False  # whether there is a scaler; `after_step`'s losses are of the step before it
 
     def looks(self, step: Step) -> bool:
         """Whether the host looks at the losses."""
@@ -42,7 +43,7 @@ class Reader:
 
     def validity(self, step: Step) -> Tensor | None:
         """Returns whether the losses are finite, 0-dim bool; None where they have been found to be."""
-        return None if self._raises(step.values.device, step.scale.checked) else step.values.isfinite().all()
+        return None if self._raises(step.values.device) else step.values.isfinite().all()
 
     def read(
         self,
@@ -84,7 +85,8 @@ class Reader:
             except ValueError as found:
                 state["error"] = found
         device = next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
-        scaled = scaler is not None and scaler.is_enabled()
+        if graph:
+            self._scaled = scaler is not None and scaler.is_enabled()
 
         def read() -> Step:
             if state["error"] is not None:
@@ -95,7 +97,7 @@ class Reader:
                 self._tasks,
                 losses,
                 counts,
-                self._raises(on, scaled),
+                self._raises(on),
                 graph=graph,
                 empty=device if empty else None,
                 keep_unlabelled=ranks.sharded and ranks.active,
@@ -121,6 +123,6 @@ class Reader:
             batching=self._batching,
         )
 
-    def _raises(self, device: torch.device, scaled: bool) -> bool:
+    def _raises(self, device: torch.device) -> bool:
         """Whether a loss that is not finite is an error. With a scaler it is an overflow, unless asked for."""
-        return checks_values(self._check_finite, device) and (not scaled or self._check_finite is True)
+        return checks_values(self._check_finite, device) and (not self._scaled or self._check_finite is True)

@@ -13,6 +13,7 @@ from equipoise.gradients.graph.releasing import release
 from equipoise.gradients.jacobian import Row, gradients_of, to_cut
 from equipoise.gradients.places import AtCut, Place
 from equipoise.gradients.ranks import Alone
+from equipoise.gradients.sparse import added
 from equipoise.gradients.step import Step
 
 
@@ -69,7 +70,7 @@ class Statistics:
                     part = gradient * weight.to(gradient.dtype)
                 else:
                     continue  # it was for the Gramian, or comes from the pass of all tasks
-                gradients[leaf] = gradients[leaf] + part if leaf in gradients else part
+                gradients[leaf] = added(gradients[leaf], part) if leaf in gradients else part
         every = dict.fromkeys(leaf for row in leaves for leaf in row)
         return weights, self._ranks.summed({"": self._ranks.completed(gradients, every)})[""]
 

@@ -181,7 +181,7 @@ def read_losses(
         TypeError: see `check_losses`.
         ValueError: see `check_losses` and `read_counts`; a loss that is NaN or infinite.
     """
-    if losses or empty is None or not isinstance(losses, Mapping):
+    if not isinstance(losses, Mapping) or losses or empty is None:
         check_losses(losses, tasks, graph=graph)
     unlabelled: frozenset[str] = frozenset()
     usable = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.owning import owned
 from equipoise.gradients.shards import locals_of
+from equipoise.gradients.sparse import accumulate_gradient, coalesced, values_of
 
 
 def write(gradients: Row) -> None:
@@ -20,9 +21,13 @@ def write(gradients: Row) -> None:
     Args:
         gradients: taken over and emptied. What anybody else holds is copied; see `owned`.
     """
-    leaves = list(gradients)
-    old = [leaf.grad for leaf in leaves if leaf.grad is not None]
-    new = [gradients.pop(leaf) for leaf in leaves if leaf.grad is not None]
+    leaves, old, new = list(gradients), [], []
+    for leaf in leaves:
+        if leaf.grad is not None and (leaf.grad.is_sparse or gradients[leaf].is_sparse):
+            accumulate_gradient(leaf, gradients.pop(leaf))
+        elif leaf.grad is not None:
+            old.append(leaf.grad)
+            new.append(gradients.pop(leaf))
     for leaf, gradient in owned(gradients).items():
         leaf.grad = gradient
     if old:
@@ -34,7 +39,8 @@ def write(gradients: Row) -> None:
 
 def all_finite(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
     """Returns a 0-dim bool on the device: whether every element is finite."""
-    some = [gradient for gradient in locals_of(gradients) if gradient.numel()]
+    values = values_of(coalesced(gradient) for gradient in locals_of(gradients))
+    some = [part for part in values if part.numel()]
     if not some:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.nn.utils.get_total_norm(some, norm_type=torch.inf).isfinite().to(device)

@@ -19,6 +19,7 @@ from equipoise.gradients.jacobian import Rows
 from equipoise.gradients.micro_batches import add_rows
 from equipoise.gradients.ranks import Alone
 from equipoise.gradients.shards import is_sharded
+from equipoise.gradients.sparse import added
 from equipoise.gradients.step import Step
 from equipoise.methods import Method
 from equipoise.monitor.rates import check_optimizer
@@ -385,10 +386,12 @@ def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor
     for p in leaves:
         if p.grad is not None:
             own = [row[p] for row in others if p in row]
-            total = p.grad.to_dense() if p.grad.is_sparse else p.grad
-            gradients[p] = total - own[0] if own else total.clone()
-            for gradient in own[1:]:
-                gradients[p] -= gradient
+            gradients[p] = p.grad.clone()
+            for gradient in own:
+                if gradient.is_sparse:
+                    gradients[p] = added(gradients[p], gradient * -1)
+                else:
+                    gradients[p] -= gradient
     return gradients
 
 

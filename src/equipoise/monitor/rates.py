@@ -6,7 +6,7 @@ the effective learning rate. Momentum changes when a gradient takes effect, not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.optim import MAO
+
+Rows = Mapping[Tensor, tuple[Tensor, ...]]
+"""Parameter → an index of some of its rows."""
 
 SUPPORTED = (Adam, AdamW, RMSprop, Adagrad, SGD, MAO)
 
@@ -37,7 +40,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
 
 
 def effective_rates(
-    optimizer: Optimizer, group: dict[str, Any], task: str, parameters: Sequence[Tensor]
+    optimizer: Optimizer, group: dict[str, Any], task: str, parameters: Sequence[Tensor], rows: Rows | None = None
 ) -> dict[Tensor, Tensor]:
     """Returns the effective learning rate of each element of parameters, in their shapes.
 
@@ -48,15 +51,34 @@ def effective_rates(
         group: the parameters' group.
         task: whose moments count, of MAO's.
         parameters: of the group.
+        rows: parameter → the rows whose rates are returned, those that its sparse gradients touch; others: all.
     """
+    rows = rows or {}
     if isinstance(optimizer, SGD):
         lr = group["lr"]
-        return {p: (lr if isinstance(lr, Tensor) else p.new_full((), lr)).expand_as(p) for p in parameters}
+        return {
+            p: (lr if isinstance(lr, Tensor) else p.new_full((), lr)).expand_as(_at(p.detach(), p, rows))
+            for p in parameters
+        }
     if isinstance(optimizer, MAO):
-        moments = [optimizer._moments(group, task, p) for p in parameters]
-        return _adam(group, parameters, [m.square for m in moments], [m.steps for m in moments])
+        moments = {p: optimizer._moments(group, task, p) for p in parameters}
+        squares = [_at(m.square, p, rows) for p, m in moments.items()]
+        touched = [p in rows for p in parameters]
+        return _adam(group, parameters, squares, [m.steps for m in moments.values()], touched)
     states = {p: optimizer.state[p] for p in parameters if optimizer.state.get(p)}
-    return _of_kind(optimizer, group, states) if states else {}
+    if not states:
+        return {}
+    if rows:
+        states = {
+            p: {name: kept if kept.dim() == 0 else _at(kept, p, rows) for name, kept in state.items()}
+            for p, state in states.items()
+        }
+    return _of_kind(optimizer, group, states)
+
+
+def _at(tensor: Tensor, parameter: Tensor, rows: Rows) -> Tensor:
+    """Of a tensor shaped like the parameter the rows asked for."""
+    return tensor[rows[parameter]] if parameter in rows else tensor
 
 
 def _of_kind(
@@ -75,15 +97,24 @@ def _of_kind(
             list(states), [state["sum"] for state in kept], [group["eps"]] * len(kept), _numbers(factors)
         )
     square = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    return _adam(group, list(states), [state[square] for state in kept], [state["step"] for state in kept])
+    squares = [state[square] for state in kept]
+    return _adam(group, list(states), squares, [state["step"] for state in kept], [False] * len(kept))
 
 
 def _adam(
-    group: dict[str, Any], parameters: Sequence[Tensor], squares: list[Tensor], steps: list[Tensor]
+    group: dict[str, Any],
+    parameters: Sequence[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    touched: Sequence[bool],
 ) -> dict[Tensor, Tensor]:
-    """Returns `η / (√v̂ + ε)` for second moments `v` after so many updates, with `v̂ = v / (1 − β₂^t)`."""
+    """Returns `η / (√v̂ + ε)` for second moments `v` after so many updates, with `v̂ = v / (1 − β₂^t)`.
+
+    Where only touched rows are updated, as in `torch.optim.SparseAdam`, ε is added to `√v`.
+    """
     corrections = (1 - group["betas"][1] ** _counts(steps, group)).sqrt()
     added, factors = _numbers(group["eps"] * corrections), _numbers(group["lr"] * corrections)
+    added = [group["eps"] if sparse else number for number, sparse in zip(added, touched, strict=True)]
     return _inverse_roots(parameters, squares, added, factors)
 
 

@@ -12,6 +12,8 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.sparse import compact
+from equipoise.monitor.rates import Rows as Touched
 from equipoise.monitor.rates import effective_rates
 from equipoise.optim import MAO
 
@@ -65,8 +67,14 @@ class Sums:
         products: dict[int, list[Tensor]] = {}
         compared: dict[int, list[Column]] = {}
         together = {}
-        for p, column in columns.items():
-            large = p.device.type == "cpu" and p.numel() >= BLOCK
+        touched = {}
+        for p, given in columns.items():
+            compacted, restored = compact(given)
+            column = list(compacted)
+            whole = restored(next(gradient for gradient in column if gradient is not None))
+            if whole.is_sparse:
+                touched[p] = whole.indices().unbind()
+            large = p.device.type == "cpu" and p.numel() >= BLOCK and p not in touched
             if large:
                 own = self._add_swept(optimizer, groups, tasks, p, column)
             else:
@@ -76,7 +84,7 @@ class Sums:
                     products.setdefault(layer[p], []).append(own)
                 else:
                     compared.setdefault(layer[p], []).append(column)
-        self._add_lists(optimizer, groups, tasks, together)
+        self._add_lists(optimizer, groups, tasks, together, touched)
         for place, found in compared.items():
             products.setdefault(place, []).append(gramian(list(zip(*found, strict=True))))
         if products:
@@ -84,16 +92,21 @@ class Sums:
             self.tasks = tasks
 
     def _add_lists(
-        self, optimizer: Optimizer, groups: Groups, tasks: Sequence[str], columns: Mapping[Tensor, Column]
+        self,
+        optimizer: Optimizer,
+        groups: Groups,
+        tasks: Sequence[str],
+        columns: Mapping[Tensor, Column],
+        touched: Touched,
     ) -> None:
-        """Measures parameters in few operations, each on many of them."""
+        """Measures parameters in few operations, each on many of them; of those in `touched` these rows."""
         apart = isinstance(optimizer, MAO)
-        rates = {} if apart else _rates(optimizer, groups, "", columns)
+        rates = {} if apart else _rates(optimizer, groups, "", columns, touched)
         for index, task in enumerate(tasks):
             row = {p: column[index] for p, column in columns.items()}
             reached = {p: gradient.to(_dtype(gradient)) for p, gradient in row.items() if gradient is not None}
             if apart:
-                rates = _rates(optimizer, groups, task, reached)
+                rates = _rates(optimizer, groups, task, reached, touched)
             if reached:
                 norms = torch._foreach_norm(list(reached.values()))
                 self.norms += [(task, p, norm) for p, norm in zip(reached, norms, strict=True)]
@@ -143,7 +156,9 @@ class Sums:
         return products
 
 
-def _rates(optimizer: Optimizer, groups: Groups, task: str, parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+def _rates(
+    optimizer: Optimizer, groups: Groups, task: str, parameters: Iterable[Tensor], touched: Touched | None = None
+) -> dict[Tensor, Tensor]:
     """Returns the effective learning rates of those parameters that the optimizer holds and has moved."""
     by_group: dict[int, list[Tensor]] = {}
     for p in parameters:
@@ -151,7 +166,7 @@ def _rates(optimizer: Optimizer, groups: Groups, task: str, parameters: Iterable
             by_group.setdefault(id(groups[p]), []).append(p)
     rates: dict[Tensor, Tensor] = {}
     for own in by_group.values():
-        rates |= effective_rates(optimizer, groups[own[0]], task, own)
+        rates |= effective_rates(optimizer, groups[own[0]], task, own, touched)
     return rates
 
 

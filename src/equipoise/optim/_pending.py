@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, Rows
-from equipoise.gradients.micro_batches import Waiting, add_rows, taking_part
+from equipoise.gradients.micro_batches import Waiting, add_rows, sparse_in, taking_part
 from equipoise.gradients.sparse import zero_unless
 
 
@@ -36,16 +34,12 @@ class Pending(Waiting):
         rows = {**rows, **{task: _of_taking(rows[task], taking.get(task)) for task in again}}
         self.taking = taking_part(self.rows, self.taking, list(rows), taking)
         self.rows = add_rows(old, rows)
-        self.mark(leaf for row in self.rows.values() for leaf in row)
+        self.marks.put(dict.fromkeys(leaf for row in self.rows.values() for leaf in row), sparse_in(self.rows))
 
     def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
         """Takes the parameters' values after `step`."""
         self.ahead = ahead
-        self.mark(ahead)
-
-    def mark(self, leaves: Iterable[Tensor]) -> None:
-        """Marks the leaves, of which gradients wait."""
-        self.marks.put(dict.fromkeys(leaves))
+        self.marks.put(ahead)
 
     def cleared(self) -> bool:
         """See `Waiting`."""

@@ -21,7 +21,7 @@ from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.scale import times
 from equipoise.gradients.shards import local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced, zero_unless
+from equipoise.gradients.sparse import coalesced, values_of, zero_unless
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
@@ -449,7 +449,7 @@ def _clipped(row: Row, max_norm: float) -> Row:
     """Returns the row, scaled to a norm of at most `max_norm`."""
     if not row:
         return row
-    factor = max_norm / (total_norm([coalesced(gradient) for gradient in row.values()]) + 1e-6)
+    factor = max_norm / (total_norm(values_of(map(coalesced, row.values()))) + 1e-6)
     return times(row, factor.clamp(max=1.0))
 
 

@@ -22,6 +22,10 @@ class Moments(NamedTuple):
     square: Tensor
 
 
+Part = tuple[Tensor, Tensor, Moments]
+"""A parameter, its gradient, and the task's moments of it."""
+
+
 @torch.no_grad()
 def update(
     parameters: Iterable[Tensor],
