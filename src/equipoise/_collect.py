@@ -225,7 +225,7 @@ class Collect:
             shared = self._shared_in(collected.reached, step)
             self._note(shared, collected.reached)
         if not isinstance(self._aggregator, GramianAggregator):
-            shared = dict.fromkeys(ranks.ordered(shared))  # what is drawn goes by the order
+            shared = dict.fromkeys(ranks.order.ordered(shared))  # what is drawn goes by the order
         watcher = self._watching.now
         if watcher is not None:
             watcher.see_rows(collected.rows)

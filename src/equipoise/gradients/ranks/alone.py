@@ -93,7 +93,3 @@ class Alone:
     def share_state(self, module: nn.Module) -> bool:
         """Has all ranks go on from the first one's state; whether there are others."""
         return False
-
-    def ordered(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """Puts leaves in an order that is the same on all ranks."""
-        return self.order.ordered(leaves)

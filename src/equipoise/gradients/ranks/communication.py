@@ -55,7 +55,7 @@ class Ranks:
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """Returns every rank's numbers, of the same length on all; on the host."""
-        mine = torch.tensor(numbers, dtype=torch.int64)
+        mine = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self._host_group())
         return [numbers.tolist() for numbers in everyone]
