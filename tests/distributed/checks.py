@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.torch_version import TorchVersion
 
 import equipoise as eq
-from equipoise.gradients import ranks as ranks_module
-from equipoise.gradients.ranks import Ranks, Reduction
+from equipoise.gradients.ranks import communication
+from equipoise.gradients.ranks.communication import Ranks, Reduction
 
 BOUND = 1e-12
 SAVED = ("ema", "uw", "imtl", "pcgrad", "mao")
@@ -335,7 +335,7 @@ def a_group_that_takes_no_cpu_tensors_gets_one_beside_it(rank, size, checkpoints
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
         trainer = Trainer("pcgrad", parts=size, part=rank).train(range(STEPS), "missing")
-    (beside,) = trainer.method.balancer.ranks._host_groups.values()
+    (beside,) = trainer.method.balancer._company.ranks._host_groups.values()
     assert beside is not dist.group.WORLD
     assert dist.get_process_group_ranks(beside) == list(range(size))
     expected = one_process("pcgrad", range(STEPS), "missing")
@@ -358,7 +358,7 @@ def copies_train_with_the_same_ranks(rank, size, checkpoints):
     for name in ("pcgrad", "mao"):
         method = eq.make_method(name, network(), TASKS, process_group=alone())
         part = method.balancer if name == "pcgrad" else method.optimizer
-        assert copy.deepcopy(part)._passes.ranks.process_group is alone()
+        assert copy.deepcopy(part)._company.ranks.process_group is alone()
 
 
 @check()
@@ -516,7 +516,7 @@ def buckets_hold_gradients_of_any_layout(rank, size, checkpoints):
     gaps = torch.randn(8, 4)[:, ::2].requires_grad_()  # strides with gaps
     with pytest.MonkeyPatch.context() as monkeypatch:
         for capacity in (1, 100, 10**6):
-            monkeypatch.setattr(ranks_module, "BUCKET_BYTES", capacity)
+            monkeypatch.setattr(communication, "BUCKET_BYTES", capacity)
             reduction = Reduction(Ranks(), 0.5)
             row = dict(zip(leaves, every[rank], strict=True)) | {gaps: torch.ones(8, 2)}
             reduced = reduction.start(row)
