@@ -201,8 +201,9 @@ class Collect:
             reached = ranks.one_pass(step, scaled)
         valid = self._valid((leaf.grad for leaf in reached if leaf.grad is not None), step, valid)
         if step.accumulate:
-            written = {str(index): [p for p in row if p.grad is not None] for index, row in enumerate(leaves)}
-            waiting.keep(waiting.micro_batches.plus(step, {}, written))
+            every = dict.fromkeys([*reached, *(leaf for row in leaves for leaf in row)])  # on any rank; on this one
+            written = [p for p in every if p.grad is not None and ranks.order.is_trained(p)]
+            waiting.keep(waiting.micro_batches.plus(step, {}, {"": written}))
         else:
             waiting.end()
         return Outcome({}, valid)

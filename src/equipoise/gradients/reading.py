@@ -106,7 +106,7 @@ class Reader:
                 also()
             return step
 
-        called = [graph, accumulate, counts is not None, also is not None, state["cleared"]]
+        called = [graph, accumulate, counts is not None, scaled, also is not None, state["cleared"]]
         step = ranks.read(read, self._tasks, list(map(int, called)))
         ranks.decide(self._batching)
         if state["cleared"]:

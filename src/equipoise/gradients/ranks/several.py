@@ -14,6 +14,7 @@ from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.graph.wrappers import Wrapped
 from equipoise.gradients.jacobian import Row, Rows, gradients_of, rows_of
+from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Ranks, Reduction
 from equipoise.gradients.ranks.order import Order
@@ -64,17 +65,19 @@ class Several(Alone):
                 held[tasks.index(task)] = UNLABELLED if task in mine.unlabelled else LABELLED
         except (TypeError, ValueError) as found:
             error = found
-        everyone = self.ranks.agree(error, [*called, *held])
+        on_device = mine is not None and mine.usable is not None
+        everyone = self.ranks.agree(error, [*called, int(on_device), *held])
         assert mine is not None
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
-                "The ranks were called differently: backward or after_step, accumulate, whether counts and "
+                "The ranks were called differently: backward or after_step, accumulate, whether counts, scaler and "
                 "representation are given, and when gradients are cleared have to be the same on all ranks. Pass "
                 "counts on every rank, and {} as losses (with [] as representation) on one without labels."
             )
-        return self._merged(tasks, mine, [others[len(called) :] for others in everyone])
+        flags, held_by_all = zip(*((rank[len(called)], rank[len(called) + 1 :]) for rank in everyone), strict=True)
+        return self._merged(tasks, mine, held_by_all, any(flags))
 
-    def _merged(self, tasks: Sequence[str], mine: Step, held: list[list[int]]) -> Step:
+    def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[list[int]], on_device: bool) -> Step:
         present = [index for index in range(len(tasks)) if any(rank[index] == LABELLED for rank in held)]
         names = tuple(tasks[index] for index in present)
         lacking = [(tasks[i], rank) for i in present for rank, has in enumerate(held) if has[i] == LEFT_OUT]
@@ -99,7 +102,7 @@ class Several(Alone):
             losses=tuple(own[task][0] if task in own else None for task in names),
             values=totals / divisor,
             counts=None if mine.counts is None else samples,
-            usable=None if mine.usable is None else samples > 0,
+            usable=samples > 0 if on_device else None,  # one that has no label has no count on its device either
             shares=counts / divisor,
             everywhere=not lacking,
             complete=1 < len(tasks) == len(names),
@@ -180,12 +183,13 @@ class Several(Alone):
             yield before[0]
 
     def completed(self, row: Row, leaves: Iterable[Tensor]) -> Row:
-        """Adds zeros for the trained leaves that only other ranks' losses reach."""
-        return {
+        """See `Alone`; first these leaves, in their order, and then the row's others."""
+        known = {
             leaf: row[leaf] if leaf in row else torch.zeros_like(leaf, requires_grad=False)
             for leaf in leaves
             if leaf in row or self.order.is_trained(leaf)
         }
+        return known | row
 
     def summed(self, rows: Rows) -> Rows:
         """See `Alone`."""
@@ -208,15 +212,16 @@ class Several(Alone):
         weights = self.own(step, coefficients) * self.ranks.size
         if self._wrapped.averaged and step.everywhere and not step.accumulate:
             leaves = self.walked(step, step.retain_graph)
-            if self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced):
+            averages = self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced)
+            if all(alike for [alike] in self.ranks.gather([int(averages)])):  # a rank can have skipped a layer
                 torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
                 self._unreduced = {}
                 return list(leaves)
         trained = dict.fromkeys(leaf for row in self.leaves(step) for leaf in row)
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
-        row = gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph)
-        inputs = {leaf: row.pop(leaf) / self.ranks.size for leaf in reached if leaf in row and leaf not in trained}
-        row = self.completed(row, trained) | inputs
+        row = owned(gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph))
+        row.update({leaf: gradient / self.ranks.size for leaf, gradient in row.items() if leaf not in trained})
+        row = self.completed(row, trained)
         write(row)
         self._unreduced |= trained
         if not step.accumulate:
@@ -229,8 +234,11 @@ class Several(Alone):
         reduction = Reduction(self.ranks, 1 / self.ranks.size)
         means = reduction.start(row)
         reduction.wait()
-        if row:
-            torch._foreach_copy_(list(row.values()), list(means.values()))
+        dense = [leaf for leaf, gradient in row.items() if not gradient.is_sparse]
+        if dense:
+            torch._foreach_copy_([row[leaf] for leaf in dense], [means.pop(leaf) for leaf in dense])
+        for leaf, mean in means.items():
+            leaf.grad = mean
         self._unreduced = {}
 
     def forget(self) -> None:
