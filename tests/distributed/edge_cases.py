@@ -13,6 +13,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.gradients import step as step_module
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.ranks.communication import Ranks
 
 WAYS = ("ew", "uw", "pcgrad", "graddrop", "mao")
@@ -349,11 +350,27 @@ def a_rank_whose_batch_skips_a_layer(rank, size, checkpoints):
 
 
 @check()
+def one_rank_decides_how_many_tasks_go_at_once(rank, size, checkpoints):
+    """Ranks without two tasks in a step have timed nothing yet, and need not."""
+    for kind in ("plain", "fsdp"):
+        for name in ("cagrad", "ew"):
+            model, method, *_ = pair(name, kind)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(Batching, "ready", property(lambda batching: rank > 0 and batching.chosen is None))
+                monkeypatch.setattr(Batching, "decide", lambda batching: 1 + rank)
+                losses = losses_of(model, 0, mine(rank, size))
+                method.backward({t: losses[t] for t in losses if kind == "fsdp" or t == "c" or rank})
+                assert method.balancer._reader._batching.chosen == 2
+                method.backward(losses_of(model, 1, mine(rank, size)))
+            assert alike_on_all_ranks(whole(model))
+
+
+@check()
 def scalers_have_to_be_given_on_all_ranks(rank, size, checkpoints):
     for name in ("ew", "mao"):
         model, method, *_ = pair(name)
         scaler = torch.amp.GradScaler("cpu") if rank == 0 else None
-        with pytest.raises(ValueError, match="called differently: .*scaler"):
+        with pytest.raises(ValueError, match=r"called differently: .*scaler"):
             method.backward(losses_of(model, 0, mine(rank, size)), scaler=scaler)
 
 

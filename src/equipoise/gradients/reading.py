@@ -107,8 +107,7 @@ class Reader:
             return step
 
         called = [graph, accumulate, counts is not None, scaled, also is not None, state["cleared"]]
-        step = ranks.read(read, self._tasks, list(map(int, called)))
-        ranks.decide(self._batching)
+        step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)
         if state["cleared"]:
             self._waiting.forget()
             ranks.forget()

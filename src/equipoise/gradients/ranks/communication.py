@@ -161,7 +161,9 @@ class Reduction:
         Returns:
             Leaf → its sum over the ranks once `wait` has returned, laid out like the leaf: views of the buckets.
         """
-        row = {leaf: coalesced(gradient).to_dense() if gradient.is_sparse else gradient for leaf, gradient in row.items()}
+        row = {
+            leaf: coalesced(gradient).to_dense() if gradient.is_sparse else gradient for leaf, gradient in row.items()
+        }
         reduced: dict[Tensor, Tensor] = {}
         for leaves in _bucketed(row):
             first = row[leaves[0]]

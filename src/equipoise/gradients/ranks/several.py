@@ -49,8 +49,8 @@ class Several(Alone):
         self._wrapped = wrapped
         self._unreduced: dict[Tensor, None] = {}  # leaves to whose `.grad` this rank has added its own part only
 
-    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int]) -> Step:
-        """See `Alone`.
+    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int], batching: Batching) -> Step:
+        """See `Alone`. How the first rank that knows the quicker way of batching goes on is how all do.
 
         Raises:
             TypeError: as `read`, for what this rank was given.
@@ -66,7 +66,8 @@ class Several(Alone):
         except (TypeError, ValueError) as found:
             error = found
         on_device = mine is not None and mine.usable is not None
-        everyone = self.ranks.agree(error, [*called, int(on_device), *held])
+        size = batching.decide() if batching.ready else 0
+        everyone = self.ranks.agree(error, [*called, int(on_device), size, *held])
         assert mine is not None
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
@@ -74,13 +75,15 @@ class Several(Alone):
                 "representation are given, and when gradients are cleared have to be the same on all ranks. Pass "
                 "counts on every rank, and {} as losses (with [] as representation) on one without labels."
             )
-        flags, held_by_all = zip(*((rank[len(called)], rank[len(called) + 1 :]) for rank in everyone), strict=True)
-        return self._merged(tasks, mine, held_by_all, any(flags))
+        flags, sizes, *columns = zip(*(numbers[len(called) :] for numbers in everyone), strict=True)
+        if any(sizes):
+            batching.choose(next(filter(None, sizes)))
+        return self._merged(tasks, mine, columns, any(flags))
 
-    def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[list[int]], on_device: bool) -> Step:
-        present = [index for index in range(len(tasks)) if any(rank[index] == LABELLED for rank in held)]
-        names = tuple(tasks[index] for index in present)
-        lacking = [(tasks[i], rank) for i in present for rank, has in enumerate(held) if has[i] == LEFT_OUT]
+    def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[tuple[int, ...]], on_device: bool) -> Step:
+        present = {task: ranks for task, ranks in zip(tasks, held, strict=True) if LABELLED in ranks}
+        names = tuple(present)
+        lacking = [(task, ranks.index(LEFT_OUT)) for task, ranks in present.items() if LEFT_OUT in ranks]
         if lacking and self.sharded:
             task, rank = lacking[0]
             raise ValueError(
@@ -107,14 +110,6 @@ class Several(Alone):
             everywhere=not lacking,
             complete=1 < len(tasks) == len(names),
         )
-
-    def decide(self, batching: Batching) -> None:
-        """See `Alone`: the first rank's times count, once all have theirs."""
-        if not batching.timing:
-            return
-        everyone = self.ranks.gather([int(batching.ready), batching.decide() if batching.ready else 0])
-        if all(ready for ready, _ in everyone):
-            batching.choose(everyone[0][1])
 
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:
         """See `Alone`."""

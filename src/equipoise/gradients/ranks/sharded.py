@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Reduction
 from equipoise.gradients.ranks.several import Several
 from equipoise.gradients.shards import is_sharded
@@ -28,9 +30,10 @@ class Sharded(Several):
         """Whether there are other ranks."""
         return self.ranks.active
 
-    def read(self, read, tasks, called):  # type: ignore[no-untyped-def]
+    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int], batching: Batching) -> Step:
         """See `Alone`."""
-        return super().read(read, tasks, called) if self.active else read()
+        kind = Several if self.active else Alone
+        return kind.read(self, read, tasks, called, batching)
 
     def leaves(self, step: Step) -> list[list[Tensor]]:
         """Returns for each task nothing: what it reaches is known after its backward pass."""
