@@ -14,7 +14,6 @@ from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.graph.wrappers import Wrapped
 from equipoise.gradients.jacobian import Row, Rows, gradients_of, rows_of
-from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Ranks, Reduction
 from equipoise.gradients.ranks.order import Order
@@ -214,7 +213,7 @@ class Several(Alone):
                 return list(leaves)
         trained = dict.fromkeys(leaf for row in self.leaves(step) for leaf in row)
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
-        row = owned(gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph))
+        row = gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph)
         row.update({leaf: gradient / self.ranks.size for leaf, gradient in row.items() if leaf not in trained})
         row = self.completed(row, trained)
         write(row)
