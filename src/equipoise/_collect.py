@@ -205,8 +205,9 @@ class Collect:
             reached = ranks.one_pass(step, scaled)
         valid = self._valid((leaf.grad for leaf in reached if leaf.grad is not None), step, valid)
         if step.accumulate:
-            written = {str(index): [p for p in row if p.grad is not None] for index, row in enumerate(leaves)}
-            waiting.keep(waiting.micro_batches.plus(step, {}, written))
+            every = dict.fromkeys([*reached, *(leaf for row in leaves for leaf in row)])  # on any rank; on this one
+            written = [p for p in every if p.grad is not None and ranks.order.is_trained(p)]
+            waiting.keep(waiting.micro_batches.plus(step, {}, {"": written}))
         else:
             waiting.end()
         return Outcome({}, valid)
@@ -229,7 +230,7 @@ class Collect:
             shared = self._shared_in(collected.reached, step)
             self._note(shared, collected.reached)
         if not isinstance(self._aggregator, GramianAggregator):
-            shared = dict.fromkeys(ranks.ordered(shared))  # what is drawn goes by the order
+            shared = dict.fromkeys(ranks.order.ordered(shared))  # what is drawn goes by the order
         watcher = self._watching.now
         if watcher is not None:
             watcher.see_rows(collected.rows)

@@ -80,7 +80,8 @@ class Balancer(nn.Module):
     Every rank makes the same calls; where one has no label of a task it leaves it out, and `backward({})` says that it
     has none at all. Give `model` for that, unless the first step had all labels everywhere. Under `fully_shard` a rank
     has to run every task's backward pass: there, give a loss of 0 connected to the model, with the count 0. (A backward
-    pass a task takes PyTorch 2.7 there.)
+    pass a task takes PyTorch 2.7 there.) Inputs that require a gradient get their rank's part of it. Sparse
+    gradients become dense, where not DistributedDataParallel itself averages them.
 
     Raises:
         TypeError: an argument has the wrong type.

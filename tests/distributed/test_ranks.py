@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import checks
+import edge_cases  # noqa: F401
 import pytest
 import torch
 from launch import launch

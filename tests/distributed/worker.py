@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import checks
+import edge_cases  # noqa: F401
 import torch
 import torch.distributed as dist
 from scenarios import STEPS, Trainer, alike_on_all_ranks, difference

@@ -98,11 +98,6 @@ class Batching:
         return trial
 
     @property
-    def timing(self) -> bool:
-        """Whether both ways are being timed; the same on all ranks."""
-        return self.chosen is None and bool(self._trials)
-
-    @property
     def ready(self) -> bool:
         """Whether the trials are over and their times have come."""
         enough = len(self._trials) >= 2 * (WARM_UP + TIMED)

@@ -108,9 +108,8 @@ class Reader:
                 also()
             return step
 
-        called = [graph, accumulate, counts is not None, also is not None, state["cleared"]]
-        step = ranks.read(read, self._tasks, list(map(int, called)))
-        ranks.decide(self._batching)
+        called = [graph, accumulate, counts is not None, scaled, also is not None, state["cleared"]]
+        step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)
         if state["cleared"]:
             self._waiting.forget()
             ranks.forget()

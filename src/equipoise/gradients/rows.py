@@ -43,9 +43,9 @@ class Rows:
         wanted = with_inputs(ranks, step, leaves)
         found = ranks.rows(step, wanted, step.scale.coefficients(coefficients), reduce=last and not before)
         rows = step.scale.unscaled(dict(zip(step.tasks, found, strict=True)))
-        reached = {
-            task: list(row) if ranks.sharded else own for (task, row), own in zip(rows.items(), leaves, strict=True)
-        }
+        reached = dict(zip(step.tasks, leaves, strict=True))
+        if ranks.sharded:
+            reached = {task: list(filter(ranks.order.is_trained, row)) for task, row in rows.items()}
         if last and not before:
             return Collected(step.tasks, rows, step.values, step.usable, reached)
         together = before.plus(step, rows, reached)

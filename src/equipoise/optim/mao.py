@@ -91,7 +91,10 @@ class MAO(Optimizer):
     backward pass.
 
     Of a sparse gradient (`nn.Embedding(sparse=True)`) only the touched rows are updated, as in
-    `torch.optim.SparseAdam`; so is weight decay, where all that moves a parameter is sparse.
+    `torch.optim.SparseAdam`; so is weight decay, where all that moves a parameter is sparse. On several ranks, and with
+    `streaming`, it becomes dense, and the update is that of a dense gradient. What `.grad` holds beside the tasks'
+    gradients is each rank's own: it has to be the same on all, as a penalty of the parameters is, or averaged, as by
+    the backward pass of DistributedDataParallel.
 
     Source: Hervella et al., "Multi-Adaptive Optimization for multi-task learning with deep neural networks", Neural
     Networks 2024, Eq. 7-12.

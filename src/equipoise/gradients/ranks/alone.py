@@ -34,14 +34,15 @@ class Alone:
     def __init__(self, order: Order) -> None:
         self.order = order
 
-    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int]) -> Step:
-        """Returns what `read` gives, of all ranks together; `called`: what has to be the same on all of them."""
-        return read()
+    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int], batching: Batching) -> Step:
+        """Returns what `read` gives, of all ranks together; `called`: what has to be the same on all of them.
 
-    def decide(self, batching: Batching) -> None:
-        """Has the quicker way of batching kept once it is known, the same on all ranks."""
+        Once the quicker way of batching is known, it is kept.
+        """
+        step = read()
         if batching.ready:
             batching.choose(batching.decide())
+        return step
 
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:
         """Returns what the check returns, or raises on all ranks if it fails on one."""
@@ -93,7 +94,3 @@ class Alone:
     def share_state(self, module: nn.Module) -> bool:
         """Has all ranks go on from the first one's state; whether there are others."""
         return False
-
-    def ordered(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        """Puts leaves in an order that is the same on all ranks."""
-        return self.order.ordered(leaves)

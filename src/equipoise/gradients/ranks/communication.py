@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from equipoise._state import TaskModule
+from equipoise.gradients.sparse import coalesced
 
 T = TypeVar("T")
 
@@ -114,7 +115,10 @@ class Ranks:
         """
         if not self.active:
             return False
-        generators = [m.generator for m in module.modules() if isinstance(m, TaskModule) and m.generator is not None]
+        parts = [part for part in module.modules() if isinstance(part, TaskModule)]
+        for part in parts:
+            part.settle()
+        generators = [part.generator for part in parts if part.generator is not None]
         states = [generator.get_state() for generator in generators]
         first = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)[0]
         for tensor in (*states, *module.buffers(), *(p.detach() for p in module.parameters())):
@@ -152,9 +156,14 @@ class Reduction:
     def start(self, row: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Starts to reduce leaf → gradient, of the same leaves in the same order on all ranks.
 
+        Sparse gradients become dense: which rows they touch differs between ranks, and so may whether they are sparse.
+
         Returns:
             Leaf → its sum over the ranks once `wait` has returned, laid out like the leaf: views of the buckets.
         """
+        row = {
+            leaf: coalesced(gradient).to_dense() if gradient.is_sparse else gradient for leaf, gradient in row.items()
+        }
         reduced: dict[Tensor, Tensor] = {}
         for leaves in _bucketed(row):
             first = row[leaves[0]]

@@ -48,8 +48,8 @@ class Several(Alone):
         self._wrapped = wrapped
         self._unreduced: dict[Tensor, None] = {}  # leaves to whose `.grad` this rank has added its own part only
 
-    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int]) -> Step:
-        """See `Alone`.
+    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int], batching: Batching) -> Step:
+        """See `Alone`. How the first rank that knows the quicker way of batching goes on is how all do.
 
         Raises:
             TypeError: as `read`, for what this rank was given.
@@ -64,20 +64,25 @@ class Several(Alone):
                 held[tasks.index(task)] = UNLABELLED if task in mine.unlabelled else LABELLED
         except (TypeError, ValueError) as found:
             error = found
-        everyone = self.ranks.agree(error, [*called, *held])
+        on_device = mine is not None and mine.usable is not None
+        size = batching.decide() if batching.ready else 0
+        everyone = self.ranks.agree(error, [*called, int(on_device), size, *held])
         assert mine is not None
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
-                "The ranks were called differently: backward or after_step, accumulate, whether counts and "
+                "The ranks were called differently: backward or after_step, accumulate, whether counts, scaler and "
                 "representation are given, and when gradients are cleared have to be the same on all ranks. Pass "
                 "counts on every rank, and {} as losses (with [] as representation) on one without labels."
             )
-        return self._merged(tasks, mine, [others[len(called) :] for others in everyone])
+        flags, sizes, *columns = zip(*(numbers[len(called) :] for numbers in everyone), strict=True)
+        if any(sizes):
+            batching.choose(next(filter(None, sizes)))
+        return self._merged(tasks, mine, columns, any(flags))
 
-    def _merged(self, tasks: Sequence[str], mine: Step, held: list[list[int]]) -> Step:
-        present = [index for index in range(len(tasks)) if any(rank[index] == LABELLED for rank in held)]
-        names = tuple(tasks[index] for index in present)
-        lacking = [(tasks[i], rank) for i in present for rank, has in enumerate(held) if has[i] == LEFT_OUT]
+    def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[tuple[int, ...]], on_device: bool) -> Step:
+        present = {task: ranks for task, ranks in zip(tasks, held, strict=True) if LABELLED in ranks}
+        names = tuple(present)
+        lacking = [(task, ranks.index(LEFT_OUT)) for task, ranks in present.items() if LEFT_OUT in ranks]
         if lacking and self.sharded:
             task, rank = lacking[0]
             raise ValueError(
@@ -99,19 +104,11 @@ class Several(Alone):
             losses=tuple(own[task][0] if task in own else None for task in names),
             values=totals / divisor,
             counts=None if mine.counts is None else samples,
-            usable=None if mine.usable is None else samples > 0,
+            usable=samples > 0 if on_device else None,  # one that has no label has no count on its device either
             shares=counts / divisor,
             everywhere=not lacking,
             complete=1 < len(tasks) == len(names),
         )
-
-    def decide(self, batching: Batching) -> None:
-        """See `Alone`: the first rank's times count, once all have theirs."""
-        if not batching.timing:
-            return
-        everyone = self.ranks.gather([int(batching.ready), batching.decide() if batching.ready else 0])
-        if all(ready for ready, _ in everyone):
-            batching.choose(everyone[0][1])
 
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:
         """See `Alone`."""
@@ -180,12 +177,13 @@ class Several(Alone):
             yield before[0]
 
     def completed(self, row: Row, leaves: Iterable[Tensor]) -> Row:
-        """Adds zeros for the trained leaves that only other ranks' losses reach."""
-        return {
+        """See `Alone`; first these leaves, in their order, and then the row's others."""
+        known = {
             leaf: row[leaf] if leaf in row else torch.zeros_like(leaf, requires_grad=False)
             for leaf in leaves
             if leaf in row or self.order.is_trained(leaf)
         }
+        return known | row
 
     def summed(self, rows: Rows) -> Rows:
         """See `Alone`."""
@@ -208,15 +206,16 @@ class Several(Alone):
         weights = self.own(step, coefficients) * self.ranks.size
         if self._wrapped.averaged and step.everywhere and not step.accumulate:
             leaves = self.walked(step, step.retain_graph)
-            if self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced):
+            averages = self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced)
+            if all(alike for [alike] in self.ranks.gather([int(averages)])):  # a rank can have skipped a layer
                 torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
                 self._unreduced = {}
                 return list(leaves)
         trained = dict.fromkeys(leaf for row in self.leaves(step) for leaf in row)
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
         row = gradients_of(step.held, list(reached), step.weights(weights), step.retain_graph)
-        inputs = {leaf: row.pop(leaf) / self.ranks.size for leaf in reached if leaf in row and leaf not in trained}
-        row = self.completed(row, trained) | inputs
+        row.update({leaf: gradient / self.ranks.size for leaf, gradient in row.items() if leaf not in trained})
+        row = self.completed(row, trained)
         write(row)
         self._unreduced |= trained
         if not step.accumulate:
@@ -229,8 +228,11 @@ class Several(Alone):
         reduction = Reduction(self.ranks, 1 / self.ranks.size)
         means = reduction.start(row)
         reduction.wait()
-        if row:
-            torch._foreach_copy_(list(row.values()), list(means.values()))
+        dense = [leaf for leaf, gradient in row.items() if not gradient.is_sparse]
+        if dense:
+            torch._foreach_copy_([row[leaf] for leaf in dense], [means.pop(leaf) for leaf in dense])
+        for leaf, mean in means.items():
+            leaf.grad = mean
         self._unreduced = {}
 
     def forget(self) -> None:

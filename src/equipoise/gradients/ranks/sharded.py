@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from equipoise.gradients.batching import Batching
 from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Reduction
 from equipoise.gradients.ranks.several import Several
 from equipoise.gradients.shards import is_sharded
 from equipoise.gradients.step import Step
+from equipoise.gradients.writing import write
 
 FULLY_SHARD_AGAIN = (2, 7)
 """PyTorch's first version whose `fully_shard` gathers parameters again for a second backward pass of one graph."""
@@ -27,9 +30,10 @@ class Sharded(Several):
         """Whether there are other ranks."""
         return self.ranks.active
 
-    def read(self, read, tasks, called):  # type: ignore[no-untyped-def]
+    def read(self, read: Callable[[], Step], tasks: Sequence[str], called: Sequence[int], batching: Batching) -> Step:
         """See `Alone`."""
-        return super().read(read, tasks, called) if self.active else read()
+        kind = Several if self.active else Alone
+        return kind.read(self, read, tasks, called, batching)
 
     def leaves(self, step: Step) -> list[list[Tensor]]:
         """Returns for each task nothing: what it reaches is known after its backward pass."""
@@ -68,9 +72,11 @@ class Sharded(Several):
         yield from self._reduced(rows) if self.active else rows
 
     def _reduced(self, rows: Sequence[Row]) -> list[Row]:
-        """Adds up over the ranks what FSDP has not: parameters that are not sharded."""
+        """Adds up over the ranks what FSDP has not: parameters that are not sharded. Inputs stay each rank's own."""
         reduction = Reduction(self.ranks, 1 / self.ranks.size)
         whole = [{leaf: g for leaf, g in row.items() if not is_sharded(leaf)} for row in rows]
+        for row in whole:
+            row.update({leaf: g / self.ranks.size for leaf, g in row.items() if not self.order.is_trained(leaf)})
         sums = [self._started(row, reduction) for row in whole]
         reduction.wait()
         return [row | added for row, added in zip(rows, sums, strict=True)]
@@ -83,9 +89,17 @@ class Sharded(Several):
         """See `Alone`."""
         leaves = dict.fromkeys([*self.order.parameters(), *self.walked(step, step.retain_graph)])
         weights = self.own(step, coefficients) * self.ranks.size
+        # what is not trained, but for parameters, which FSDP may have gathered
+        inputs = {p: p.grad for p in leaves if not (isinstance(p, nn.Parameter) or self.order.is_trained(p))}
+        for leaf in inputs:
+            leaf.grad = None
         torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
+        own = {leaf: leaf.grad / self.ranks.size for leaf in inputs if leaf.grad is not None}
+        for leaf, before in inputs.items():
+            leaf.grad = before
+        write(own)
         found = [leaf for leaf in leaves if leaf.grad is not None]
-        self._unreduced |= dict.fromkeys(leaf for leaf in found if not is_sharded(leaf))
+        self._unreduced |= dict.fromkeys(leaf for leaf in found if leaf not in inputs and not is_sharded(leaf))
         if not step.accumulate:
             self.finish()
         return found
