@@ -108,7 +108,7 @@ class Reader:
                 also()
             return step
 
-        called = [graph, accumulate, counts is not None, scaled, also is not None, state["cleared"]]
+        called = [graph, accumulate, counts is not None, self._scaled, also is not None, state["cleared"]]
         step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)
         if state["cleared"]:
             self._waiting.forget()
