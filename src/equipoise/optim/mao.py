@@ -341,8 +341,12 @@ class MAO(Optimizer):
         others: Row = {}
         ahead: dict[Tensor, Tensor] = {}
         finite = step.values.isfinite()
-        rows = ranks.rows(step, wanted, ones, reduce=True)
-        reaching = dict(zip(step.tasks, map(set, wanted), strict=True))
+        rows: Iterable[Row] = ranks.rows(step, wanted, ones, reduce=True)
+        reached: Sequence[Iterable[Tensor]] = wanted
+        if ranks.sharded:  # what a task reaches is known by its row, and by the first one all have been computed
+            made = list(rows)
+            rows, reached = made, made
+        reaching = dict(zip(step.tasks, map(set, reached), strict=True))
         taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
         for task, row, good in zip(step.tasks, rows, finite[:, None].unbind(), strict=True):
             held, rest = self._split({task: row})
