@@ -120,8 +120,6 @@ class Layers:
 
     def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
         """See `Place`."""
-        if not self.under:
-            return _products(rows, self._over)
         edges, outer = stacked_at(at_cut)
         try:
             total = gramian_by_layers(edges, outer, self.under)
