@@ -13,7 +13,7 @@ from architectures import TASKS, make
 
 import equipoise as eq
 from equipoise.gradients import batching as module
-from equipoise.gradients.batching import TIMED, WARM_UP, Batching
+from equipoise.gradients.batching import TIMED, WARM_UP, Batching, Together
 from equipoise.gradients.ranks.several import Several
 from equipoise.gradients.step import Step
 
@@ -62,7 +62,7 @@ def accelerator(monkeypatch):
 
 
 def begin(batching, count=4, row_bytes=8, device=CUDA, against=None, hooked=False):
-    return batching.begin(count, device, row_bytes, against, hooked)
+    return batching.begin(device, lambda: Together(count, row_bytes, against, hooked))
 
 
 def steps(batching, accelerator, costs, number=TRIALS, count=4, **options):

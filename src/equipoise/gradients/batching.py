@@ -32,8 +32,8 @@ class Unbatchable(Exception):  # noqa: N818 - an answer rather than an error
 class Together(NamedTuple):
     """What there is to take through the graph together."""
 
-    count: int
-    """Tasks of the step that could go."""
+    tasks: int
+    """How many of the step's tasks there are."""
 
     row_bytes: int
     """Of one task's gradients."""
@@ -91,12 +91,12 @@ class Batching:
         found = together()
         size, self.reason = self._known(found)
         if size is not None:
-            return min(size, max(found.count, 1)), None
+            return min(size, max(found.tasks, 1)), None
         turn = len(self._trials)
         if turn == 2 * (WARM_UP + TIMED):  # their times have not come yet
             return 1, None
-        size = 1 if turn % 2 == 0 else _fitting(found.count, device, found.row_bytes)
-        trial = _Trial(size, found.count, device)
+        size = 1 if turn % 2 == 0 else _fitting(found.tasks, device, found.row_bytes)
+        trial = _Trial(size, found.tasks, device)
         self._trials.append(trial)
         return size, trial
 
