@@ -199,8 +199,13 @@ def test_copies_and_pickles_are_without_events(accelerator):
         assert steps(again, accelerator, lambda size: 1.0 / size, TRIALS + 1)[-1] == 4
 
 
+CALLED = [1, 0]
+VOTE = len(CALLED) + 1
+"""Where a rank's vote stands among what it says."""
+
+
 class Company:
-    """Ranks that say what the others say."""
+    """Other ranks, that say what this one does but for their votes."""
 
     active, size = True, 3
 
@@ -208,7 +213,7 @@ class Company:
         self.others = others
 
     def agree(self, error, numbers):
-        return [list(numbers), *([*numbers[:-1], vote] for vote in self.others)]
+        return [list(numbers), *([*numbers[:VOTE], vote, *numbers[VOTE + 1 :]] for vote in self.others)]
 
     def sum_(self, tensor):
         return tensor
@@ -221,7 +226,7 @@ def test_ranks_keep_the_first_choice(accelerator):
 
     def read(*others):
         Several(None, Company(*others), None).read(
-            lambda: Step(("a", "b"), losses, values), ("a", "b"), [1, 0], batching
+            lambda: Step(("a", "b"), losses, values), ("a", "b"), CALLED, batching
         )
         return batching.chosen
 
@@ -240,10 +245,10 @@ def test_a_rank_that_has_timed_nothing_takes_the_others_choice():
     batching = Batching(None)
     ranks = Several(None, Company(0, 3), None)
     loss = torch.ones((), requires_grad=True)
-    ranks.read(lambda: Step(("a",), (loss,), torch.ones(1)), ("a", "b"), [], batching)
+    ranks.read(lambda: Step(("a",), (loss,), torch.ones(1)), ("a", "b"), CALLED, batching)
     assert batching.chosen == 3
     given = Batching(2)
-    ranks.read(lambda: Step(("a",), (loss,), torch.ones(1)), ("a", "b"), [], given)
+    ranks.read(lambda: Step(("a",), (loss,), torch.ones(1)), ("a", "b"), CALLED, given)
     assert begin(given)[0] == 2
 
 

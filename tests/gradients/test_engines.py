@@ -553,7 +553,7 @@ def test_where_layers_are_asked_for_and_cannot_be(monkeypatch):
     balancer.backward(model.losses(0))
     assert balancer.way.startswith("rows, not layers (there are micro-batches): ")
     balancer.backward({"a": model.losses(0)["a"]})
-    assert balancer.way == "rows, not layers (no two tasks share a parameter): one task"
+    assert balancer.way == "rows, not layers (there is one task): one task"
     monkeypatch.setattr(type(balancer.ranks), "active", True)
     balancer.backward(model.losses(0))
     assert balancer.way.startswith("rows, not layers (there are several ranks): ")
