@@ -132,7 +132,7 @@ class Collect:
         if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
             return self._together(step, coefficients, valid)
         if ranks.sharded:
-            return self._by_rows(step, coefficients, valid, None)
+            return self._by_rows(step, coefficients, valid, None, "parameters are sharded")
         leaves = ranks.leaves(step)
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
@@ -153,39 +153,48 @@ class Collect:
             place = Probe(ranks, step, measured)
             self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
-        everyone = self._sharing(shared, reached) == step.tasks
-        if shared and everyone and not waiting and self._by_layers(step, shared):
+        why_rows = self._without_layers(step, shared, reached)
+        if why_rows is None:
             layers = Layers(step, shared)
             self._note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
             self._refused = layers.refused
-            self.way = "layers" if layers.refused is None else f"rows: {layers.refused}"
+            self.way = "layers" if layers.refused is None else f"rows, not layers ({layers.refused})"
             return outcome
-        return self._by_rows(step, coefficients, valid, leaves)
+        return self._by_rows(step, coefficients, valid, leaves, why_rows)
 
-    def _by_layers(self, step: Step, shared: Mapping[Tensor, None]) -> bool:
-        """Whether the Gramian is taken layer by layer: where that is possible, and asked for or worth it."""
-        possible = (
-            isinstance(self._aggregator, GramianAggregator)
-            and self._engine != "rows"
-            and not self._probe
-            and not self._company.now().active
-            and not step.graph.compiled
-            and step.cut is not None
-            and any(step.cut.edges)  # else the graphs merge at parameters alone
-        )
-        if not possible or self._engine == "layers":
-            return possible
-        cut = step.cut
-        assert cut is not None
-        if self._refused is not None or cut.whole or self._watching.now is not None:
-            return False
+    def _without_layers(
+        self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
+    ) -> str | None:
+        """Why the Gramian is not taken layer by layer; None: it is, where it is asked for or worth it."""
+        if self._engine == "rows" or self._probe or not isinstance(self._aggregator, GramianAggregator):
+            return "not asked for"
+        if self._company.now().active:
+            return "there are several ranks"
+        if step.accumulate or self._rows.waiting.micro_batches:
+            return "there are micro-batches"
+        if self._refused is not None:
+            return self._refused
+        if not shared or self._sharing(shared, reached) != step.tasks:
+            return "a task shares no parameter"
+        if step.graph.compiled:
+            return "torch.compile made the graph"
+        if step.cut is None:
+            return "there is one task"
+        if not any(step.cut.edges):
+            return "the tasks' graphs merge at parameters alone"
+        if self._engine == "layers":
+            return None
+        if step.cut.whole or self._watching.now is not None:
+            return "rows are needed"
+        if any(leaf._backward_hooks for leaf in shared):
+            return "there are hooks on parameters"
         layers = Layers(step, shared)
         shapes = tuple(tuple(edge.node._input_metadata[edge.output_nr].shape) for edge in layers.starts)
         key = len(step.tasks), len(layers.under), shapes
         if key not in self._saving:
             self._saving[key] = layers_save(layers.starts, layers.under, len(step.tasks))
-        return self._saving[key]
+        return None if self._saving[key] else "they save nothing"
 
     def finish(self, step: Step) -> Tensor | None:
         """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
@@ -213,10 +222,16 @@ class Collect:
         return Outcome({}, valid)
 
     def _by_rows(
-        self, step: Step, coefficients: Tensor, valid: Tensor | None, leaves: list[list[Tensor]] | None
+        self,
+        step: Step,
+        coefficients: Tensor,
+        valid: Tensor | None,
+        leaves: list[list[Tensor]] | None,
+        because: str,
     ) -> Outcome:
         collected = self._rows.run(step, coefficients, leaves)
-        self.way = f"rows: {step.batching.reason}"
+        asked = f", not layers ({because})" if self._engine == "layers" else ""
+        self.way = f"rows{asked}: {step.batching.reason}"
         if collected is not None:
             return self._reduce(collected, step, valid)
         kept = self._rows.waiting.micro_batches.rows.values()

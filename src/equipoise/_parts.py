@@ -140,9 +140,10 @@ def check_balancer_arguments(
     if engine is not None:
         check_choice("engine", engine, ["rows", "layers"])
     if engine == "layers" and (probe or not isinstance(aggregator, GramianAggregator)):
+        found = "a probe" if probe else "no aggregator" if aggregator is None else type(aggregator).__name__
         raise ValueError(
             "engine='layers' computes the Gramian of all shared parameters; it needs an aggregator that finds weights "
-            f"from the Gramian, and no probe. Found {'a probe' if probe else type(aggregator).__name__}: leave it out."
+            f"from the Gramian, and no probe. Found {found}: leave engine out."
         )
     if model is not None:
         refuse_wrappers(model)

@@ -71,8 +71,12 @@ class Balancer(nn.Module):
 
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
     the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
-    that is as good as zero. Hooks on parameters and in the model run in every backward pass, once a task where there
-    are K. One on a tensor where the tasks' graphs meet is called with zeros before, to see whether it changes them.
+    that is as good as zero.
+
+    Hooks on parameters and in the model run in every backward pass: once a task where there are K, once for the tasks
+    that go at once, with a tensor that stands for all of them, and where the aggregator's weights are applied in one
+    more pass (`probe`, "layers"), for their weighted sum. Where parameters have hooks, neither is chosen. A hook on a
+    tensor where the tasks' graphs meet is called with zeros before, to see whether it changes them.
 
     On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
     `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are
@@ -332,8 +336,7 @@ class Balancer(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
-        if state.get("chunk_size") is not None:
-            self._batching.choose(state["chunk_size"])
+        self._batching.choose(state.get("chunk_size"))
         self._same_state = False
 
     def _device(self, otherwise: torch.device) -> torch.device:

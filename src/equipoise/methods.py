@@ -6,14 +6,22 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
-from equipoise._checks import check_counts, check_known, check_losses, check_metrics, check_number, check_tasks
+from equipoise._checks import (
+    check_choice,
+    check_counts,
+    check_known,
+    check_losses,
+    check_metrics,
+    check_number,
+    check_tasks,
+)
 from equipoise._parts import check_complete, check_state
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
@@ -72,7 +80,7 @@ class MethodSpec:
         """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
         parameters = inspect.signature(self.takes).parameters.values()
         own = (
-            {"params", "tasks", "lr", "weight_decay", "check_finite", "process_group"}
+            {"params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group"}
             if self.takes is MAO
             else {"potentials"}
         )
@@ -298,6 +306,8 @@ def make_method(
     weight_decay: float = 0.0,
     potentials: Mapping[str, float] | None = None,
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
+    chunk_size: int | None = None,
+    engine: Literal["rows", "layers"] | None = None,
     check_finite: bool | None = None,
     process_group: Any = None,
     **hyperparameters: Any,
@@ -318,6 +328,8 @@ def make_method(
         probe: as in `Balancer`, for methods with an aggregator. None: for `gradnorm` what the model's
             `last_shared_layer()` returns (as the networks of `equipoise.models` have it), unless that layer is frozen;
             else all shared parameters.
+        chunk_size: as in `Balancer`: how many tasks go at once through what they share.
+        engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
@@ -346,21 +358,26 @@ def make_method(
     names = check_tasks(tasks)
     check_number("lr", lr, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)
-    if probe is not None and (name.startswith(SINGLE) or name == "mao"):
-        raise ValueError(f"Method {name!r} takes no gradient statistics: leave probe out.")
+    if engine is not None:
+        check_choice("engine", engine, ["rows", "layers"])
+    for option, given in (("probe", probe is not None), ("engine='layers'", engine == "layers")):
+        if given and (name.startswith(SINGLE) or name == "mao"):
+            raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
     parameters = list(model.parameters())  # frozen ones too: they may be unfrozen
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     if name.startswith(SINGLE):
         task = name.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
-        alone = Balancer([task], model=model, check_finite=check_finite, process_group=process_group)
+        alone = Balancer(
+            [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
+        )
         return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused), alone)
     spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        return Method(name, names, MAO(parameters, names, lr, **hyperparameters), None)
+        return Method(name, names, MAO(parameters, names, lr, chunk_size=chunk_size, **hyperparameters), None)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -377,6 +394,8 @@ def make_method(
         objective,
         aggregator,
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
+        chunk_size=chunk_size,
+        engine=engine,
         model=model,
         check_finite=check_finite,
         process_group=process_group,

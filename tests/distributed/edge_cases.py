@@ -354,8 +354,7 @@ def one_rank_decides_how_many_tasks_go_at_once(rank, size, checkpoints):
         for name in ("cagrad", "ew"):
             model, method, *_ = pair(name, kind)
             with pytest.MonkeyPatch.context() as monkeypatch:
-                monkeypatch.setattr(Batching, "ready", property(lambda batching: rank > 0 and batching.chosen is None))
-                monkeypatch.setattr(Batching, "decide", lambda batching: 1 + rank)
+                monkeypatch.setattr(Batching, "vote", property(lambda batching: 2 if rank else 0))
                 losses = losses_of(model, 0, mine(rank, size))
                 method.backward({t: losses[t] for t in losses if kind == "fsdp" or t == "c" or rank})
                 assert method.balancer._reader._batching.chosen == 2

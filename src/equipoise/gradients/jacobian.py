@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from equipoise._checks import check_losses
-from equipoise.gradients.batching import Unbatchable
+from equipoise.gradients.batching import Together, Unbatchable
 from equipoise.gradients.graph.cut import Cut
 from equipoise.gradients.graph.releasing import release
 from equipoise.gradients.graph.walk import Graph
@@ -19,6 +18,9 @@ from equipoise.gradients.shared import parameter_list
 
 if TYPE_CHECKING:
     from equipoise.gradients.step import Step
+
+WHOLE = "a task's graph is not apart above what the tasks share (a tied weight, a hook)"
+"""Why a loss takes its whole graph by itself."""
 
 Row = dict[Tensor, Tensor]
 """Leaf → gradient; a leaf that is not reached is left out. Gradients are autograd's: they are read, and not changed."""
@@ -82,18 +84,30 @@ def rows_of(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Te
         weights: `c_k`, 0-dim, one a loss.
     """
     if len(step.held) < 2:
+        step.batching.reason = "one task"
         for loss, leaves, weight in zip(step.held, wanted, weights, strict=True):
             yield gradients_of([loss], leaves, [weight], step.retain_graph)
         return
-    size = 1
-    shared = [leaf for leaf, tasks in Counter(leaf for leaves in wanted for leaf in leaves).items() if tasks > 1]
-    if shared:
-        row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
-        size = step.batching.size(len(wanted), step.values.device, bool(step.graph.compiled), row_bytes)
-    trial = step.batching.timed(size, step.values.device)
+    size, trial = step.batching.begin(step.values.device, lambda: _together(step, wanted))
     yield from _at_once(step, wanted, weights, size) if size > 1 else _one_by_one(step, wanted, weights)
     if trial is not None:
         trial.end()
+
+
+def _together(step: Step, wanted: Sequence[Sequence[Tensor]]) -> Together:
+    """Returns what there is to take through the graph together."""
+    cut = step.cut
+    assert cut is not None
+    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.whole]
+    shared = {leaf for k in tasks for leaf in below[k]}
+    against = None
+    if step.graph.compiled:
+        against = "torch.compile made the graph"
+    elif len(tasks) < 2:
+        against = WHOLE if cut.whole else "no two tasks share a part of the graph"
+    row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
+    return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared))
 
 
 def _one_by_one(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
@@ -114,30 +128,31 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
             step.held, wanted, weights, cut.edges, below, cut.above, strict=True
         )
     ]
+    kinds = frozenset(node.name() for node in step.graph.nodes())
     together = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.whole]
     chunks = [together[i : i + size] for i in range(0, len(together), size)]
     chunks += [[k] for k in cut.whole if found[k][0]]
-    for number, chunk in enumerate(chunks):
-        retain = step.retain_graph or number < len(chunks) - 1
-        starts, leaves = [found[k][0] for k in chunk], list(dict.fromkeys(leaf for k in chunk for leaf in below[k]))
-        rows: dict[Tensor, Sequence[Tensor]] = {}
-        if len(chunk) > 1:
-            try:
-                edges, outer = stacked_at(starts)
-                rows = {leaf: stack.unbind() for leaf, stack in step.batching.run(edges, leaves, outer, retain).items()}
-            except Unbatchable:
-                chunk_rows = [
-                    gradients_of(list(at), below[k], list(at.values()), retain or k != chunk[-1])
-                    for k, at in zip(chunk, starts, strict=True)
-                ]
-                for k, row in zip(chunk, chunk_rows, strict=True):
-                    found[k][1].update(row)
-        elif chunk:
-            found[chunk[0]][1].update(gradients_of(list(starts[0]), leaves, list(starts[0].values()), retain))
+    known = step.batching.knows(kinds)
+    chunk: list[int] = []
+    while chunks:
+        chunk, *chunks = chunks
+        retain = step.retain_graph or bool(chunks)
+        if len(chunk) == 1:
+            at_cut, row = found[chunk[0]]
+            row.update(gradients_of(list(at_cut), below[chunk[0]], list(at_cut.values()), retain))
+            continue
+        edges, outer = stacked_at([found[k][0] for k in chunk])
+        leaves = list(dict.fromkeys(leaf for k in chunk for leaf in below[k]))
+        try:
+            stacks = step.batching.run(edges, leaves, outer, retain, kinds)
+        except Unbatchable:
+            chunks = [[k] for some in (chunk, *chunks) for k in some]
+            continue
+        rows = {leaf: stack.unbind() for leaf, stack in stacks.items()}
         for place, k in enumerate(chunk):
             found[k][1].update({leaf: rows[leaf][place] for leaf in below[k] if leaf in rows})
-    if chunks and not step.retain_graph:
-        release(cut.not_reached_by(chunks[-1]))
+    if not step.retain_graph:
+        release(cut.not_reached_by(chunk if known else []))
     while found:
         yield found.pop(0)[1]
 

@@ -34,7 +34,9 @@ def owned(row: Row) -> Row:
 
 
 def _is_laid_out(gradient: Tensor, leaf: Tensor) -> bool:
-    return not gradient.requires_grad and gradient.stride() == leaf.stride()
+    """Whether it could be the leaf's `.grad`, and keeps no more memory: several tasks' rows can come in one piece."""
+    whole = gradient.untyped_storage().nbytes() == gradient.nbytes
+    return whole and not gradient.requires_grad and gradient.stride() == leaf.stride()
 
 
 def _copied(gradient: Tensor, leaf: Tensor) -> Tensor:

@@ -126,11 +126,8 @@ class Layers:
         except Unsupported as error:
             self.refused = str(error).splitlines()[0]
             explicit = [gradients_of(list(at), self.under, list(at.values()), retain_graph=True) for at in at_cut]
-            total = gramian([[row.get(leaf) for leaf in self.under] for row in explicit])
-        if self._over:
-            columns = [compact([row.get(leaf) for row in rows])[0] for leaf in self._over]
-            total = total + gramian(list(zip(*columns, strict=True)))
-        return total
+            total = _products(explicit, self.under)
+        return total + _products(rows, self._over) if self._over else total
 
 
 class RepresentationPlace:
@@ -209,6 +206,12 @@ def _apart(losses: Sequence[Tensor], stops: Sequence[GradientEdge]) -> tuple[lis
         if not apart[index]:
             own[index].append(node)
     return apart, own
+
+
+def _products(rows: Sequence[Row], leaves: Sequence[Tensor]) -> Tensor:
+    """Returns the products `[K', K']` of the rows on some leaves."""
+    columns = [compact([row.get(leaf) for row in rows])[0] for leaf in leaves]
+    return gramian(list(zip(*columns, strict=True)))
 
 
 def read_representation(representation: Representation, needed: bool) -> list[Tensor]:

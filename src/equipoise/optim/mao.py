@@ -143,11 +143,16 @@ class MAO(Optimizer):
             "fused": fused,
             "tasks": list(self.tasks),
             "groups": None if groups is None else {group: list(members) for group, members in self.groups.items()},
+            "chunk_size": None,  # what has been chosen, for checkpoints
         }
         super().__init__(params, defaults)
+        self._register()
+        keep_buffers()
+
+    def _register(self) -> None:
+        self.register_state_dict_pre_hook(_note_chunk_size)
         self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_drop_unused)
-        keep_buffers()
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
         """Makes what a step needs beside the parameters and their state."""
@@ -426,14 +431,14 @@ class MAO(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
-            self.register_load_state_dict_pre_hook(_check_state)
-            self.register_load_state_dict_post_hook(_drop_unused)
+            self._register()
         keep_buffers()
         if "_ranks" in state:  # a copy
             held = [parameter for group in self.param_groups for parameter in group["params"]]
             self._furnish(held, self.__dict__.pop("_ranks").process_group)
         else:  # loading a state_dict
             self._pending.forget()
+            self._batching.choose(self.param_groups[0].setdefault("chunk_size", None))
 
 
 def _by_taking(
@@ -458,6 +463,13 @@ def _clipped(row: Row, max_norm: float) -> Row:
         return row
     factor = max_norm / (total_norm(values_of(map(coalesced, row.values()))) + 1e-6)
     return times(row, factor.clamp(max=1.0))
+
+
+def _note_chunk_size(optimizer: Optimizer) -> None:
+    """Has `state_dict` tell how many tasks go at once, once that is known."""
+    assert isinstance(optimizer, MAO)
+    for group in optimizer.param_groups:
+        group["chunk_size"] = optimizer._batching.chosen
 
 
 def _drop_unused(optimizer: Optimizer) -> None:

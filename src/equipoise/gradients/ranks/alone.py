@@ -40,8 +40,7 @@ class Alone:
         Once the quicker way of batching is known, it is kept.
         """
         step = read()
-        if batching.ready:
-            batching.choose(batching.decide())
+        batching.settle([batching.vote])
         return step
 
     def checked(self, check: Callable[..., T], *arguments: Any) -> T:

@@ -65,8 +65,7 @@ class Several(Alone):
         except (TypeError, ValueError) as found:
             error = found
         on_device = mine is not None and mine.usable is not None
-        size = batching.decide() if batching.ready else 0
-        everyone = self.ranks.agree(error, [*called, int(on_device), size, *held])
+        everyone = self.ranks.agree(error, [*called, int(on_device), batching.vote, *held])
         assert mine is not None
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
@@ -74,9 +73,8 @@ class Several(Alone):
                 "representation are given, and when gradients are cleared have to be the same on all ranks. Pass "
                 "counts on every rank, and {} as losses (with [] as representation) on one without labels."
             )
-        flags, sizes, *columns = zip(*(numbers[len(called) :] for numbers in everyone), strict=True)
-        if any(sizes):
-            batching.choose(next(filter(None, sizes)))
+        flags, votes, *columns = zip(*(numbers[len(called) :] for numbers in everyone), strict=True)
+        batching.settle(votes)
         return self._merged(tasks, mine, columns, any(flags))
 
     def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[tuple[int, ...]], on_device: bool) -> Step:

@@ -57,6 +57,7 @@ class Sharded(Several):
             )
         size = self.ranks.size  # FSDP gives the mean over the ranks, where a sum is wanted
         weights = step.weights(self.own(step, coefficients) * size)
+        step.batching.reason = "one after the other: parameters are sharded"
         before = {leaf: leaf.grad for leaf in [*self.order.parameters(), *self.walked(step, repeatable=True)]}
         last = len(step.held) - 1
         rows: list[Row] = []
