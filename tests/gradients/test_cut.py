@@ -335,9 +335,10 @@ def by_statistics(build, probe=None, representation=False, **options):
 
 def weighed(rows, shared):
     total = {}
+    taking = [any(name in shared for name in row) for row in rows]  # who shares nothing takes no part
     for index, row in enumerate(rows):
         for name, gradient in row.items():
-            part = gradient * (index + 1 if name in shared else 1)
+            part = gradient * (sum(taking[: index + 1]) if name in shared else 1)
             total[name] = total[name] + part if name in total else part
     return total
 
@@ -348,6 +349,7 @@ def reached_by_two(rows):
 
 
 def products(rows, names):
+    rows = [row for row in rows if any(name in names for name in row)]
     shapes = {name: gradient.shape for row in rows for name, gradient in row.items()}
     flat = [[row.get(name, torch.zeros(shapes[name], dtype=DTYPE)).flatten() for name in names] for row in rows]
     matrix = torch.stack([torch.cat(row) if row else torch.zeros(1, dtype=DTYPE) for row in flat])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -54,13 +55,13 @@ class Statistics:
             held = iter(zip(step.held, scaled, strict=True))
             starts = [{} if loss is None else {get_gradient_edge(loss): next(held)[1]} for loss in step.losses]
         above = self._above(step)
-        apart = {leaf for row in above for leaf in row}
-        over = apart if self._place.joins_at_cut else set()
-        inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in apart]
+        # From the cut, what lies above for one task can be reached by others; from the losses all is reached.
+        done = set() if self._place.joins_at_cut else {leaf for row in above for leaf in row}
+        inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in done]
         gradients = self._all_together(starts, torch.ones_like(weights), inputs, retain_graph=True)
-        below = [leaf for leaf in reached if leaf not in over]  # all, so that the pass releases the graphs
-        together = self._all_together(starts, weights, below, step.retain_graph)
-        gradients |= {leaf: together[leaf] for leaf in below if leaf in self._shared and leaf in together}
+        every = list(reached)  # so that the pass releases the graphs
+        together = self._all_together(starts, weights, every, step.retain_graph)
+        gradients |= {leaf: together[leaf] for leaf in every if leaf in self._shared and leaf in together}
         del together
         for row, own, weight in zip(rows, above, weights.unbind(), strict=True):
             for leaf, gradient in row.items():
@@ -71,8 +72,7 @@ class Statistics:
                 else:
                     continue  # it was for the Gramian, or comes from the pass of all tasks
                 gradients[leaf] = added(gradients[leaf], part) if leaf in gradients else part
-        every = dict.fromkeys(leaf for row in leaves for leaf in row)
-        return weights, self._ranks.summed({"": self._ranks.completed(gradients, every)})[""]
+        return weights, self._ranks.summed({"": self._ranks.completed(gradients, dict.fromkeys(chain(*leaves)))})[""]
 
     def _one_by_one(
         self, step: Step, scaled: Sequence[Tensor], trained: Sequence[Sequence[Tensor]]
