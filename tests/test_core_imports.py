@@ -15,7 +15,7 @@ LAYERS = (
     ("_checks", "_active", "_state", "_adam", "_notices", "labels", "loaders"),
     ("gradients",),
     ("objectives", "aggregators"),
-    ("balancer", "_parts", "_weigh", "_collect", "optim"),
+    ("balancer", "_parts", "_weigh", "_collect", "_sharing", "optim"),
     ("methods", "monitor", "integrations"),
     ("__init__",),
     ("bench",),

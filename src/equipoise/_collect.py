@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise._notices import Notices
+from equipoise._sharing import Sharing
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
@@ -17,18 +17,14 @@ from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.layers import layers_save
 from equipoise.gradients.micro_batches import Collected, move_into
-from equipoise.gradients.places import Layers, Place, Probe, RepresentationPlace
+from equipoise.gradients.places import Layers, Place, Probe, Representation, RepresentationPlace, read_representation
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.rows import Rows, with_inputs
-from equipoise.gradients.shared import SharedParameters
 from equipoise.gradients.sparse import compact
 from equipoise.gradients.statistics import Statistics
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite, write
-
-ALONE_STEPS = 100
-"""Steps without two tasks to balance after which an aggregator says so."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,10 @@ class Collect:
     Args:
         tasks: all tasks.
         aggregator: bound to them; None: gradients are added up (by rows for micro-batches with counts).
-        shared: the shared parameters.
-        probe: the parameters on which the Gramian is taken; empty: all that are shared.
+        sharing: finds what is shared.
         company: how to go over ranks.
         rows: collects rows.
         watching: who looks at them.
-        notices: gives warnings.
         engine: "rows", "layers", or None: chosen by the shapes.
 
     Attributes:
@@ -70,12 +64,10 @@ class Collect:
         self,
         tasks: Sequence[str],
         aggregator: Aggregator | None,
-        shared: SharedParameters,
-        probe: dict[Tensor, None],
+        sharing: Sharing,
         company: Company,
         rows: Rows,
         watching: Watching,
-        notices: Notices,
         engine: str | None,
     ) -> None:
         self.way = "no step yet"
@@ -84,26 +76,30 @@ class Collect:
         self._refused: str | None = None  # why this model has no Gramian by layers
         self._tasks = tasks
         self._aggregator = aggregator
-        self._shared = shared
-        self._probe = probe
+        self._sharing = sharing
         self._company = company
         self._rows = rows
         self._watching = watching
-        self._notices = notices
-        self._alone: int | None = 0  # steps so far without two tasks; None: there was one with two
 
-    def check_goes_with_representation(self, accumulate: bool) -> None:
-        """Checks that a representation can be used in this step.
+    def reading(
+        self, representation: Representation | None, losses: Mapping[str, Tensor], accumulate: bool
+    ) -> Callable[[], Sequence[Tensor]] | None:
+        """Returns what reads a representation, if one is given."""
+        return None if representation is None else partial(self._read, representation, bool(losses), accumulate)
+
+    def _read(self, representation: Representation, needed: bool, accumulate: bool) -> list[Tensor]:
+        """Returns the tensors of a representation, if it can be used in this step.
 
         Raises:
-            ValueError: it cannot.
+            TypeError: it is something else.
+            ValueError: it cannot, or there is none.
         """
         if not isinstance(self._aggregator, GramianAggregator):
             found = "none" if self._aggregator is None else type(self._aggregator).__name__
             raise ValueError(
                 f"representation needs an aggregator that finds weights from the Gramian; found {found}. Leave it out."
             )
-        if self._shared.given is not None:
+        if self._sharing.given:
             raise ValueError(
                 "representation says what is shared, all that leads to it: make the Balancer without shared."
             )
@@ -117,15 +113,15 @@ class Collect:
                 "representation does not go with fully_shard, which has gradients computed from the losses only: leave "
                 "it out; probe= takes statistics on a layer."
             )
+        return read_representation(representation, needed)
 
-    def run(self, step: Step, coefficients: Tensor, valid: Tensor | None, tensors: Sequence[Tensor] | None) -> Outcome:
+    def run(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
         """Makes the backward passes, and adds the balanced gradient into `.grad` at the last micro-batch.
 
         Args:
             step: the K' tasks present.
             coefficients: `c_k` `[K']`.
             valid: whether the losses are finite, 0-dim bool; None: they are.
-            tensors: the representation, if one is given.
         """
         ranks = self._company.now()
         counted = step.accumulate and step.counts is not None
@@ -137,26 +133,28 @@ class Collect:
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
         shared = (
-            {} if step.accumulate or self._aggregator is None else self._shared_in(reached, step, tensors is not None)
+            {}
+            if step.accumulate or self._aggregator is None
+            else self._sharing.shared_in(reached, step, step.representation is not None)
         )
-        if tensors is not None:
-            representation = ranks.checked(RepresentationPlace, ranks, step, tensors)
+        if step.representation is not None:
+            representation = ranks.checked(RepresentationPlace, ranks, step, step.representation)
             under = {leaf: None for leaf in representation.under if ranks.order.is_trained(leaf)}
-            if self._everybody(reached) and not shared | under:
-                ranks.checked(self._nothing_shared, reached, step)
-            self._note(shared, reached)
+            if self._sharing.everybody(reached) and not shared | under:
+                ranks.checked(self._sharing.nothing_shared, reached, step)
+            self._sharing.note(shared, reached)
             self.way = "statistics at the representation"
             return self._by_statistics(step, coefficients, valid, representation, shared | under)
-        measured = {} if waiting else self._measured(shared, reached)
+        measured = {} if waiting else self._sharing.measured(shared, reached)
         if measured:
-            self._note(shared, reached)
+            self._sharing.note(shared, reached)
             place = Probe(ranks, step, measured)
             self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
         why_rows = self._without_layers(step, shared, reached)
         if why_rows is None:
             layers = Layers(step, shared)
-            self._note(shared, reached)
+            self._sharing.note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
             self._refused = layers.refused
             self.way = "layers" if layers.refused is None else f"rows, not layers ({layers.refused})"
@@ -167,7 +165,7 @@ class Collect:
         self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
     ) -> str | None:
         """Why the Gramian is not taken layer by layer; None: it is, where it is asked for or worth it."""
-        if self._engine == "rows" or self._probe or not isinstance(self._aggregator, GramianAggregator):
+        if self._engine == "rows" or self._sharing.probing or not isinstance(self._aggregator, GramianAggregator):
             return "not asked for"
         if self._company.now().active:
             return "there are several ranks"
@@ -175,7 +173,7 @@ class Collect:
             return "there are micro-batches"
         if self._refused is not None:
             return self._refused
-        if not shared or self._sharing(shared, reached) != step.tasks:
+        if not shared or self._sharing.taking(shared, reached) != step.tasks:
             return "a task shares no parameter"
         if step.graph.compiled:
             return "torch.compile made the graph"
@@ -198,6 +196,7 @@ class Collect:
 
     def finish(self, step: Step) -> Tensor | None:
         """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
+        self._company.now().finish()
         collected = self._rows.finish()
         outcome = Outcome({}, None) if collected is None else self._reduce(collected, step, None)
         self._rows.waiting.end()
@@ -242,15 +241,15 @@ class Collect:
         ranks = self._company.now()
         shared = {}
         if self._aggregator is not None:
-            shared = self._shared_in(collected.reached, step)
-            self._note(shared, collected.reached)
+            shared = self._sharing.shared_in(collected.reached, step)
+            self._sharing.note(shared, collected.reached)
         if not isinstance(self._aggregator, GramianAggregator):
             shared = dict.fromkeys(ranks.order.ordered(shared))  # what is drawn goes by the order
         watcher = self._watching.now
         if watcher is not None:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
-            balanced = collected.of(self._sharing(shared, collected.reached))
+            balanced = collected.of(self._sharing.taking(shared, collected.reached))
             combined, weights, state = self._aggregated(balanced, shared, stack)
             found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
@@ -275,7 +274,7 @@ class Collect:
         matrix = list(zip(*(column for column, _ in columns), strict=True))
         if isinstance(aggregator, GramianAggregator):
             statistics = matrix
-            measured = self._measured(shared, collected.reached)
+            measured = self._sharing.measured(shared, collected.reached)
             if measured:
                 places = [index for index, p in enumerate(shared) if p in measured]
                 statistics = [tuple(row[index] for index in places) for row in matrix]
@@ -353,113 +352,3 @@ class Collect:
 
     def _present(self, tasks: Sequence[str]) -> list[int] | None:
         return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
-
-    def _measured(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> dict[Tensor, None]:
-        """Returns the shared part of the probe; nothing, for all that is shared, if no part of it has all tasks.
-
-        A task that did not reach it would have no say, and two that reach different parts of it no conflict.
-        """
-        rows = [set(row) for row in reached.values()]
-        part = [p for p in self._probe if p in shared]
-        return dict.fromkeys(part if any(all(p in row for row in rows) for p in part) else ())
-
-    def _sharing(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:
-        """Returns the tasks that reach anything shared; a row of zeros would tell an aggregator to stop the others."""
-        return tuple(task for task, row in reached.items() if any(leaf in shared for leaf in row))
-
-    def _everybody(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
-        return 1 < len(reached) == len(self._tasks)
-
-    def _shared_in(
-        self, reached: Mapping[str, Sequence[Tensor]], step: Step, given: bool = False
-    ) -> dict[Tensor, None]:
-        """Returns what is shared in this step.
-
-        Args:
-            reached: task → the trained leaves that it reaches, in all micro-batches and on all ranks.
-            step: the last micro-batch.
-            given: a representation says what is shared.
-
-        Raises:
-            ValueError: it leaves nothing to balance or, with a probe, to measure.
-        """
-        found = self._shared.find(reached.values())
-        everybody = self._everybody(reached)
-        if not given and everybody and self._probe and found and not any(p in self._probe for p in found):
-            raise ValueError(
-                "probe= holds no parameter that two losses reach, so no gradient statistics can be taken on it: give "
-                "parameters of the shared trunk, such as its last layer, or leave probe out."
-            )
-        if not given and everybody and not found:
-            self._company.now().checked(self._nothing_shared, reached, step)
-        return found
-
-    def _note(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> None:
-        """Takes note of what is shared, and warns if there have never been two tasks to balance."""
-        self._shared.keep(shared)
-        if len(self._sharing(shared, reached)) > 1:
-            self._alone = None
-        elif self._alone is not None and (
-            shared or len(reached) < len(self._tasks)
-        ):  # else a frozen trunk: it was said
-            self._alone += 1
-        if self._alone == ALONE_STEPS:
-            self._notices.give(
-                "alone",
-                f"{type(self._aggregator).__name__} balances the gradients of two tasks or more, and had no two in any "
-                f"of {ALONE_STEPS} steps, so that it made no difference. Where tasks come from different batches, pass "
-                "them to one backward() (MixedLoader's order 'concatenated'), or accumulate=True for all but the last.",
-            )
-
-    def _nothing_shared(self, reached: Mapping[str, Sequence[Tensor]], step: Step) -> None:
-        """Nothing is shared though all tasks are there: right where the trunk is frozen, and else an error.
-
-        Raises:
-            ValueError: the losses do not come from one trunk.
-        """
-        name = type(self._aggregator).__name__
-        model = self._company.order.model
-        trained = {leaf for row in reached.values() for leaf in row}
-        common = self._common_inputs(step)
-        own = [] if model is None else [p for p in model.parameters() if p.requires_grad]
-        foreign = own and not any(p in trained for p in own)
-        gone = any(p.requires_grad for p in self._shared.known)
-        hint = ""
-        if common:
-            kinds = ("a parameter of another model" if isinstance(p, nn.Parameter) else "an input" for p in common)
-            some = ", ".join(f"{kind} of shape {tuple(p.shape)}" for kind, p in zip(kinds, common[:3], strict=False))
-            more = f" and {len(common) - 3} more" if len(common) > 3 else ""
-            hint = (
-                f" What several losses do reach requires a gradient and is not trained: {some}{more}. If it is, make "
-                "it an nn.Parameter (with model=: one of the model's), or name it as shared=."
-            )
-        if foreign or gone or (common and not self._trunk_can_be_frozen(step)):
-            raise ValueError(
-                f"{name} balances gradients on shared parameters, and found none: no parameter "
-                "(of those given as shared=) is reached by two losses. Check that the losses come from one forward "
-                f"pass of the same model and that its trunk is not frozen or detached.{hint}"
-            )
-        self._notices.give(
-            "frozen",
-            f"{name} balances gradients on shared parameters, and found none: every parameter that the losses reach "
-            "is one task's own and gets its plain gradient. That is right while the trunk is frozen; otherwise "
-            f"check that the losses come from one forward pass of the same model.{hint}",
-        )
-
-    def _common_inputs(self, step: Step) -> list[Tensor]:
-        """Returns the leaves that are not trained and that several tasks reach on this rank, in all micro-batches."""
-        if self._company.now().sharded:
-            return []  # its graphs hold gathered parameters
-        rows = {task: set(row) for task, row in self._rows.waiting.micro_batches.rows.items()}
-        held = [task for task, loss in zip(step.tasks, step.losses, strict=True) if loss is not None]
-        for task, leaves in zip(held, step.graph.leaves, strict=True):
-            rows.setdefault(task, set()).update(leaves)
-        count = Counter(leaf for row in rows.values() for leaf in row)
-        return [leaf for leaf, tasks in count.items() if tasks > 1 and not self._company.order.is_trained(leaf)]
-
-    def _trunk_can_be_frozen(self, step: Step) -> bool:
-        """Whether the losses can have a trunk in common that is frozen: their graphs merge above leaves."""
-        model = self._company.order.model
-        parameters = self._shared.known if model is None else list(model.parameters())
-        frozen = not parameters or any(not p.requires_grad for p in parameters)
-        return frozen and step.cut is not None and any(step.cut.edges)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from equipoise._notices import Notices
 from equipoise._state import Snapshot, TaskModule
 from equipoise._state import Step as StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected
 from equipoise.gradients.owning import owned
-from equipoise.gradients.step import Step, above_bounds
+from equipoise.gradients.step import Step, above_bounds, stack
 from equipoise.gradients.writing import write
 from equipoise.objectives import Objective
 
@@ -127,6 +129,33 @@ class Weigh:
                 )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
         return coefficients, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the objective's state is; None if there is none."""
+        return next((t.device for t in chain(self._objective.buffers(), self._objective.parameters())), None)
+
+    def after_step(self, step: Step, valid: Tensor | None) -> None:
+        """Takes the losses again after the optimizer's step; see `TaskModule.after_step`."""
+        with self.step(step) as state:
+            values = step.values if step.usable is None else torch.where(step.usable, step.values, 1.0)
+            for part in self._objective.task_modules():
+                part.after_step(values)
+            state.commit(valid)
+
+    def end_epoch(self, accuracies: Mapping[str, float]) -> None:
+        """Ends an epoch, with the accuracies of the tasks that were evaluated."""
+        device = self.device or torch.device("cpu")
+        measured = tuple(task for task in self._tasks if task in accuracies)
+        for part in self._objective.task_modules():
+            if measured:
+                values = stack([accuracies[task] for task in measured], device, wide_dtype(device))
+                with part.step(self.present(measured), values.dtype) as state:
+                    part.observe(values)
+                    state.commit()
+            with part.step() as state:
+                part.end_epoch()
+                state.commit()
 
     def take_back(self) -> None:
         """Takes back what micro-batches changed whose gradients have been cleared."""

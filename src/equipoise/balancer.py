@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -13,18 +12,17 @@ from equipoise._checks import check_tasks
 from equipoise._collect import Collect
 from equipoise._notices import Notices
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
+from equipoise._sharing import Sharing
 from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.batching import Batching
-from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.micro_batches import MicroBatches, Waiting
-from equipoise.gradients.places import Representation, read_representation
+from equipoise.gradients.micro_batches import Waiting
+from equipoise.gradients.places import Representation
 from equipoise.gradients.ranks import Alone, Company
 from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
-from equipoise.gradients.step import Step, stack
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.objectives import Objective, Weighting
 
@@ -41,15 +39,13 @@ class Balancer(nn.Module):
 
     Args:
         tasks: the tasks' names, the order of every `[K]` tensor.
-        objective: an `Objective`, or a `Weighting`, which means its `WeightedSum`; or a scalarizer of TorchJD's; None:
-            `Equal()`.
+        objective: an `Objective`; a `Weighting`, for its `WeightedSum`; a scalarizer of TorchJD's; None: `Equal()`.
         aggregator: an `Aggregator`, or an aggregator or Gramian weighting of TorchJD's; None: one backward pass of the
             objective.
         shared: a module or parameters to take as shared instead of those found from the graphs.
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
-            layer); the weights found there are applied in one more backward pass, so that a step costs two passes
-            through the trunk instead of K. In a step with a task that does not reach it, they are taken on all that is
-            shared.
+            layer); the weights found there are applied in one more backward pass: two through the trunk instead of K.
+            In a step with a task that does not reach it, they are taken on all that is shared.
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
             None: one on a CPU; on an accelerator both ways are timed in the first steps and the quicker is kept, and
             saved in `state_dict`. What cannot be batched (compiled graphs, operators without a rule) goes one by one.
@@ -67,25 +63,16 @@ class Balancer(nn.Module):
 
     A loss that the method cannot use in a step (0 or below, for one that divides by it or takes its logarithm) is left
     out of it, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host
-    does not look at losses, parameters that such a task alone reaches get a gradient of zeros.
+    does not look at losses, parameters that such a task alone reaches get a gradient of zeros. Hooks run in every
+    backward pass, once a task where there are K.
 
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
     the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
     that is as good as zero.
 
-    Hooks on parameters and in the model run in every backward pass: once a task where there are K, once for the tasks
-    that go at once, with a tensor that stands for all of them, and where the aggregator's weights are applied in one
-    more pass (`probe`, "layers"), for their weighted sum. Where parameters have hooks, neither is chosen. A hook on a
-    tensor where the tasks' graphs meet is called with zeros before, to see whether it changes them.
-
-    On several ranks (torch.distributed), whether the model is plain, in `DistributedDataParallel` or under
-    `fully_shard`, a step gives the numbers of one process on all ranks' samples together: losses, and accuracies, are
-    averaged over the ranks, by `counts` where given, and all ranks take the state and the random numbers of the first.
-    Every rank makes the same calls; where one has no label of a task it leaves it out, and `backward({})` says that it
-    has none at all. Give `model` for that, unless the first step had all labels everywhere. Under `fully_shard` a rank
-    has to run every task's backward pass: there, give a loss of 0 connected to the model, with the count 0. (A backward
-    pass a task takes PyTorch 2.7 there.) Inputs that require a gradient get their rank's part of it. Sparse
-    gradients become dense, where not DistributedDataParallel itself averages them.
+    On several ranks a step gives the numbers of one process on all ranks' samples together. Every rank makes the same
+    calls; where one has no label of a task it leaves it out, and `backward({})` says that it has none at all: give
+    `model` for that. Under `fully_shard`, give a loss of 0 connected to the model, with the count 0, instead.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -135,17 +122,9 @@ class Balancer(nn.Module):
         self._batching = Batching(chunk_size)
         self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting, self._batching)
         self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
-        self._collect = Collect(
-            self.tasks,
-            self.aggregator,
-            self._shared,
-            self._probe,
-            self._company,
-            self._rows,
-            self._watching,
-            self._notices,
-            engine,
-        )
+        about = (self._shared, self._probe, self._company, self._rows.waiting, self._notices)
+        sharing = Sharing(self.tasks, self.aggregator, *about)
+        self._collect = Collect(self.tasks, self.aggregator, sharing, self._company, self._rows, self._watching, engine)
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
 
@@ -205,11 +184,9 @@ class Balancer(nn.Module):
                 expects; what the aggregator sees is not. A step that overflows changes no balancing state.
             retain_graph: keep the graph for another backward pass.
             representation: where the trunk ends and the tasks begin: the tensor, or tensors, that the trunk returned
-                and all losses were computed from. The aggregator then takes its statistics on the task gradients
-                there, in place of `probe` (with `MGDA` that is MGDA-UB). A step costs K backward passes down to it, and
-                one through the trunk: that of the weighted sum. All that is trained and leads to it counts as shared.
-                Above it, as ever, shared parameters get the weighted sum of their tasks' gradients and others their own
-                task's.
+                and all losses were computed from. The aggregator takes its statistics on the task gradients there, in
+                place of `probe` (with `MGDA` that is MGDA-UB): K backward passes down to it, and one through the trunk.
+                All that is trained and leads to it counts as shared.
 
         Returns:
             Task → 0-dim detached weight of the task's gradient: `c_k`, times the aggregator's weight if it has weights
@@ -223,13 +200,6 @@ class Balancer(nn.Module):
                 the rest (an aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has
                 changed then. What is wrong on one rank is an error on all.
         """
-        tensors: list[Tensor] = []
-
-        def read_more() -> None:
-            self._collect.check_goes_with_representation(accumulate)
-            assert representation is not None
-            tensors.extend(read_representation(representation, bool(losses)))
-
         step = self._reader.read(
             losses,
             counts,
@@ -237,7 +207,7 @@ class Balancer(nn.Module):
             empty=self.takes_empty,
             accumulate=accumulate,
             retain_graph=retain_graph,
-            also=None if representation is None else read_more,
+            also=self._collect.reading(representation, losses, accumulate),
         )
         if step.cleared:
             self._weigh.take_back()
@@ -247,13 +217,14 @@ class Balancer(nn.Module):
         step = self._weigh.usable(step, self._reader.looks(step))
         earlier = self._rows.waiting.micro_batches
         if not step.tasks:
-            if not accumulate:
-                self._finish(step, earlier)
+            if not accumulate:  # a step whose last micro-batch has no label on any rank
+                valid = self._collect.finish(step)
+                self._weigh.end(step, earlier.total(self.tasks) if earlier else None, None, valid)
             return {}
         with self._weigh.step(step, begins=accumulate and not earlier) as state:
             valid = self._reader.validity(step)
             coefficients, learned = self._weigh.coefficients(step.values, step.usable, valid)
-            outcome = self._collect.run(step, coefficients, valid, None if representation is None else tensors)
+            outcome = self._collect.run(step, coefficients, valid)
             state.commit(outcome.valid)
         if not accumulate:
             total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
@@ -284,11 +255,7 @@ class Balancer(nn.Module):
         step = self._weigh.usable(step, self._reader.looks(step))
         if not step.tasks:
             return
-        with self._weigh.step(step) as state:
-            values = step.values if step.usable is None else torch.where(step.usable, step.values, 1.0)
-            for part in self.objective.task_modules():
-                part.after_step(values)
-            state.commit(self._reader.validity(step))
+        self._weigh.after_step(step, self._reader.validity(step))
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
@@ -301,17 +268,7 @@ class Balancer(nn.Module):
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
         accuracies = self.ranks.mean_metrics(metrics, self.tasks)
-        device = self._device(torch.device("cpu"))
-        measured = tuple(task for task in self.tasks if task in accuracies)
-        for part in self.objective.task_modules():
-            if measured:
-                values = stack([accuracies[task] for task in measured], device, wide_dtype(device))
-                with part.step(self._weigh.present(measured), values.dtype) as state:
-                    part.observe(values)
-                    state.commit()
-            with part.step() as state:
-                part.end_epoch()
-                state.commit()
+        self._weigh.end_epoch(accuracies)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
@@ -326,12 +283,8 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        return {
-            "tasks": list(self.tasks),
-            "method": self.method,
-            "shared": self._shared.names,
-            "chunk_size": self._batching.chosen,
-        }
+        own = {"tasks": list(self.tasks), "method": self.method}
+        return {**own, "shared": self._shared.names, "chunk_size": self._batching.chosen}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
@@ -339,20 +292,9 @@ class Balancer(nn.Module):
         self._batching.choose(state.get("chunk_size"))
         self._same_state = False
 
-    def _device(self, otherwise: torch.device) -> torch.device:
-        """Where the objective's state is; `otherwise` if there is none."""
-        return next((t.device for t in chain(self.objective.buffers(), self.objective.parameters())), otherwise)
-
     def _follow(self, device: torch.device) -> None:
         """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
-        if self._device(device) != device:
+        if self._weigh.device not in (None, device):
             self.to(device)
         if not self._same_state:
             self._same_state = self.ranks.share_state(self)
-
-    def _finish(self, step: Step, earlier: MicroBatches) -> None:
-        """Completes a step whose last micro-batch has no label on any rank."""
-        self.ranks.finish()
-        if earlier:
-            valid = self._collect.finish(step)
-            self._weigh.end(step, earlier.total(self.tasks), None, valid)

@@ -326,7 +326,7 @@ def make_method(
         weight_decay: decoupled weight decay, at least 0.
         potentials: task → single-task accuracy in (0, 1]; for `amtl` and `amtl-a`.
         probe: as in `Balancer`, for methods with an aggregator. None: for `gradnorm` what the model's
-            `last_shared_layer()` returns (as the networks of `equipoise.bench.models` have it), unless that layer is frozen;
+            `last_shared_layer()` returns (`equipoise.bench.models` have one), unless that layer is frozen;
             else all shared parameters.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share.
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.

@@ -55,7 +55,7 @@ class Reader:
         accumulate: bool = False,
         retain_graph: bool = False,
         graph: bool = True,
-        also: Callable[[], object] | None = None,
+        also: Callable[[], Sequence[Tensor]] | None = None,
     ) -> Step:
         """Checks what was given, and takes the losses of all ranks together.
 
@@ -67,7 +67,7 @@ class Reader:
             accumulate: further micro-batches follow.
             retain_graph: the graphs stay.
             graph: every loss must have a graph; else they are `after_step`'s.
-            also: checks more of what was given.
+            also: reads the representation.
 
         Returns:
             The step; where it says that gradients have been cleared, nothing waits any longer.
@@ -104,9 +104,7 @@ class Reader:
             )
             if graph and not state["cleared"]:
                 self._waiting.micro_batches.check_counted(counts is not None)
-            if also is not None:
-                also()
-            return step
+            return step if also is None else replace(step, representation=also())
 
         called = [graph, accumulate, counts is not None, self._scaled, also is not None, state["cleared"]]
         step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)

@@ -34,6 +34,7 @@ class Step:
         complete: no task is missing, and there are several.
         accumulate: further micro-batches follow.
         retain_graph: the graphs stay for another backward pass.
+        representation: the tensors where the trunk ends, if a person gave them.
         cleared: gradients have been cleared since the micro-batch before.
         scale: the gradient scaler's.
         batching: how many tasks go through what they share at once.
@@ -50,6 +51,7 @@ class Step:
     complete: bool = False
     accumulate: bool = False
     retain_graph: bool = False
+    representation: Sequence[Tensor] | None = None
     cleared: bool = False
     scale: Scale = field(default_factory=Scale)
     batching: Batching = field(default_factory=Batching)
