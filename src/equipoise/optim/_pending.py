@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
+
+import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, Rows
@@ -56,3 +59,19 @@ class Pending(Waiting):
 def _of_taking(row: Row, taking: Tensor | None) -> Row:
     """Returns a row that others are added to: zeros of a task that takes no part, whatever its gradients are."""
     return row if taking is None else {leaf: zero_unless(taking, gradient) for leaf, gradient in row.items()}
+
+
+def by_taking(
+    rows: Mapping[str, Container[Tensor]], taking: Mapping[str, Tensor], parameters: Iterable[Tensor]
+) -> list[tuple[Tensor | None, list[Tensor]]]:
+    """Sorts the parameters that rows move by whether a task that moves them takes part.
+
+    Returns:
+        That as a 0-dim bool, None where the host knows that one does; and the parameters.
+    """
+    found: dict[tuple[str, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        moving = tuple(task for task, row in rows.items() if parameter in row)
+        if moving:
+            found.setdefault(moving if all(task in taking for task in moving) else (), []).append(parameter)
+    return [(torch.stack([taking[t] for t in moving]).any() if moving else None, own) for moving, own in found.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -26,7 +26,8 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped
-from equipoise.optim._pending import Pending
+from equipoise.optim._pending import Pending, by_taking
+from equipoise.optim._states import check_state, drop_unused
 from equipoise.optim.moments import Moments, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -151,8 +152,8 @@ class MAO(Optimizer):
 
     def _register(self) -> None:
         self.register_state_dict_pre_hook(_note_chunk_size)
-        self.register_load_state_dict_pre_hook(_check_state)
-        self.register_load_state_dict_post_hook(_drop_unused)
+        self.register_load_state_dict_pre_hook(check_state)
+        self.register_load_state_dict_post_hook(drop_unused)
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
         """Makes what a step needs beside the parameters and their state."""
@@ -306,7 +307,7 @@ class MAO(Optimizer):
                 p: [(row[p], pending.taking.get(task)) for task, row in every.items() if p in row]
                 for p in group["params"]
             }
-            for taking, decayed in _by_taking(every, pending.taking, group["params"]):
+            for taking, decayed in by_taking(every, pending.taking, group["params"]):
                 own = [p for p in decayed if p not in pending.ahead]
                 decay(own, group, [moved[p] for p in own], taking)
             for task, row in every.items():
@@ -382,7 +383,7 @@ class MAO(Optimizer):
         own = [p for p in group["params"] if p in row]
         new = [p for p in own if p not in ahead]
         ahead.update({p: local(p).detach().clone() for p in new})
-        for takes, decayed in _by_taking(reaching, taking, new):
+        for takes, decayed in by_taking(reaching, taking, new):
             decay([ahead[p] for p in decayed], group, taking=takes)
         if own:
             moments = [self._moments(group, task, p) for p in own]
@@ -441,22 +442,6 @@ class MAO(Optimizer):
             self._batching.choose(self.param_groups[0].setdefault("chunk_size", None))
 
 
-def _by_taking(
-    rows: Mapping[str, Container[Tensor]], taking: Mapping[str, Tensor], parameters: Iterable[Tensor]
-) -> list[tuple[Tensor | None, list[Tensor]]]:
-    """Sorts the parameters that rows move by whether a task that moves them takes part.
-
-    Returns:
-        That as a 0-dim bool, None where the host knows that one does; and the parameters.
-    """
-    found: dict[tuple[str, ...], list[Tensor]] = {}
-    for parameter in parameters:
-        moving = tuple(task for task, row in rows.items() if parameter in row)
-        if moving:
-            found.setdefault(moving if all(task in taking for task in moving) else (), []).append(parameter)
-    return [(torch.stack([taking[t] for t in moving]).any() if moving else None, own) for moving, own in found.items()]
-
-
 def _clipped(row: Row, max_norm: float) -> Row:
     """Returns the row, scaled to a norm of at most `max_norm`."""
     if not row:
@@ -470,33 +455,3 @@ def _note_chunk_size(optimizer: Optimizer) -> None:
     assert isinstance(optimizer, MAO)
     for group in optimizer.param_groups:
         group["chunk_size"] = optimizer._batching.chosen
-
-
-def _drop_unused(optimizer: Optimizer) -> None:
-    """Drops the moments of tasks that have not reached a parameter: they are 0, and would cost memory."""
-    for state in optimizer.state.values():
-        steps = state["step"].tolist() if "step" in state else []
-        names = optimizer.defaults["groups"] or optimizer.defaults["tasks"]
-        for task, count in zip(names, steps, strict=False):
-            if count == 0:
-                state.pop(f"exp_avg.{task}", None)
-                state.pop(f"exp_avg_sq.{task}", None)
-        if "grad_step" in state and state["grad_step"].item() == 0:
-            for name in ("grad_step", "grad_exp_avg", "grad_exp_avg_sq"):
-                state.pop(name, None)
-
-
-def _check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Refuses the state of another optimizer or of other tasks before anything is loaded."""
-    if "param_groups" not in state_dict:
-        raise ValueError("This is no state_dict of an optimizer: it has no 'param_groups'.")
-    for group in state_dict["param_groups"]:
-        if "tasks" not in group:
-            raise ValueError("This state_dict is not of MAO: it names no tasks. Load it into the optimizer it is of.")
-        for what in ("tasks", "groups"):
-            expected = optimizer.defaults[what]
-            if group[what] != expected:
-                raise ValueError(
-                    f"This state_dict is of other {what}: found {group[what]}, expected {expected}. "
-                    f"Load it into a MAO made with the same {what} in the same order."
-                )
