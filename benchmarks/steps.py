@@ -58,10 +58,9 @@ def method_step(workload: Workload, name: str, way: dict[str, Any]) -> Step:
         potentials = dict.fromkeys(tasks, 0.9) if spec.needs_potentials else None
         sized = {argument: value for argument, value in way.items() if argument == "chunk_size"}
         method = eq.make_method(name, model, tasks, potentials=potentials, **sized)
-    zero_grad = model.zero_grad if isinstance(method, eq.Balancer) else method.zero_grad
 
     def step() -> None:
-        zero_grad()
+        model.zero_grad()
         method.backward(workload.losses(workload.representation()))
         if method.needs_after_step:
             with torch.no_grad():
