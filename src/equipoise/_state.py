@@ -262,14 +262,14 @@ class TaskModule(nn.Module):
         generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
         indices = None if present is None else tuple(int(index) for index in present)
         active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
-        for module in modules:
-            module._view = StateView(module, indices, dtype, active)
+        for module in modules:  # past `nn.Module.__setattr__`, which looks whether it is a parameter
+            vars(module)["_view"] = StateView(module, indices, dtype, active)
         step = Step(modules)
         try:
             yield step
         finally:
             for module in modules:
-                module._view = None
+                vars(module)["_view"] = None
             if not step.committed:
                 for generator, state in generators:
                     generator.set_state(state)
