@@ -92,8 +92,8 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
 def exactness(device: torch.device) -> list[dict[str, Any]]:
     """Measures how far IMTL-G's gradients by batches and by layers are from those by rows, one by one.
 
-    That is the norm of the difference by the norm of the gradient, of all parameters together: one whose true gradient
-    is zero, such as a bias before batch normalisation, has nothing but rounding by itself.
+    That is the norm of the difference by the norm of the gradient, of all shared parameters together: one whose true
+    gradient is zero, such as a bias before batch normalisation, has nothing but rounding by itself.
     """
     rows = []
     tasks = 5
@@ -109,7 +109,7 @@ def exactness(device: torch.device) -> list[dict[str, Any]]:
                 workload.model.zero_grad()
                 balancer = eq.Balancer(workload.tasks, aggregator=eq.IMTLG(), **WAYS[way](tasks))
                 balancer.backward(workload.losses(workload.representation()))
-                gradients[way] = [p.grad for p in workload.model.parameters() if p.grad is not None]
+                gradients[way] = [p.grad for p in workload.model.trunk.parameters() if p.grad is not None]
             for way in ("batched", "layers"):
                 flat, plain = (torch.cat([g.flatten() for g in gradients[name]]) for name in (way, "one by one"))
                 apart = float((flat - plain).norm() / plain.norm())
