@@ -27,6 +27,9 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite, write
 
+LITTLE = 1 << 20
+"""Numbers in all rows together under which they are taken without looking for a way that holds less: some 4 MB."""
+
 ALONE_STEPS = 100
 """Steps without two tasks to balance after which an aggregator says so."""
 
@@ -179,6 +182,8 @@ class Collect:
             return "a task shares no parameter"
         if step.graph.compiled:
             return "torch.compile made the graph"
+        if self._engine is None and len(step.tasks) * sum(leaf.numel() for leaf in shared) < LITTLE:
+            return "they are small"
         if step.cut is None:
             return "there is one task"
         if not any(step.cut.edges):
@@ -359,8 +364,10 @@ class Collect:
 
         A task that did not reach it would have no say, and two that reach different parts of it no conflict.
         """
-        rows = [set(row) for row in reached.values()]
         part = [p for p in self._probe if p in shared]
+        if not part:
+            return {}
+        rows = [set(row) for row in reached.values()]
         return dict.fromkeys(part if any(all(p in row for row in rows) for p in part) else ())
 
     def _sharing(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:
