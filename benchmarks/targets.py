@@ -204,6 +204,9 @@ def _resnet(tables: Tables) -> list[Target]:
             Target(f"median ({middle.split()[1]}) {what}", 1.02, rows[middle]["ew"]["median"], before="1.01 ×"),
             Target(f"slowest ({slowest.split()[1]}) {what}", 1.02, rows[slowest]["ew"]["median"], before="1.05 ×"),
         ]
+    if "equipoise famo" in rows:
+        what = f"famo, with its second forward pass, over EW, {part}"
+        found.append(Target(what, 1.02, rows["equipoise famo"]["ew"]["median"], before="1.35 ×"))
     for part, before in (("resnet18, K=3", "1.21 ×"), ("resnet18, K=26", "1.03 ×")):
         over = _rows(tables, part).get("task gradients", {}).get("floor")
         if over is not None:
@@ -219,6 +222,10 @@ def _resnet(tables: Tables) -> list[Target]:
         if gain is not None:
             what = f"{name}, times as fast as TorchJD's, {part}"
             found.append(Target(what, 1.5, gain, at_least=True, before=faster))
+        gain = _gain(rows, own, [f"LibMTL {name}"])
+        if gain is not None:
+            what = f"{name}, times as fast as LibMTL's, {part}"
+            found.append(Target(what, 1.5, gain, at_least=True, before="4.79 ×"))
         held = rows[own]["copies"] - rows["EW"]["copies"]
         found.append(Target(f"{name}, copies of the trunk beyond EW's, {part}", 27, held, "", before="25"))
     for row in tables.get("optimizer steps", ()):
