@@ -1,4 +1,4 @@
-"""Time of alternatives, interleaved, as ratios."""
+"""Time of alternatives, interleaved, as ratios; and what they launch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Step = Callable[[], object]
 Turn = Callable[[], float]
@@ -98,3 +101,31 @@ def relative(times: Sequence[float], reference: Sequence[float]) -> Ratio:
     ratios = [own / base for own, base in zip(times, reference, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Ratio(1000 * statistics.median(times), statistics.median(ratios), quartiles[0], quartiles[2])
+
+
+def launches(step: Step, device: torch.device) -> int:
+    """Counts what a step launches: kernels on a GPU, as its profiler sees them.
+
+    On a CPU it counts the operators that reach PyTorch's dispatcher below autograd and `torch.vmap` and compute
+    something: no views, and no memory that is made and not yet filled. On a GPU each would be a launch, or a few.
+    """
+    if device.type == "cuda":
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            step()
+            _wait(device)
+        return sum(event.count for event in profiler.key_averages() if "LaunchKernel" in event.key)
+    with _Operators() as counter:
+        step()
+    return counter.count
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "empty" in func.name())
+        return func(*args, **(kwargs or {}))

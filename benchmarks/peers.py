@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import types
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torchjd.aggregation as torchjd
 from torch import Tensor, nn
+from torchjd.autogram import Engine
 from torchjd.autojac import jac_to_grad, mtl_backward
 from workloads import Workload
 
@@ -58,6 +60,39 @@ def torchjd_step(workload: Workload, name: str, parallel: bool) -> Step:
         losses = list(workload.losses(representation).values())
         mtl_backward(losses, features=representation, parallel_chunk_size=None if parallel else 1)
         jac_to_grad(shared, aggregator)
+
+    return step
+
+
+def torchjd_gradients(workload: Workload, parallel: bool) -> Step:
+    """TorchJD's task gradients, kept: what `mtl_backward` leaves for an aggregator. MAO's backward is beside it."""
+    model = workload.model
+
+    def step() -> None:
+        model.zero_grad()
+        representation = workload.representation()
+        losses = list(workload.losses(representation).values())
+        mtl_backward(losses, features=representation, parallel_chunk_size=None if parallel else 1)
+        for parameter in model.trunk.parameters():
+            del parameter.jac  # type: ignore[attr-defined]
+
+    return step
+
+
+def autogram_step(workload: Workload, name: str) -> Step:
+    """TorchJD's autogram: the Gramian by its engine, weights, and a weighted backward pass.
+
+    The engine puts hooks on the trunk's modules, so that this is on a copy. `batch_dim=None` is what losses that are
+    means over the batch, and batch normalisation, take. (The heads get the weighted gradient, too, not their own.)
+    """
+    workload = copy.deepcopy(workload)
+    engine = Engine(workload.model.trunk, batch_dim=None)
+    weighting = TORCHJD[name](len(workload.tasks)).gramian_weighting
+
+    def step() -> None:
+        workload.model.zero_grad()
+        losses = torch.stack(list(workload.losses(workload.representation()).values()))
+        losses.backward(weighting(engine.compute_gramian(losses)))
 
     return step
 

@@ -1,156 +1,44 @@
 """Cost of balancing, side by side with what people would use instead.
 
-    python benchmarks/run.py            # the whole table: about 12 minutes on two CPU cores
-    python benchmarks/run.py --quick    # fewer tasks and rounds
+    python benchmarks/run.py                             # all: at most 15 minutes on two CPU cores, and more for a GPU
+    python benchmarks/run.py --quick                     # fewer models, tasks and rounds
+    python benchmarks/run.py --device cuda --only 'mlp'  # the parts that have this in their name, on a GPU
 
-On the CPU, and on a GPU where there is one. Writes results.json, results.md and cost.png into benchmarks/results/ (or
---out).
+On the CPU, and on a GPU where there is one. Writes results.json, results.md, targets.md (for the README) and
+cost.png into benchmarks/results/ (or --out).
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from measure import Step, Turn, interleave, make_turn, relative
-from peers import LIBMTL, TORCHJD, libmtl_step, torchjd_step
-from report import write_report
+from measure import Turn, interleave, launches, make_turn, relative
+from plans import LOSS_BASED, Case, cpu_plan, gpu_plan, quick_plan
+from report import write_report, write_tables
 from rich.progress import Progress, TimeElapsedColumn
-from sections import gramian_weights, optimizer_steps, training_steps
-from workloads import Workload, make_workload
+from sections import exactness, gramian_weights, optimizer_steps, training_steps
+from steps import make_step
+from workloads import make_workload
 
-import equipoise as eq
 from equipoise.bench.experiment.costs import peak_bytes
-from equipoise.methods import METHODS
 
-LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
-GRADIENT_BASED = [name for name, spec in METHODS.items() if spec.passes == "K"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured together.
-
-    Attributes:
-        model, tasks: the workload.
-        methods: ours.
-        rounds: turns that each alternative takes.
-        peers: the methods that other libraries' are measured of, too.
-        vmap: also all tasks' gradients in one backward pass by vmap.
-    """
-
-    model: str
-    tasks: int
-    methods: Sequence[str]
-    rounds: int
-    peers: Sequence[str]
-    vmap: bool = True
+Part = Callable[[], list[dict[str, Any]]]
+"""Measures one table's rows."""
 
 
-def equal_weights(workload: Workload) -> Step:
-    """The reference: forward and backward of the summed losses, in plain PyTorch."""
-
-    def step() -> None:
-        workload.model.zero_grad()
-        sum(workload.losses(workload.representation()).values()).backward()
-
-    return step
-
-
-def floor(workload: Workload) -> Step:
-    """The least that exact task gradients can cost: one forward pass, and K backward passes that keep nothing."""
-    shared = list(workload.model.trunk.parameters())
-
-    def step() -> None:
-        workload.model.zero_grad()
-        losses = list(workload.losses(workload.representation()).values())
-        for index, loss in enumerate(losses):
-            torch.autograd.grad(loss, shared, retain_graph=index < len(losses) - 1)
-
-    return step
-
-
-def task_gradients(workload: Workload) -> Step:
-    """Our exact task gradients, kept: what every aggregator starts from."""
-    shared = list(workload.model.trunk.parameters())
-
-    def step() -> None:
-        workload.model.zero_grad()
-        eq.task_gradients(workload.losses(workload.representation()), shared)
-
-    return step
-
-
-def method_step(workload: Workload, name: str) -> Step:
-    """One of our methods: forward and `backward`, and a second forward pass where it wants one (FAMO).
-
-    MAO's optimizer step is measured by itself.
-    """
-    potentials = dict.fromkeys(workload.tasks, 0.9) if METHODS[name].needs_potentials else None
-    method = eq.make_method(name, workload.model, workload.tasks, potentials=potentials)
-
-    def step() -> None:
-        method.zero_grad()
-        method.backward(workload.losses(workload.representation()))
-        if method.needs_after_step:
-            with torch.no_grad():
-                method.after_step(workload.losses(workload.representation()))
-
-    return step
-
-
-def batched_task_gradients(workload: Workload) -> Step:
-    """All task gradients in one backward pass that vmap makes K times as wide."""
-    shared = list(workload.model.trunk.parameters())
-
-    def step() -> None:
-        workload.model.zero_grad()
-        representation = workload.representation()
-        cut = representation.detach().requires_grad_()
-        losses = workload.losses(cut).values()
-        pairs = zip(losses, workload.model.heads, strict=True)
-        rows = [torch.autograd.grad(loss, [cut, *head.parameters()])[0] for loss, head in pairs]
-        torch.autograd.grad(representation, shared, torch.stack(rows), is_grads_batched=True)
-
-    return step
-
-
-def one_pass(workload: Workload, case: Case) -> dict[str, Step]:
-    """What makes one backward pass through the trunk, and its reference."""
-    steps = {"EW": equal_weights(workload)}
-    for name in (name for name in case.methods if name in LOSS_BASED):
-        steps[f"equipoise {name}"] = method_step(workload, name)
-        if name in LIBMTL and name in case.peers:
-            steps[f"LibMTL {name}"] = libmtl_step(workload, name)
-    return steps
-
-
-def pass_per_task(workload: Workload, case: Case) -> dict[str, Step]:
-    """What makes K backward passes through the trunk, the reference and the floor."""
-    steps = {
-        "EW": equal_weights(workload),
-        "floor": floor(workload),
-        "task gradients": task_gradients(workload),
-    }
-    if case.vmap:
-        steps["task gradients, vmap"] = batched_task_gradients(workload)
-    for name in (name for name in case.methods if name in GRADIENT_BASED):
-        steps[f"equipoise {name}"] = method_step(workload, name)
-        if name in TORCHJD and name in case.peers:
-            steps[f"TorchJD {name}, one by one"] = torchjd_step(workload, name, parallel=False)
-            if case.vmap:
-                steps[f"TorchJD {name}, vmap"] = torchjd_step(workload, name, parallel=True)
-        if name in LIBMTL and name in case.peers:
-            steps[f"LibMTL {name}"] = libmtl_step(workload, name)
-    return steps
+def one_pass(name: str) -> bool:
+    """Whether the step makes one backward pass."""
+    return name.split(",")[0].split()[-1] in LOSS_BASED
 
 
 def measure_case(case: Case, device: torch.device) -> list[dict[str, Any]]:
@@ -161,31 +49,38 @@ def measure_case(case: Case, device: torch.device) -> list[dict[str, Any]]:
     """
     workload = make_workload(case.model, case.tasks, device)
     shared = sum(p.numel() * p.element_size() for p in workload.model.trunk.parameters())
+    alone = [name for name in case.names if one_pass(name)]
+    several = [name for name in case.names if not one_pass(name)]
     rows: list[dict[str, Any]] = []
-    for make, base, rounds in ((pass_per_task, "floor", case.rounds), (one_pass, "EW", 3 * case.rounds)):
-        turns, memory, failed = {}, {}, []
-        for name, step in make(workload, case).items():
+    for names, base, rounds in ((several, "floor", case.rounds), (alone, "EW", 3 * case.rounds)):
+        turns, held, launched = {}, {}, {}
+        for name in ["EW", *names] if names else []:
             try:
+                step = make_step(workload, name)
                 turns[name] = make_turn(step, device, least=0.03)
+                launched[name] = launches(step, device)
             except Exception as error:  # a failure is a result
-                failed.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+                turns.pop(name, None)
+                rows.append({"name": name, "error": f"{type(error).__name__}: {error}"})
                 continue
             workload.model.zero_grad()
-            memory[name] = peak_bytes(step, device)
-        if base == "floor":
+            held[name] = peak_bytes(step, device)
+        if base == "floor" and turns:
             turns["EW"] = settled(turns["EW"])
-        times = interleave(turns, rounds, "EW")
-        rows += failed
-        rows += [
-            {
-                "name": "EW, among those of one pass" if name == base == "EW" else name,
-                "ew": asdict(relative(taken.own, taken.reference)),
-                "floor": relative(taken.own, taken.reference if base == "EW" else times[base].own).median,
-                "memory_over_ew": memory[name] / memory["EW"],
-                "copies_over_ew": (memory[name] - memory["EW"]) / shared,
-            }
-            for name, taken in times.items()
-        ]
+        times = interleave(turns, rounds, "EW") if turns else {}
+        for name, taken in times.items():
+            least = taken.reference if base == "EW" else times[base].own if base in times else None
+            rows.append(
+                {
+                    "name": "EW, among those of one pass" if name == base == "EW" else name,
+                    "seconds": taken.own,
+                    "ew": asdict(relative(taken.own, taken.reference)),
+                    "floor": relative(taken.own, least).median if least else None,
+                    "launches": launched[name],
+                    "memory_over_ew": held[name] / held["EW"],
+                    "copies": held[name] / shared,
+                }
+            )
     return rows
 
 
@@ -199,68 +94,63 @@ def settled(turn: Turn) -> Turn:
     return second
 
 
-def plan(quick: bool) -> list[Case]:
-    """What is measured: every method on the MLP with K = 3 and 40 and on ResNet-18 with K = 3, elsewhere a few.
+def parts_of(device: torch.device, quick: bool, rounds: int | None) -> dict[str, Part]:
+    """Returns what is measured on a device, by name."""
+    on_gpu = device.type == "cuda"
+    cases = quick_plan() if quick else gpu_plan() if on_gpu else cpu_plan()
+    counts = (3,) if quick else (3, 26, 40) if on_gpu else (3, 26)
+    parts: dict[str, Part] = {"optimizer steps": partial(optimizer_steps, device, counts, rounds=rounds or 3)}
+    for tasks in counts:
+        parts[f"training steps, K={tasks}"] = partial(training_steps, device, tasks, rounds=rounds or 2)
+    parts["exactness"] = partial(exactness, device)
+    for case in cases:
+        chosen = case if rounds is None else Case(case.model, case.tasks, case.names, rounds)
+        parts[case.name] = partial(measure_case, chosen, device)
+    return parts
 
-    ResNet-18 with K = 26 has what the targets name; Gramian aggregators differ there by their weights alone, which are
-    measured by themselves. Vmap, which gains nothing on its convolutions, is tried with K = 2 alone.
-    """
-    few = ["ema", "imtl-g", "pcgrad", "mao"]
-    if quick:
-        return [Case("mlp", 3, few, 3, few), Case("resnet18", 3, few, 3, few)]
-    every = LOSS_BASED + GRADIENT_BASED
-    return [
-        *(Case("mlp", tasks, few, 3, few) for tasks in (2, 10, 26)),
-        Case("mlp", 3, every, 2, every),
-        Case("mlp", 40, every, 2, [name for name in every if name != "nash-mtl"]),  # TorchJD's takes 2 s a step
-        *(Case("transformer", tasks, few, 2, few) for tasks in (2, 3, 10, 26, 40)),
-        Case("resnet18", 2, few, 2, few),
-        Case("resnet18", 3, every, 2, every, vmap=False),
-        Case("resnet18", 10, ["ema", "imtl-g", "mao"], 2, ["imtl-g"], vmap=False),
-        Case("resnet18", 26, ["ema", "imtl-g", "pcgrad", "nash-mtl", "mao"], 2, ["imtl-g", "pcgrad"], vmap=False),
-        Case("resnet18", 40, ["ema", "imtl-g", "mao"], 1, [], vmap=False),
-    ]
+
+def machine() -> dict[str, Any]:
+    """Says what the numbers are of."""
+    return {
+        "threads": torch.get_num_threads(),
+        "CPU": platform.machine(),
+        **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **{library: version(library) for library in ("torch", "torchvision", "torchjd", "LibMTL")},
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer models, tasks and rounds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="on this one alone")
+    parser.add_argument("--only", default="", help="only the parts with this in their names")
+    parser.add_argument("--rounds", type=int, help="turns of each, in place of the plan's")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="cvxpy|torchjd")
-    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    cases = plan(arguments.quick)
-    counts = (3,) if arguments.quick else (3, 26)
+    warnings.filterwarnings("ignore", "equipoise: .* learns its weights")  # no optimizer moves them here
+    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = [torch.device(name) for name in ([arguments.device] if arguments.device else found)]
+    parts: dict[tuple[str, str], Part] = {("host", "weights from a Gramian"): partial(gramian_weights, rounds=10)}
+    for device in devices:
+        for name, part in parts_of(device, arguments.quick, arguments.rounds).items():
+            parts[device.type, name] = part
+    parts = {key: part for key, part in parts.items() if arguments.only in key[1]}
+    measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    seconds: dict[str, float] = {}
+    results = {"machine": machine(), "measured": measured, "seconds": seconds}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as progress:
-        bar = progress.add_task("benchmarks", total=(len(cases) + 1) * len(devices) + 1)
-        progress.update(bar, description="weights from a Gramian")
-        gramian = gramian_weights(rounds=5 if arguments.quick else 10)
-        progress.advance(bar)
-        measured: dict[str, Any] = {}
-        for device in devices:
-            steps = {}
-            for case in cases:
-                progress.update(bar, description=f"{device}: {case.model}, K={case.tasks}")
-                steps[f"{case.model}, K={case.tasks}"] = measure_case(case, device)
-                progress.advance(bar)
-            progress.update(bar, description=f"{device}: optimizer steps")
-            measured[device.type] = {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-                "steps": steps,
-                "optimizer": optimizer_steps(device, counts, rounds=3),
-                "training": [row for count in counts for row in training_steps(device, count)],
-            }
+        bar = progress.add_task("benchmarks", total=len(parts))
+        for (where, name), part in parts.items():
+            progress.update(bar, description=f"{where}: {name}")
+            started = time.perf_counter()
+            measured.setdefault(where, {})[name] = part()
+            seconds[f"{where}: {name}"] = time.perf_counter() - started
+            write_tables(results, arguments.out)  # so that a run that is cut off leaves what it has
             progress.advance(bar)
-    machine = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "torchjd": version("torchjd"),
-        "LibMTL": version("LibMTL"),
-        "python": platform.python_version(),
-    }
-    write_report({"machine": machine, "gramian": gramian, "devices": measured}, arguments.out)
+    write_report(results, arguments.out)
 
 
 if __name__ == "__main__":

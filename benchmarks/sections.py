@@ -1,16 +1,17 @@
-"""The parts of a step by themselves: weights from a Gramian, and optimizer steps."""
+"""The parts of a step by themselves: weights from a Gramian, optimizer steps, and whether all ways agree."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
-from measure import interleave, make_turn, relative
+from measure import Step, interleave, launches, make_turn, relative
 from peers import TORCHJD, AdaTask, MTAdam
+from steps import WAYS
 from workloads import Workload, make_workload
 
 import equipoise as eq
@@ -54,7 +55,10 @@ def gramian_weights(rounds: int) -> list[dict[str, Any]]:
 
 
 def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Times one optimizer step on ResNet-18 in fused AdamW steps, and K of them as the floor."""
+    """Times one optimizer step on ResNet-18 in fused AdamW steps, and K of them as the floor.
+
+    The loops of others grow with K as they do with K = 3, where they are measured.
+    """
     rows = []
     for tasks in counts:
         model = make_workload("resnet18", tasks, device).model.trunk
@@ -65,19 +69,18 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
         adamw = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         mao = eq.MAO(parameters, list(gradients), lr=1e-6)
         mao.backward(_linear(parameters, gradients))
-        adatask, mtadam = AdaTask(parameters, tasks, lr=1e-6), MTAdam(parameters, tasks, lr=1e-6)
-        steps = {
-            "fused AdamW": adamw.step,
-            "equipoise MAO": mao.step,
-            "AdaTask's loop": partial(adatask.step, list(gradients.values())),
-            "MTAdam's loop": partial(mtadam.step, list(gradients.values())),
-        }
+        steps: dict[str, Step] = {"fused AdamW": adamw.step, "equipoise MAO": mao.step}
+        if tasks == 3:
+            rows_of = list(gradients.values())
+            steps["AdaTask's loop"] = partial(AdaTask(parameters, tasks, lr=1e-6).step, rows_of)
+            steps["MTAdam's loop"] = partial(MTAdam(parameters, tasks, lr=1e-6).step, rows_of)
         turns = {name: make_turn(step, device, least=0.05) for name, step in steps.items()}
         times = interleave(turns, rounds, "fused AdamW")
         rows += [
             {
                 "name": name,
                 "K": tasks,
+                "launches": launches(steps[name], device),
                 "adamw": asdict(relative(taken.own, taken.reference)),
                 "k_adamw": asdict(relative([seconds / tasks for seconds in taken.own], taken.reference)),
             }
@@ -86,7 +89,35 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
     return rows
 
 
-def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
+def exactness(device: torch.device) -> list[dict[str, Any]]:
+    """Measures how far IMTL-G's gradients by batches and by layers are from those by rows, one by one.
+
+    That is the norm of the difference by the norm of the gradient, of all shared parameters together: one whose true
+    gradient is zero, such as a bias before batch normalisation, has nothing but rounding by itself.
+    """
+    rows = []
+    tasks = 5
+    for model in ("mlp", "convolutions", "transformer"):
+        for dtype in (torch.float32, torch.float64):
+            workload = make_workload(model, tasks, device)
+            inputs = workload.inputs.to(dtype) if workload.inputs.is_floating_point() else workload.inputs
+            workload = replace(
+                workload, model=workload.model.to(dtype), inputs=inputs, targets=workload.targets.to(dtype)
+            )
+            gradients = {}
+            for way in ("one by one", "batched", "layers"):
+                workload.model.zero_grad()
+                balancer = eq.Balancer(workload.tasks, aggregator=eq.IMTLG(), **WAYS[way](tasks))
+                balancer.backward(workload.losses(workload.representation()))
+                gradients[way] = [p.grad for p in workload.model.trunk.parameters() if p.grad is not None]
+            for way in ("batched", "layers"):
+                flat, plain = (torch.cat([g.flatten() for g in gradients[name]]) for name in (way, "one by one"))
+                apart = float((flat - plain).norm() / plain.norm())
+                rows.append({"name": model, "way": way, "dtype": str(dtype).removeprefix("torch."), "apart": apart})
+    return rows
+
+
+def training_steps(device: torch.device, tasks: int, rounds: int) -> list[dict[str, Any]]:
     """Times and weighs a whole training step on ResNet-18: equal weights with AdamW, MAO, and MAO that streams.
 
     Memory is in copies of the parameters, over what is held between steps: the model, moments, the batch.
@@ -103,7 +134,7 @@ def training_steps(device: torch.device, tasks: int) -> list[dict[str, Any]]:
         steps[name] = partial(_train, workload, optimizer)
         turns[name] = make_turn(steps[name], device, least=0.05)
         moments[name] = sum(v.numel() * v.element_size() for state in optimizer.state.values() for v in state.values())
-    times = interleave(turns, 2, "equal weights, AdamW")
+    times = interleave(turns, rounds, "equal weights, AdamW")
     return [
         {
             "name": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +54,9 @@ class Workload:
 
 
 class Transformer(nn.Module):
-    """A small pre-norm transformer encoder over 64 tokens, averaged to one vector."""
+    """A pre-norm transformer encoder over 64 tokens, averaged to one vector."""
 
-    def __init__(self, width: int = 128, layers: int = 4) -> None:
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(1000, width)
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
@@ -66,7 +67,11 @@ class Transformer(nn.Module):
         return self.encoder(self.embedding(tokens)).mean(1)
 
 
-def mlp(device: torch.device) -> tuple[nn.Module, int, Tensor]:
+Made = tuple[nn.Module, int, Tensor]
+"""A trunk, the number of its features, and its inputs."""
+
+
+def mlp(device: torch.device) -> Made:
     """Small layers and a small batch: what it costs to launch operations shows."""
     trunk = nn.Sequential(
         nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)
@@ -74,22 +79,44 @@ def mlp(device: torch.device) -> tuple[nn.Module, int, Tensor]:
     return trunk, 64, torch.randn(32, 32, device=device)
 
 
-def resnet(device: torch.device) -> tuple[nn.Module, int, Tensor]:
-    """ResNet-18, 64×64 images, 32 of them (64 on a GPU)."""
+def wide_mlp(device: torch.device) -> Made:
+    """8 layers of width 512 and 64 rows: large weights beside a small batch."""
+    layers: list[nn.Module] = []
+    for _ in range(8):
+        layers += [nn.Linear(512, 512), nn.ReLU()]
+    return nn.Sequential(*layers), 512, torch.randn(64, 512, device=device)
+
+
+def convolutions(device: torch.device) -> Made:
+    """8 convolutions of 128 channels with batch normalisation on 16 images of 16×16: a large batch beside weights."""
+    layers: list[nn.Module] = []
+    for index in range(8):
+        layers += [nn.Conv2d(128 if index else 3, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU()]
+    trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return trunk, 128, torch.randn(16, 3, 16, 16, device=device)
+
+
+def resnet(device: torch.device, images: int) -> Made:
+    """ResNet-18 with images of 64×64."""
     trunk = resnet18(num_classes=1)
     trunk.fc = nn.Identity()
-    return trunk, 512, torch.randn(64 if device.type == "cuda" else 32, 3, 64, 64, device=device)
+    return trunk, 512, torch.randn(images, 3, 64, 64, device=device)
 
 
-def transformer(device: torch.device) -> tuple[nn.Module, int, Tensor]:
-    """A small transformer, 8 sequences of 64 tokens (64 sequences on a GPU)."""
-    return Transformer(), 128, torch.randint(1000, (64 if device.type == "cuda" else 8, 64), device=device)
+def transformer(device: torch.device, width: int, layers: int, sequences: int) -> Made:
+    """A transformer with sequences of 64 tokens."""
+    return Transformer(width, layers), width, torch.randint(1000, (sequences, 64), device=device)
 
 
-TRUNKS: dict[str, Callable[[torch.device], tuple[nn.Module, int, Tensor]]] = {
+TRUNKS: dict[str, Callable[[torch.device], Made]] = {
     "mlp": mlp,
-    "resnet18": resnet,
-    "transformer": transformer,
+    "mlp 8×512": wide_mlp,
+    "convolutions": convolutions,
+    "resnet18": partial(resnet, images=32),
+    "resnet18, 8 images": partial(resnet, images=8),
+    "resnet18, 64 images": partial(resnet, images=64),
+    "transformer": partial(transformer, width=128, layers=4, sequences=8),
+    "transformer 8×512": partial(transformer, width=512, layers=8, sequences=64),
 }
 
 

@@ -26,6 +26,9 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite, write
 
+LITTLE = 1 << 20
+"""Numbers in all rows together under which they are taken without looking for a way that holds less: some 4 MB."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -177,6 +180,8 @@ class Collect:
             return "a task shares no parameter"
         if step.graph.compiled:
             return "torch.compile made the graph"
+        if self._engine is None and len(step.tasks) * sum(leaf.numel() for leaf in shared) < LITTLE:
+            return "they are small"
         if step.cut is None:
             return "there is one task"
         if not any(step.cut.edges):

@@ -65,8 +65,10 @@ class Sharing:
 
         A task that did not reach it would have no say, and two that reach different parts of it no conflict.
         """
-        rows = [set(row) for row in reached.values()]
         part = [p for p in self._probe if p in shared]
+        if not part:
+            return {}
+        rows = [set(row) for row in reached.values()]
         return dict.fromkeys(part if any(all(p in row for row in rows) for p in part) else ())
 
     def taking(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:

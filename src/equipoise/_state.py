@@ -37,7 +37,7 @@ class StateView:
         if name in self._written:
             return self._written[name]
         if name in self._module._buffers:
-            value = self._restricted(self._module.get_buffer(name))
+            value = self._restricted(self._module.settled(name))
         else:
             learned: list[Tensor] = list(self._module.get_submodule(name).parameters())
             value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
@@ -56,7 +56,7 @@ class StateView:
         """Writes the new values of the active tasks into the buffers; where the 0-dim bool `valid` is false, none."""
         if not self._written:
             return
-        buffers = {name: self._module.get_buffer(name) for name in self._written}
+        buffers = {name: self._module.settled(name) for name in self._written}
         taken = self._active.mask
         if valid is not None:
             if any(_is_elsewhere(valid, buffer) for buffer in buffers.values()):
@@ -262,14 +262,14 @@ class TaskModule(nn.Module):
         generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
         indices = None if present is None else tuple(int(index) for index in present)
         active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
-        for module in modules:
-            module._view = StateView(module, indices, dtype, active)
+        for module in modules:  # past `nn.Module.__setattr__`, which looks whether it is a parameter
+            vars(module)["_view"] = StateView(module, indices, dtype, active)
         step = Step(modules)
         try:
             yield step
         finally:
             for module in modules:
-                module._view = None
+                vars(module)["_view"] = None
             if not step.committed:
                 for generator, state in generators:
                     generator.set_state(state)
@@ -329,6 +329,14 @@ class TaskModule(nn.Module):
         for step in undecided:
             if not step.valid:
                 self.revert(step.old, unless=None)
+
+    def settled(self, name: str) -> Tensor:
+        """Returns the state of this name as it is once nothing is undecided; quicker than as an attribute."""
+        if self._undecided:
+            self.settle()
+        state = self._buffers[name]
+        assert state is not None
+        return state
 
     def observe(self, accuracies: Tensor) -> None:
         """Hook: takes the accuracies `[K']` of the evaluated tasks, within a step of those tasks."""

@@ -533,6 +533,9 @@ def test_layers_are_chosen_where_they_save_and_no_parameter_has_hooks(monkeypatc
     monkeypatch.setattr("equipoise._collect.layers_save", lambda *arguments: True)
     model, balancer = make("mlp"), eq.Balancer(TASKS, aggregator=eq.MGDA())
     balancer.backward(model.losses(0))
+    assert balancer.way.startswith("rows: "), "rows so small are not worth looking for another way"
+    monkeypatch.setattr("equipoise._collect.LITTLE", 0)
+    balancer.backward(model.losses(0))
     assert balancer.way == "layers"
     handle = model.trunk[0].weight.register_hook(lambda g: g.clamp(-0.01, 0.01))
     balancer.backward(model.losses(0))

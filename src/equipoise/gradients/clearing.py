@@ -95,6 +95,8 @@ class Marks:
 
     def remove(self) -> None:
         """Takes the marks away, and `.grad` where there is nothing else in it."""
+        if not self._marked:
+            return
         self._look(leaf for leaf, mark in self._marked.items() if mark.ours)
         kept = []
         for leaf, mark in self._marked.items():

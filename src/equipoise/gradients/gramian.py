@@ -46,8 +46,10 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks | None 
     parts = []
     for groups in dict.fromkeys(over for over in spread if over is not None):
         own = [index for index, over in enumerate(spread) if over == groups]
-        rows = [[None if (g := row[index]) is None else as_real(local(g)) for index in own] for row in gradients]
-        real = stacks is not None and not any(t is not None and t.is_complex() for t in some)
+        rows = [[row[index] for index in own] for row in gradients]
+        real = not any(t is not None and t.is_complex() for t in some)
+        if not real or any(t is not None and is_sharded(t) for t in some):
+            rows = [[None if g is None else as_real(local(g)) for g in row] for row in rows]
         known = [stacks[index] for index in own] if stacks is not None and real else stacks_of(rows)
         parts.append(sum_over(groups, _local_gramian(rows, known)))
     return sum(parts[1:], parts[0])

@@ -150,7 +150,8 @@ class Waiting:
 
     def end(self) -> None:
         """Takes note that the micro-batches have become a step."""
-        self.micro_batches = MicroBatches()
+        if self.micro_batches:
+            self.micro_batches = MicroBatches()
         self.marks.remove()
 
     def forget(self) -> None:

@@ -84,7 +84,6 @@ class Reader:
                 state["cleared"] = self._waiting.cleared()
             except ValueError as found:
                 state["error"] = found
-        device = next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
         if graph:
             self._scaled = scaler is not None and scaler.is_enabled()
 
@@ -92,14 +91,16 @@ class Reader:
             if state["error"] is not None:
                 raise state["error"]
             given = losses.values() if isinstance(losses, Mapping) else ()
-            on = next((loss.device for loss in given if isinstance(loss, Tensor)), device)
+            on = next((loss.device for loss in given if isinstance(loss, Tensor)), None)
+            if on is None:
+                on = next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
             step = read_losses(
                 self._tasks,
                 losses,
                 counts,
                 self._raises(on),
                 graph=graph,
-                empty=device if empty else None,
+                empty=on if empty else None,
                 keep_unlabelled=ranks.sharded and ranks.active,
             )
             if graph and not state["cleared"]:

@@ -68,7 +68,7 @@ def with_inputs(ranks: Alone, step: Step, leaves: Sequence[list[Tensor]]) -> lis
     """Adds to each task's trained leaves the other ones that it reaches, for they get their gradients, too."""
     if ranks.sharded:
         return list(leaves)
-    inputs = {leaf for leaf in step.graph.every_leaf if not ranks.order.is_trained(leaf)}
+    inputs = ranks.order.inputs(step.graph.every_leaf)
     if not inputs:
         return list(leaves)
     own = iter(step.graph.leaves)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,8 +80,10 @@ class SharedParameters:
         rows = list(reached)
         if self.given is not None:
             return {leaf: None for row in rows for leaf in row if leaf in self.given}
-        count = Counter(leaf for row in rows for leaf in row)
-        return {leaf: None for leaf, tasks in count.items() if tasks > 1 or leaf in self._found}
+        tasks = Counter(map(id, chain.from_iterable(rows)))  # a tensor's own hash is slow, and a weak one's slower
+        known = set(map(id, self._found))
+        leaves = {id(leaf): leaf for row in rows for leaf in row}
+        return {leaf: None for key, leaf in leaves.items() if tasks[key] > 1 or key in known}
 
     def keep(self, found: Iterable[Tensor]) -> None:
         """Takes note of what `find` gave: it stays shared."""

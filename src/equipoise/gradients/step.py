@@ -148,6 +148,13 @@ class Step:
 
         They are copies: autograd may make one, or a view of it, the `.grad`.
         """
+        held = self.held
+        if (
+            held
+            and len(held) == len(self.losses)
+            and all(loss.dtype == held[0].dtype and loss.device == held[0].device for loss in held)
+        ):
+            return list(coefficients.to(held[0].device, held[0].dtype, copy=True).unbind())
         return [
             weight.to(loss.device, loss.dtype, copy=True)
             for weight, loss in zip(coefficients.unbind(), self.losses, strict=True)

@@ -35,3 +35,9 @@ def check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                     f"This state_dict is of other {what}: found {group[what]}, expected {expected}. "
                     f"Load it into a MAO made with the same {what} in the same order."
                 )
+
+
+def note_chunk_size(optimizer: Any) -> None:
+    """Has `state_dict` tell how many tasks go at once, once that is known."""
+    for group in optimizer.param_groups:
+        group["chunk_size"] = optimizer._batching.chosen

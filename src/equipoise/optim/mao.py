@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -19,18 +19,22 @@ from equipoise.gradients.ranks import Company
 from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
-from equipoise.gradients.scale import times
 from equipoise.gradients.shards import local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced, values_of, zero_unless
+from equipoise.gradients.sparse import coalesced, zero_unless
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped
 from equipoise.optim._pending import Pending, by_taking
-from equipoise.optim._states import check_state, drop_unused
-from equipoise.optim.moments import Moments, decay, update
+from equipoise.optim._states import check_state, drop_unused, note_chunk_size
+from equipoise.optim.moments import Moments, clipped, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+ONE_BACKWARD = (
+    "With streaming=True the moments take each gradient in at once: there is one backward() between two calls of "
+    "step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
+)
 
 NO_TASK = ""
 """The name, which no task has, of what `.grad` holds."""
@@ -151,7 +155,7 @@ class MAO(Optimizer):
         keep_buffers()
 
     def _register(self) -> None:
-        self.register_state_dict_pre_hook(_note_chunk_size)
+        self.register_state_dict_pre_hook(note_chunk_size)
         self.register_load_state_dict_pre_hook(check_state)
         self.register_load_state_dict_post_hook(drop_unused)
 
@@ -298,7 +302,7 @@ class MAO(Optimizer):
                 return loss
         rows = pending.rows
         if self.max_norm is not None:
-            rows = {task: _clipped(row, self.max_norm) for task, row in rows.items()}
+            rows = {task: clipped(row, self.max_norm) for task, row in rows.items()}
         if pending.ahead:
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
@@ -361,7 +365,7 @@ class MAO(Optimizer):
                 held = self._guarded(held, good)
             own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
             if self.max_norm is not None:
-                own = _clipped(own, self.max_norm)
+                own = clipped(own, self.max_norm)
             for group in self.param_groups:
                 self._update_ahead(ahead, group, task, own, reaching, taking)
             if self._watching.now is not None:
@@ -440,18 +444,3 @@ class MAO(Optimizer):
         else:  # loading a state_dict
             self._pending.forget()
             self._batching.choose(self.param_groups[0].setdefault("chunk_size", None))
-
-
-def _clipped(row: Row, max_norm: float) -> Row:
-    """Returns the row, scaled to a norm of at most `max_norm`."""
-    if not row:
-        return row
-    factor = max_norm / (total_norm(values_of(map(coalesced, row.values()))) + 1e-6)
-    return times(row, factor.clamp(max=1.0))
-
-
-def _note_chunk_size(optimizer: Optimizer) -> None:
-    """Has `state_dict` tell how many tasks go at once, once that is known."""
-    assert isinstance(optimizer, MAO)
-    for group in optimizer.param_groups:
-        group["chunk_size"] = optimizer._batching.chosen

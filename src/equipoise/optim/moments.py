@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from equipoise.gradients.gramian import wide_dtype
-from equipoise.gradients.shards import local, locals_of
-from equipoise.gradients.sparse import alike, coalesced, touched
+from equipoise.gradients.jacobian import Row
+from equipoise.gradients.scale import times
+from equipoise.gradients.shards import local, locals_of, total_norm
+from equipoise.gradients.sparse import alike, coalesced, touched, values_of
 
 
 class Moments(NamedTuple):
@@ -154,3 +156,11 @@ def _decay_touched(parameter: Tensor, moved: Sequence[tuple[Tensor, Tensor | Non
     decayed = [(parameter[own] * factor).to(parameter.dtype) for own in rows]
     for own, new, (_, takes) in zip(rows, decayed, moved, strict=True):
         parameter[own] = new if takes is None else torch.where(takes, new, parameter[own])
+
+
+def clipped(row: Row, max_norm: float) -> Row:
+    """Returns the row, scaled to a norm of at most `max_norm`."""
+    if not row:
+        return row
+    factor = max_norm / (total_norm(values_of(map(coalesced, row.values()))) + 1e-6)
+    return times(row, factor.clamp(max=1.0))

@@ -116,13 +116,14 @@ class Graph:
 
     def _children(self, node: Node, output: int) -> list[Point]:
         inputs = node.next_functions
-        if _made_in_python(node):
+        # No node that an `autograd.Function` did not make can be compiled, a checkpoint's or a wrapper's.
+        if isinstance(node, BackwardCFunction):
             inputs = self._inputs(node, output)
         if self._stops:
             self.met.update(edge for edge in inputs if edge in self._stops)
             inputs = tuple(edge for edge in inputs if edge not in self._stops)
         return [
-            self._point(child, number) if _made_in_python(child) else (child, 0)
+            self._point(child, number) if isinstance(child, BackwardCFunction) else (child, 0)
             for child, number in inputs
             if child is not None
         ]
@@ -203,8 +204,3 @@ def _sorted(roots: Sequence[Node]) -> list[Node]:
         else:
             stack.extend(pending)
     return list(reversed(done))
-
-
-def _made_in_python(node: Node) -> bool:
-    """Whether an `autograd.Function` made the node: no other can be compiled, a checkpoint or a wrapper's."""
-    return isinstance(node, BackwardCFunction)

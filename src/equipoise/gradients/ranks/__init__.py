@@ -48,7 +48,8 @@ class Company:
             self._wrapped = Wrapped(sharded=not len(self.order))
             if not len(self.order):
                 self.order.know([*self._wrapped.sharded, *(p for group in self._wrapped.averaged for p in group)])
-        kind: Any = Sharded if self.order.sharded else Several if self.ranks.active else Alone
+        several = running and self.ranks.active
+        kind: Any = Sharded if self.order.sharded else Several if several else Alone
         if type(self._found) is not kind:
             wrapped = self._wrapped or Wrapped(sharded=False)
             self._found = Alone(self.order) if kind is Alone else kind(self.order, self.ranks, wrapped)

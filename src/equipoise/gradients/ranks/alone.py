@@ -49,7 +49,7 @@ class Alone:
 
     def leaves(self, step: Step) -> list[list[Tensor]]:
         """Returns for each task the trained leaves that it reaches on any rank."""
-        inputs = {leaf for leaf in step.graph.every_leaf if not self.order.is_trained(leaf)}
+        inputs = self.order.inputs(step.graph.every_leaf)
         return [[leaf for leaf in row if leaf not in inputs] if inputs else row for row in step.graph.leaves]
 
     def rows(self, step: Step, wanted: Sequence[list[Tensor]], coefficients: Tensor, reduce: bool) -> Iterator[Row]:

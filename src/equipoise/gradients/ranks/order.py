@@ -58,6 +58,11 @@ class Order:
                 self._foreign[leaf] = True
         return leaf in self._position
 
+    def inputs(self, leaves: Iterable[Tensor]) -> set[Tensor]:
+        """Returns those of the leaves that are not trained."""
+        known = set(map(id, self._position))  # looking up each would take longer
+        return {leaf for leaf in leaves if id(leaf) not in known and not self.is_trained(leaf)}
+
     def position(self, leaf: Tensor) -> int:
         """The leaf's place in the order, -1 where it has none."""
         place: int = self._position.get(leaf, -1)
