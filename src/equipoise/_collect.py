@@ -188,7 +188,7 @@ class Collect:
             return "the tasks' graphs merge at parameters alone"
         if self._engine == "layers":
             return None
-        if step.cut.whole or self._watching.now is not None:
+        if step.cut.uncut or self._watching.now is not None:
             return "rows are needed"
         if any(leaf._backward_hooks for leaf in shared):
             return "there are hooks on parameters"

@@ -30,7 +30,7 @@ every_value = pytest.mark.parametrize("value", VALUES)
 @pytest.fixture
 def counts_elsewhere(monkeypatch):
     """Has counts that are tensors be treated as an accelerator's."""
-    monkeypatch.setattr("equipoise.gradients.step.on_host", lambda count: not isinstance(count, torch.Tensor))
+    monkeypatch.setattr("equipoise.gradients.step.host_has", lambda count: not isinstance(count, torch.Tensor))
 
 
 def trained(name, way, **options):

@@ -299,7 +299,7 @@ def counts_that_only_the_device_knows(rank, size, checkpoints):
             for m, trained in ((method, model), (one, twin)):
                 m.optimizer = torch.optim.SGD([*trained.parameters(), *m.balancer.parameters()], 0.1)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(step_module, "on_host", lambda count: not isinstance(count, torch.Tensor))
+            monkeypatch.setattr(step_module, "host_has", lambda count: not isinstance(count, torch.Tensor))
             for step in range(3):
                 method.zero_grad()
                 one.zero_grad()

@@ -99,13 +99,13 @@ def _together(step: Step, wanted: Sequence[Sequence[Tensor]]) -> Together:
     cut = step.cut
     assert cut is not None
     below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
-    tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.whole]
+    tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.uncut]
     shared = {leaf for k in tasks for leaf in below[k]}
     against = None
     if step.graph.compiled:
         against = "torch.compile made the graph"
     elif len(tasks) < 2:
-        against = WHOLE if cut.whole else "no two tasks share a part of the graph"
+        against = WHOLE if cut.uncut else "no two tasks share a part of the graph"
     row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
     return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared))
 
@@ -129,9 +129,9 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
         )
     ]
     kinds = frozenset(node.name() for node in step.graph.nodes())
-    together = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.whole]
+    together = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
     chunks = [together[i : i + size] for i in range(0, len(together), size)]
-    chunks += [[k] for k in cut.whole if found[k][0]]
+    chunks += [[k] for k in cut.uncut if found[k][0]]
     known = step.batching.knows(kinds)
     chunk: list[int] = []
     while chunks:

@@ -41,7 +41,7 @@ class Place(Protocol):
         """For each of them, whether no later one goes through what lies above."""
 
     @property
-    def own(self) -> Sequence[Sequence[Node]]:
+    def exclusive(self) -> Sequence[Sequence[Node]]:
         """For each that is not apart the nodes above that no later one goes through."""
 
     @property
@@ -70,7 +70,7 @@ class Probe:
         cut = step.cut
         self.joins_at_cut = True
         self.apart = [True for _ in step.held]
-        self.own: list[list[Node]] = [[] for _ in step.held]
+        self.exclusive: list[list[Node]] = [[] for _ in step.held]
         self.edges = cut.edges if cut else [[get_gradient_edge(loss)] for loss in step.held]
         self.above = cut.above if cut else [{} for _ in step.held]
 
@@ -103,7 +103,7 @@ class Layers:
         assert cut is not None
         self.edges, self.above = cut.edges, cut.above
         self.apart = [True for _ in step.held]
-        self.own: list[list[Node]] = [[] for _ in step.held]
+        self.exclusive: list[list[Node]] = [[] for _ in step.held]
         over = {leaf for row in cut.above for leaf in row}
         self._over = [leaf for leaf in shared if leaf in over]
         self.under = [leaf for leaf in shared if leaf not in over]
@@ -170,7 +170,7 @@ class RepresentationPlace:
         self._at = [GradientEdge(tensor.grad_fn, tensor.output_nr) for tensor in at if tensor.grad_fn is not None]
         self.edges = [self._at for _ in step.held]
         self.above = [{leaf: None for leaf in row if leaf not in under} for row in above]
-        self.apart, self.own = _apart(step.held, self._at)
+        self.apart, self.exclusive = _apart(step.held, self._at)
         self.joins_at_cut = not any(leaf in under for row in above for leaf in row) and not hooked(self._at)
 
     def leaves(self) -> Iterable[Tensor]:

@@ -47,7 +47,7 @@ class Statistics:
         leaves = self._ranks.leaves(step)
         trained = {leaf for row in leaves for leaf in row}
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
-        scaled = step.weights(self._ranks.own(step, step.scale.coefficients(coefficients)))
+        scaled = step.weights(self._ranks.rank_share(step, step.scale.coefficients(coefficients)))
         at_cut, rows = self._one_by_one(step, scaled, step.at_held(leaves))
         weights = solve(step.scale.unscaled_products(self._place.gramian(at_cut, rows)))
         starts = at_cut
@@ -81,7 +81,7 @@ class Statistics:
         measured = set(self._place.leaves())
         found: list[tuple[AtCut, Row]] = []
         place = self._place
-        places = zip(place.edges, place.above, place.apart, place.own, strict=True)
+        places = zip(place.edges, place.above, place.apart, place.exclusive, strict=True)
         for loss, weight, leaves, (edges, above, apart, own) in zip(step.held, scaled, trained, places, strict=True):
             below = [leaf for leaf in leaves if leaf not in above and (leaf in measured or leaf not in self._shared)]
             retain = step.retain_graph or not place.joins_at_cut

@@ -209,7 +209,7 @@ def read_losses(
     samples = None
     if counts is not None:
         samples = stack([counts[task] for task in names], device, dtype)
-        if any(not on_host(counts[task]) for task in names):
+        if any(not host_has(counts[task]) for task in names):
             usable = samples > 0
             values = torch.where(usable, values, 0.0)
     if check_finite:
@@ -229,7 +229,7 @@ def read_losses(
     )
 
 
-def on_host(count: float | Tensor) -> bool:
+def host_has(count: float | Tensor) -> bool:
     """Whether looking at the count costs no synchronisation."""
     return not isinstance(count, Tensor) or count.device.type == "cpu"
 
@@ -246,7 +246,7 @@ def read_counts(
     check_counts(counts, losses, tasks)
     given = {task: counts[task] for task in losses}
     return {
-        task: check_number(f"counts[{task!r}]", count, at_least=0) for task, count in given.items() if on_host(count)
+        task: check_number(f"counts[{task!r}]", count, at_least=0) for task, count in given.items() if host_has(count)
     }
 
 

@@ -28,7 +28,7 @@ class Cut:
     Attributes:
         edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well.
         above: for each loss the leaves that its own graph leads to without passing the cut.
-        whole: the losses that are cut at their own output.
+        uncut: the losses that are cut at their own output.
         below: for each loss the nodes of its own graph that lie below the cut, where it is cut at its own output.
     """
 
@@ -64,7 +64,7 @@ class Cut:
         entangled = _nested(nodes, edges)
         changed = hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
         self.below: list[list[Node]] = [[] for _ in graph.losses]
-        self.whole: list[int] = []
+        self.uncut: list[int] = []
         for index, loss in enumerate(graph.losses):
             if loss.grad_fn is None:
                 above[index] = {loss: None}
@@ -74,7 +74,7 @@ class Cut:
                 or any(below[leaf] >> index & 1 for leaf in above[index])
                 or any(edge in changed for edge in edges[index])
             ):
-                self.whole.append(index)
+                self.uncut.append(index)
                 edges[index], above[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}, {}
                 self.below[index] = nodes_above[index]
         self.edges = [list(row) for row in edges]
@@ -84,7 +84,7 @@ class Cut:
     def not_reached_by(self, losses: Sequence[int]) -> list[Node]:
         """Returns the nodes below the cut, or of losses that are not cut, that none of these losses reaches."""
         mask = sum(1 << index for index in losses)
-        whole = {1 << index for index in self.whole}
+        whole = {1 << index for index in self.uncut}
         return [node for node, own in self._tasks.items() if not own & mask and (own & (own - 1) or own in whole)]
 
 

@@ -74,7 +74,7 @@ class Alone:
     def forget(self) -> None:
         """Takes note that gradients have been cleared."""
 
-    def own(self, step: Step, coefficients: Tensor) -> Tensor:
+    def rank_share(self, step: Step, coefficients: Tensor) -> Tensor:
         """Returns this rank's part of the coefficients `[K']`, which add up over the ranks to `coefficients`."""
         return coefficients
 

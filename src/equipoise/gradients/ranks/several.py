@@ -156,7 +156,7 @@ class Several(Alone):
         """See `Alone`. A row is reduced while the next one is computed."""
         reached = [set(leaves) for leaves in step.graph.leaves]
         asked = [[p for p in row if p in own] for row, own in zip(step.at_held(wanted), reached, strict=True)]
-        weights = step.weights(self.own(step, coefficients))
+        weights = step.weights(self.rank_share(step, coefficients))
         passes = rows_of(step, asked, weights)
         before: tuple[Row, Reduction] | None = None
         for loss, leaves in zip(step.losses, wanted, strict=True):
@@ -201,7 +201,7 @@ class Several(Alone):
         losses do not reach all its parameters, since it waits for them, and it need not where the caller accumulates:
         then gradients go past its hooks.
         """
-        weights = self.own(step, coefficients) * self.ranks.size
+        weights = self.rank_share(step, coefficients) * self.ranks.size
         if self._wrapped.averaged and step.everywhere and not step.accumulate:
             leaves = self.walked(step, step.retain_graph)
             averages = self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced)
@@ -237,7 +237,7 @@ class Several(Alone):
         """Takes note that gradients have been cleared."""
         self._unreduced = {}
 
-    def own(self, step: Step, coefficients: Tensor) -> Tensor:
+    def rank_share(self, step: Step, coefficients: Tensor) -> Tensor:
         """See `Alone`."""
         return coefficients if step.shares is None else coefficients * step.shares
 
