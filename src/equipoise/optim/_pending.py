@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, Rows
-from equipoise.gradients.micro_batches import Waiting, add_rows, sparse_in, taking_part
+from equipoise.gradients.micro_batches import Waiting, add_rows, move_into, sparse_in, taking_part
 from equipoise.gradients.sparse import zero_unless
 
 
@@ -75,3 +75,21 @@ def by_taking(
         if moving:
             found.setdefault(moving if all(task in taking for task in moving) else (), []).append(parameter)
     return [(torch.stack([taking[t] for t in moving]).any() if moving else None, own) for moving, own in found.items()]
+
+
+def split(rows: Rows, parameters: Container[Tensor]) -> tuple[Rows, Row]:
+    """Takes rows apart: those of the parameters, and the sum of what other leaves get."""
+    held: Rows = {}
+    others: Row = {}
+    for task, row in rows.items():
+        held[task] = {leaf: row.pop(leaf) for leaf in list(row) if leaf in parameters}
+        move_into(others, row)
+    return held, others
+
+
+def guarded(rows: Rows, finite: Tensor) -> Rows:
+    """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
+    return {
+        task: {leaf: zero_unless(good, gradient) for leaf, gradient in row.items()}
+        for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
+    }

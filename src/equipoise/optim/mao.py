@@ -20,12 +20,12 @@ from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows as RowsWay
 from equipoise.gradients.rows import with_inputs
 from equipoise.gradients.shards import local, locals_of, total_norm
-from equipoise.gradients.sparse import coalesced, zero_unless
+from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped
-from equipoise.optim._pending import Pending, by_taking
+from equipoise.optim._pending import Pending, by_taking, guarded, split
 from equipoise.optim._states import check_state, drop_unused, note_chunk_size
 from equipoise.optim.moments import Moments, clipped, decay, update
 
@@ -165,6 +165,7 @@ class MAO(Optimizer):
         self._company = Company(held, process_group=process_group)
         self._watching = Watching()
         self._pending = Pending()
+        self._listed: dict[tuple[int, str], tuple[list[Tensor], list[Moments]]] = {}
         self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending, self._batching)
         self._rows = RowsWay(self._company, list(self.groups), self._pending)
 
@@ -252,24 +253,14 @@ class MAO(Optimizer):
             every = [gradient for row in collected.rows.values() for gradient in row.values()]
             valid = valid & ranks.all_true(all_finite(every, step.values.device))
             del every
-        held, others = self._split(collected.rows)
+        held, others = split(collected.rows, self._held)
         if not scale.checked and not self._reader.looks(step):
-            held = self._guarded(held, finite)
+            held = guarded(held, finite)
         taking = {} if collected.usable is None else dict(zip(collected.tasks, collected.usable.unbind(), strict=True))
         self._pending.add({task: owned(row) for task, row in held.items()}, taking)
         if scale.checked:
             self._pending.marks.spoil(unless=valid)
         write(scale.gradients(others))
-
-    def _split(self, rows: Rows) -> tuple[Rows, Row]:
-        """Takes the rows apart: those of parameters held here, and the sum of what others get."""
-        parameters = {parameter for group in self.param_groups for parameter in group["params"]}
-        held: Rows = {}
-        others: Row = {}
-        for task, row in rows.items():
-            held[task] = {leaf: row.pop(leaf) for leaf in list(row) if leaf in parameters}
-            move_into(others, row)
-        return held, others
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -307,23 +298,42 @@ class MAO(Optimizer):
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
         for group in self.param_groups:
-            moved = {
-                p: [(row[p], pending.taking.get(task)) for task, row in every.items() if p in row]
-                for p in group["params"]
-            }
-            for taking, decayed in by_taking(every, pending.taking, group["params"]):
-                own = [p for p in decayed if p not in pending.ahead]
-                decay(own, group, [moved[p] for p in own], taking)
+            if group["weight_decay"]:
+                self._decay(group, every)
             for task, row in every.items():
                 own = [p for p in group["params"] if p in row]
                 if own:
-                    moments = [self._moments(group, task, p) for p in own]
+                    moments = self._moments_of(group, task, own)
                     update(own, [row[p] for p in own], moments, group, pending.taking.get(task))
         watcher = self._watching.now
         if rows and watcher is not None:
             watcher.see_taken(self, rows)
         pending.ahead = {}
         return loss
+
+    @property
+    def _held(self) -> set[Tensor]:
+        return {parameter for group in self.param_groups for parameter in group["params"]}
+
+    def _decay(self, group: dict[str, Any], rows: Rows) -> None:
+        """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
+        taking, ahead = self._pending.taking, self._pending.ahead
+        moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in group["params"]}
+        for takes, decayed in by_taking(rows, taking, group["params"]):
+            own = [p for p in decayed if p not in ahead]
+            decay(own, group, [moved[p] for p in own], takes)
+
+    def _moments_of(self, group: dict[str, Any], task: str, parameters: list[Tensor]) -> list[Moments]:
+        """The task's moments of parameters of a group; listed anew when what it reaches, or the state, is another."""
+        known, moments = self._listed.get((id(group), task), ([], []))
+        average = f"exp_avg.{task}" if task != NO_TASK else "grad_exp_avg"
+        if len(known) != len(parameters) or any(
+            p is not q or self.state[p].get(average) is not m.average
+            for p, q, m in zip(known, parameters, moments, strict=True)
+        ):
+            moments = [self._moments(group, task, p) for p in parameters]
+            self._listed[id(group), task] = parameters, moments
+        return moments
 
     def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> Moments:
         """The task's moments of the parameter, its step count as a view; created when first needed."""
@@ -359,10 +369,10 @@ class MAO(Optimizer):
         reaching = dict(zip(step.tasks, map(set, reached), strict=True))
         taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
         for task, row, good in zip(step.tasks, rows, finite[:, None].unbind(), strict=True):
-            held, rest = self._split({task: row})
+            held, rest = split({task: row}, self._held)
             move_into(others, rest)
             if not self._reader.looks(step):
-                held = self._guarded(held, good)
+                held = guarded(held, good)
             own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
             if self.max_norm is not None:
                 own = clipped(own, self.max_norm)
@@ -392,13 +402,6 @@ class MAO(Optimizer):
         if own:
             moments = [self._moments(group, task, p) for p in own]
             update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking.get(task))
-
-    def _guarded(self, rows: Rows, finite: Tensor) -> Rows:
-        """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
-        return {
-            task: {leaf: zero_unless(good, g) for leaf, g in row.items()}
-            for (task, row), good in zip(rows.items(), finite.unbind(), strict=True)
-        }
 
     def _make_room(self) -> None:
         """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
@@ -435,6 +438,7 @@ class MAO(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._listed = {}
         if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
             self._register()
         keep_buffers()
