@@ -53,7 +53,10 @@ class StateView:
         self._written[name] = value.detach()
 
     def commit(self, valid: Tensor | None) -> None:
-        """Writes the new values of the active tasks into the buffers; where the 0-dim bool `valid` is false, none."""
+        """Writes the new values of the active tasks into the buffers; where the 0-dim bool `valid` is false, none.
+
+        In the order in which they were first written, so that a state can be handed on before it is replaced.
+        """
         if not self._written:
             return
         buffers = {name: self._module.settled(name) for name in self._written}

@@ -45,6 +45,10 @@ class TrainingRate(TaskModule):
         """Returns the rates `[K']` and takes the losses `[K']` into the current interval."""
         state = self.state
         rate = torch.where(state.intervals > 1, state.last / state.before_last, 1.0)
+        if self.interval == 1:  # each loss is an interval's mean
+            state.before_last, state.last = state.last, losses
+            state.intervals = state.intervals + 1
+            return rate
         state.total = state.total + losses
         state.steps = state.steps + 1
         if self.interval != "epoch":
