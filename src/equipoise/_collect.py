@@ -27,7 +27,7 @@ from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite, write
 
 LITTLE = 1 << 20
-"""Numbers in all rows together under which they are taken without looking for a way that holds less: some 4 MB."""
+"""Numbers in all rows together under which a way that holds less is not worth mention: some 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Collect:
         company: how to go over ranks.
         rows: collects rows.
         watching: who looks at them.
-        engine: "rows", "layers", or None: chosen by the shapes.
+        engine: "rows", "layers", or None: rows.
 
     Attributes:
         way: which way the last step took, and why.
@@ -75,7 +75,8 @@ class Collect:
     ) -> None:
         self.way = "no step yet"
         self._engine = engine
-        self._saving: dict[object, bool] = {}  # shapes → whether layers save
+        self._looked = False  # whether layers would save, in the first step with several tasks
+        self._hint = ""
         self._refused: str | None = None  # why this model has no Gramian by layers
         self._tasks = tasks
         self._aggregator = aggregator
@@ -167,8 +168,14 @@ class Collect:
     def _without_layers(
         self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
     ) -> str | None:
-        """Why the Gramian is not taken layer by layer; None: it is, where it is asked for or worth it."""
-        if self._engine == "rows" or self._sharing.probing or not isinstance(self._aggregator, GramianAggregator):
+        """Why the Gramian is not taken layer by layer, as it is only where asked for; None: it is."""
+        if self._engine is None and not self._looked and shared and step.cut is not None and any(step.cut.edges):
+            self._looked = True
+            layers = Layers(step, shared)
+            little = len(step.tasks) * sum(leaf.numel() for leaf in shared) < LITTLE
+            if not little and not step.graph.compiled and layers_save(layers.starts, layers.under, len(step.tasks)):
+                self._hint = "; engine='layers' would hold less"
+        if self._engine != "layers" or self._sharing.probing or not isinstance(self._aggregator, GramianAggregator):
             return "not asked for"
         if self._company.now().active:
             return "there are several ranks"
@@ -180,24 +187,9 @@ class Collect:
             return "a task shares no parameter"
         if step.graph.compiled:
             return "torch.compile made the graph"
-        if self._engine is None and len(step.tasks) * sum(leaf.numel() for leaf in shared) < LITTLE:
-            return "they are small"
         if step.cut is None:
             return "there is one task"
-        if not any(step.cut.edges):
-            return "the tasks' graphs merge at parameters alone"
-        if self._engine == "layers":
-            return None
-        if step.cut.uncut or self._watching.now is not None:
-            return "rows are needed"
-        if any(leaf._backward_hooks for leaf in shared):
-            return "there are hooks on parameters"
-        layers = Layers(step, shared)
-        shapes = tuple(tuple(edge.node._input_metadata[edge.output_nr].shape) for edge in layers.starts)
-        key = len(step.tasks), len(layers.under), shapes
-        if key not in self._saving:
-            self._saving[key] = layers_save(layers.starts, layers.under, len(step.tasks))
-        return None if self._saving[key] else "they save nothing"
+        return None if any(step.cut.edges) else "the tasks' graphs merge at parameters alone"
 
     def finish(self, step: Step) -> Tensor | None:
         """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
@@ -235,7 +227,7 @@ class Collect:
     ) -> Outcome:
         collected = self._rows.run(step, coefficients, leaves)
         asked = f", not layers ({because})" if self._engine == "layers" else ""
-        self.way = f"rows{asked}: {step.batching.reason}"
+        self.way = f"rows{asked}: {step.batching.reason}{self._hint}"
         if collected is not None:
             return self._reduce(collected, step, valid)
         kept = self._rows.waiting.micro_batches.rows.values()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from equipoise._notices import Notices
 from equipoise.aggregators import Aggregator
@@ -49,6 +51,10 @@ class Sharing:
         self._waiting = waiting
         self._notices = notices
         self._alone: int | None = 0  # steps so far without two tasks; None: there was one with two
+        self._seen: Any = None  # the leaves that the tasks reached in the first step that shared something
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": None}
 
     @property
     def probing(self) -> bool:
@@ -76,6 +82,7 @@ class Sharing:
         return tuple(task for task, row in reached.items() if any(leaf in shared for leaf in row))
 
     def everybody(self, reached: Mapping[str, Sequence[Tensor]]) -> bool:
+        """Whether all tasks are there, two or more."""
         return 1 < len(reached) == len(self._tasks)
 
     def shared_in(self, reached: Mapping[str, Sequence[Tensor]], step: Step, given: bool = False) -> dict[Tensor, None]:
@@ -103,6 +110,8 @@ class Sharing:
     def note(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes note of what is shared, and warns if there have never been two tasks to balance."""
         self._shared.keep(shared)
+        if self._seen is None and shared:
+            self._seen = WeakIdKeyDictionary({leaf: True for row in reached.values() for leaf in row})
         if len(self.taking(shared, reached)) > 1:
             self._alone = None
         elif self._alone is not None and (
@@ -129,7 +138,8 @@ class Sharing:
         common = self._common_inputs(step)
         own = [] if model is None else [p for p in model.parameters() if p.requires_grad]
         foreign = own and not any(p in trained for p in own)
-        gone = any(p.requires_grad for p in self._shared.known)
+        known = self._seen is not None and any(leaf in self._seen for leaf in trained)  # the trunk was cut off
+        gone = not known and any(p.requires_grad for p in self._shared.known)
         hint = ""
         if common:
             kinds = ("a parameter of another model" if isinstance(p, nn.Parameter) else "an input" for p in common)

@@ -347,6 +347,9 @@ class TaskModule(nn.Module):
     def end_epoch(self) -> None:
         """Hook: an epoch has ended; within a step of all tasks."""
 
+    def end_step(self, losses: Tensor) -> None:
+        """Hook: takes the losses `[K']` of a step of several micro-batches together, after the last one's."""
+
     def after_step(self, losses: Tensor) -> None:
         """Hook: takes the batch's losses `[K']` again after the optimizer's step."""
 

@@ -177,6 +177,10 @@ class Weigh:
             finite = total.values.isfinite().all()
             with self._objective.step(self.present(total.tasks), total.values.dtype, total.usable):
                 learned = self.coefficients(total.values, total.usable, finite)[1]
+            with self._objective.step(self.present(total.tasks), total.values.dtype, total.usable) as state:
+                for part in self._objective.task_modules():
+                    part.end_step(total.values)
+                state.commit(finite)
         if learned:
             self._watch_learned(learned)
             write(step.scale.gradients(learned))

@@ -49,9 +49,9 @@ class Balancer(nn.Module):
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
             None: one on a CPU; on an accelerator both ways are timed in the first steps and the quicker is kept, and
             saved in `state_dict`. What cannot be batched (compiled graphs, operators without a rule) goes one by one.
-        engine: "rows": the task gradients are held, as `[K]` times the shared parameters. "layers": only their Gramian
-            is, computed layer by layer; for Gramian aggregators, in one process, without accumulation, and rows
-            elsewhere. None: layers where the shapes say that they save memory or time. `way` tells what was done.
+        engine: "rows" (and None): the task gradients are held, as `[K]` times the shared parameters. "layers": only
+            their Gramian is; for Gramian aggregators, in one process, without accumulation, and rows elsewhere. Hooks
+            then see tensors of `torch.vmap`'s. `way` tells what was done, and whether layers would save.
         model: the model that is trained, wrapped or not: parameters of others take no part. Needed for a checkpoint
             that resumes bit for bit where the first step after it lacks tasks: it gives the shared parameters names
             that `state_dict` can keep. And where ranks hold labels of different tasks.
@@ -177,7 +177,7 @@ class Balancer(nn.Module):
             losses: task → scalar loss; leave out the tasks that have no label in this batch.
             accumulate: True on all micro-batches of a step but the last: the task gradients are kept and balanced
                 together at the last one. Gradients add up as in plain PyTorch, so divide the losses, or pass `counts`.
-                An objective whose weights depend on the losses takes them from each micro-batch.
+                Weights that depend on losses are each micro-batch's: EMA, REMA, DWEMA undo a division, and want `counts`.
             counts: task → number of labelled samples behind its mean loss. Micro-batches are then averaged exactly,
                 at the price of a backward pass a task even without an aggregator. A count of 0 leaves the task out.
             scaler: the `torch.amp.GradScaler` that will step the optimizer. `.grad` is then scaled, as the scaler

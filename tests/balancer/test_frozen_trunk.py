@@ -232,3 +232,22 @@ def test_mao_leaves_it_where_it_is_and_moves_the_others(names, streaming):
     for (name, p), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p.detach(), (before[name] if name in names else other).detach(), rtol=0, atol=1e-12)
         assert name not in names or p.grad is None
+
+
+def test_a_trunk_that_is_detached_later_gives_plain_gradients():
+    """As one that is frozen: the heads are those of the steps before."""
+    model = Network().double()
+    balancer = eq.Balancer(["a", "c"], aggregator=eq.PCGrad(seed=0), model=model)
+    balancer.backward(model.losses(batch(0), ["a", "c"]))
+    model.zero_grad()
+    x = batch(1).double()
+    z = (model.trunk(x) + model.frozen(x)).tanh().detach()
+    losses = {
+        "a": model.heads["a"](model.branch(z).tanh()).square().mean(),
+        "c": model.heads["c"](model.own(z)).square().mean(),
+    }
+    with pytest.warns(UserWarning, match="found none"):
+        balancer.backward(losses)
+    assert model.trunk.weight.grad is None
+    twin = torch.autograd.grad(model.heads["a"](model.branch(z).tanh()).square().mean(), model.heads["a"].weight)[0]
+    torch.testing.assert_close(model.heads["a"].weight.grad, twin, rtol=1e-12, atol=1e-14)

@@ -529,24 +529,17 @@ def test_hooks_that_are_not_linear_see_every_row():
     assert_close(run(clipped, balanced(engine="rows", chunk_size=4)), expected, 1e-10)
 
 
-def test_layers_are_chosen_where_they_save_and_no_parameter_has_hooks(monkeypatch):
-    monkeypatch.setattr("equipoise._collect.layers_save", lambda *arguments: True)
+@pytest.mark.parametrize(
+    ("little", "save", "hint"), [(0, True, "; engine='layers' would hold less"), (0, False, ""), (1 << 20, True, "")]
+)
+def test_layers_are_not_chosen_but_named_where_they_save(monkeypatch, little, save, hint):
+    """Hooks in the trunk, which cannot be seen, would be given tensors of `torch.vmap`'s."""
+    monkeypatch.setattr("equipoise._collect.layers_save", lambda *arguments: save)
+    monkeypatch.setattr("equipoise._collect.LITTLE", little)
     model, balancer = make("mlp"), eq.Balancer(TASKS, aggregator=eq.MGDA())
-    balancer.backward(model.losses(0))
-    assert balancer.way.startswith("rows: "), "rows so small are not worth looking for another way"
-    monkeypatch.setattr("equipoise._collect.LITTLE", 0)
-    balancer.backward(model.losses(0))
-    assert balancer.way == "layers"
-    handle = model.trunk[0].weight.register_hook(lambda g: g.clamp(-0.01, 0.01))
-    balancer.backward(model.losses(0))
-    assert balancer.way.startswith("rows: ")
-    handle.remove()
-    balancer.backward(model.losses(0))
-    assert balancer.way == "layers"
-    monkeypatch.setattr("equipoise._collect.layers_save", lambda *arguments: False)
-    balancer = eq.Balancer(TASKS, aggregator=eq.MGDA())
-    balancer.backward(model.losses(0))
-    assert balancer.way == "rows: one after the other: on a CPU more gain nothing"
+    for _ in range(2):
+        balancer.backward(model.losses(0))
+        assert balancer.way == f"rows: one after the other: on a CPU more gain nothing{hint}"
 
 
 def test_where_layers_are_asked_for_and_cannot_be(monkeypatch):

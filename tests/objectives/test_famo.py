@@ -3,7 +3,9 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
+import equipoise as eq
 from equipoise.objectives import FAMO
 
 BOUNDS = {"b": 0.1, "c": -20.0}
@@ -141,3 +143,24 @@ def test_bounds_without_names_or_of_unknown_tasks_are_errors(drive):
         FAMO(lower_bounds=[0.0, 0.0])
     with pytest.raises(ValueError, match="lower_bounds: unknown task 'd'; the tasks are 'a', 'b', 'c'"):
         drive(FAMO(lower_bounds={"d": 0.0}))
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_after_micro_batches_the_losses_of_the_whole_step_count(counted):
+    """Where nothing was trained in between, nothing has changed, whatever the last micro-batch was."""
+    w = nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5], [4.0, 1.0]], dtype=torch.float64)
+
+    def losses(rows):
+        y = x[rows] * w
+        return {"a": (y[:, 0] - 1).square().mean(), "b": (y[:, 1] + 2).square().mean()}
+
+    balancer = eq.Balancer(["a", "b"], eq.FAMO(weight_decay=0.0))
+    given = {"counts": {"a": 2, "b": 2}} if counted else {}
+    factor = 1.0 if counted else 0.5
+    for rows, more in (([0, 1], True), ([2, 3], False)):
+        parts = {task: loss * factor for task, loss in losses(rows).items()}
+        balancer.backward(parts, accumulate=more, **given)
+    with torch.no_grad():
+        balancer.after_step(losses([0, 1, 2, 3]))
+    torch.testing.assert_close(balancer.objective.logits, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)

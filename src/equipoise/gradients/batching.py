@@ -18,7 +18,7 @@ WARM_UP = 2
 TIMED = 3
 """Steps of each way that are timed."""
 
-NO_GAIN = ("cpu",)
+NO_GAIN = ("cpu", "meta")
 """Types of devices on which several at once are no quicker."""
 
 FREE_SHARE = 0.5

@@ -74,7 +74,7 @@ class Marks:
             raise ValueError(
                 f"Gradients were cleared for {len(sure)} of {len(self._marked)} marked parameters while task gradients "
                 "wait for the end of the step (between micro-batches, or before MAO's step()). Clear all parameters "
-                "that the losses reach, or none."
+                "that the losses reach, or none; where they reach another model's (a discriminator's), give model=."
             )
         return False
 

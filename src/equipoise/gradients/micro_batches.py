@@ -58,12 +58,12 @@ class MicroBatches:
     def plus(self, step: Step, rows: Rows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
         """Adds a micro-batch; takes the rows over."""
         taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
-        values = _of_taking(taking, dict(zip(step.tasks, step.values.unbind(), strict=True)))
+        values = _numbers_of_taking(taking, dict(zip(step.tasks, step.values.unbind(), strict=True)))
         counts = None
         if step.counts is None:
             rows = {task: owned(row) for task, row in rows.items()}
         else:
-            new = _of_taking(taking, dict(zip(step.tasks, step.counts.unbind(), strict=True)))
+            new = _numbers_of_taking(taking, dict(zip(step.tasks, step.counts.unbind(), strict=True)))
             counts = _sums(self.counts or {}, new)
             values = {task: value * new[task] for task, value in values.items()}
             rows = {task: times(row, new[task]) for task, row in rows.items()}
@@ -200,7 +200,7 @@ def taking_part(
     return either
 
 
-def _of_taking(taking: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _numbers_of_taking(taking: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {task: torch.where(taking[task], n, 0.0) if task in taking else n for task, n in numbers.items()}
 
 

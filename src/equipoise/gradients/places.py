@@ -115,8 +115,8 @@ class Layers:
         return list(dict.fromkeys(edge for row in self.edges for edge in row))
 
     def leaves(self) -> Iterable[Tensor]:
-        """See `Place`: none, for their rows are not wanted."""
-        return ()
+        """See `Place`: those that lie above the cut for a task, for others can reach them from below it."""
+        return self._over
 
     def gramian(self, at_cut: Sequence[AtCut], rows: Sequence[Row]) -> Tensor:
         """See `Place`."""

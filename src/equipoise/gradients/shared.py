@@ -72,9 +72,6 @@ class SharedParameters:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _found=WeakIdKeyDictionary(dict.fromkeys(state["_found"])))
 
-    def __contains__(self, leaf: Tensor) -> bool:
-        return leaf in (self._found if self.given is None else self.given)
-
     def find(self, reached: Iterable[Iterable[Tensor]]) -> dict[Tensor, None]:
         """Returns what is shared of the trained leaves that each task reaches in a step; `keep` takes note of it."""
         rows = list(reached)

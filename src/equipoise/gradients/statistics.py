@@ -88,7 +88,8 @@ class Statistics:
             at, row = to_cut(loss, list(above), weight, edges, above, retain or not apart)
             if not retain:
                 release(own)
-            row.update(gradients_of(list(at), below, list(at.values()), retain_graph=True))
+            outer = [gradient.clone() for gradient in at.values()]  # a node may write to what it is given
+            row.update(gradients_of(list(at), below, outer, retain_graph=True))
             found.append((at, row))
         entries = iter(found)
         both = [({}, {}) if loss is None else next(entries) for loss in step.losses]

@@ -84,6 +84,11 @@ class FAMO(Objective):
         scale = (share / gap.detach()).sum().reciprocal()
         return scale * (share * gap.log()).sum()
 
+    def end_step(self, losses: Tensor) -> None:
+        """Remembers the losses `[K']` of all micro-batches for `after_step`, in place of the last one's."""
+        self.state.losses = losses
+        self.state.pending = torch.ones_like(self.state.pending)
+
     def after_step(self, losses: Tensor) -> None:
         """Moves the logits along the change from the remembered losses to these, `[K']`."""
         state = self.state

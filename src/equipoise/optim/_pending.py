@@ -33,8 +33,8 @@ class Pending(Waiting):
         """Adds the rows of a step."""
         self.end()
         again = [task for task in rows if task in self.rows]
-        old = {**self.rows, **{task: _of_taking(self.rows[task], self.taking.get(task)) for task in again}}
-        rows = {**rows, **{task: _of_taking(rows[task], taking.get(task)) for task in again}}
+        old = {**self.rows, **{task: _zero_unless_taking(self.rows[task], self.taking.get(task)) for task in again}}
+        rows = {**rows, **{task: _zero_unless_taking(rows[task], taking.get(task)) for task in again}}
         self.taking = taking_part(self.rows, self.taking, list(rows), taking)
         self.rows = add_rows(old, rows)
         self.marks.put(dict.fromkeys(leaf for row in self.rows.values() for leaf in row), sparse_in(self.rows))
@@ -56,7 +56,7 @@ class Pending(Waiting):
         self.ahead = {}
 
 
-def _of_taking(row: Row, taking: Tensor | None) -> Row:
+def _zero_unless_taking(row: Row, taking: Tensor | None) -> Row:
     """Returns a row that others are added to: zeros of a task that takes no part, whatever its gradients are."""
     return row if taking is None else {leaf: zero_unless(taking, gradient) for leaf, gradient in row.items()}
 
