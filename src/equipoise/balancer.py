@@ -177,7 +177,7 @@ class Balancer(nn.Module):
             losses: task → scalar loss; leave out the tasks that have no label in this batch.
             accumulate: True on all micro-batches of a step but the last: the task gradients are kept and balanced
                 together at the last one. Gradients add up as in plain PyTorch, so divide the losses, or pass `counts`.
-                Weights that depend on losses are each micro-batch's: EMA, REMA, DWEMA undo a division, and want `counts`.
+                Weights that depend on losses are each micro-batch's: EMA, REMA, DWEMA undo a division: give `counts`.
             counts: task → number of labelled samples behind its mean loss. Micro-batches are then averaged exactly,
                 at the price of a backward pass a task even without an aggregator. A count of 0 leaves the task out.
             scaler: the `torch.amp.GradScaler` that will step the optimizer. `.grad` is then scaled, as the scaler
