@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -41,7 +41,7 @@ from equipoise.bench._options import (
 )
 from equipoise.bench.experiment.comparison import BaselineError, Comparison, Result, load_result
 from equipoise.bench.experiment.database import StorageError, hide_password, study_names
-from equipoise.bench.experiment.execution import IDLE_SECONDS, WorkerError, serve
+from equipoise.bench.experiment.execution import IDLE_SECONDS, StoppedError, WorkerError, serve, watch_interrupts
 from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.pictures import draw_all
 from equipoise.bench.experiment.progress import ConsoleProgress, describe
@@ -290,7 +290,7 @@ def worker(
     ] = True,
 ) -> None:
     """Takes training runs from a comparison's database, on this machine, until the comparison is done."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a scheduler ends a job: like Ctrl-C
+    interrupted = watch_interrupts()
     with _clear_errors():
         try:
             store = _wait_for_study(storage, study, wait)
@@ -298,8 +298,9 @@ def worker(
                 f"Working on {store.name}. Ctrl-C gives the run that is under way back.", markup=False, highlight=False
             )
             folder = checkpoints or Path("checkpoints") / store.name
-            serve(store, folder, wait, lambda record: console.print(describe(record), markup=False, highlight=False))
-        except KeyboardInterrupt:
+            tell = partial(console.print, markup=False, highlight=False)
+            serve(store, folder, wait, lambda record: tell(describe(record)), interrupted.is_set)
+        except (KeyboardInterrupt, StoppedError):
             console.print("Interrupted. The run that was under way is in the queue again.")
             raise typer.Exit(130) from None
 

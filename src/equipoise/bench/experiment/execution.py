@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -269,7 +270,30 @@ def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) ->
         return
 
 
-def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], None]) -> None:
+def watch_interrupts() -> threading.Event:
+    """Has Ctrl-C, and SIGTERM, by which a scheduler ends a job, raise KeyboardInterrupt.
+
+    Returns:
+        Whether one came: Python drops an exception that is raised in a callback of the garbage collector's.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    return interrupted
+
+
+def serve(
+    store: Store,
+    folder: Path,
+    wait: bool,
+    on_run: Callable[[Record], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Works on a study's runs until there will be no more.
 
     Args:
@@ -277,12 +301,16 @@ def serve(store: Store, folder: Path, wait: bool, on_run: Callable[[Record], Non
         folder: where runs that are under way keep what they write.
         wait: wait while the queue is empty, until the comparison says that all is done; else end then.
         on_run: is told every record.
+        stopped: as in `Worker`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run is back in the queue.
+        StoppedError: `stopped` said so; likewise.
     """
-    worker = Worker(store, folder)
+    worker = Worker(store, folder, stopped)
     while True:
+        if stopped():
+            raise StoppedError
         record = worker.work()
         if record is not None:
             on_run(record)
