@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,8 @@ from equipoise.gradients.statistics import Statistics
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite, write
+
+NO_STEP = "no step yet"
 
 LITTLE = 1 << 20
 """Numbers in all rows together under which a way that holds less is not worth mention: some 4 MB."""
@@ -73,7 +75,7 @@ class Collect:
         watching: Watching,
         engine: str | None,
     ) -> None:
-        self.way = "no step yet"
+        self.way = NO_STEP
         self._engine = engine
         self._looked = False  # whether layers would save, in the first step with several tasks
         self._hint = ""
@@ -202,9 +204,12 @@ class Collect:
     def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
         ranks, waiting = self._company.now(), self._rows.waiting
+        leaves: list[list[Tensor]] = []
+        if step.accumulate or self.way == NO_STEP:  # once, for wrappers that are refused
+            with suppress(RuntimeError):  # one pass does not need to know what a reentrant checkpoint hides
+                leaves = reached_leaves(step.held, together=True, repeatable=False)
         self.way = "one backward pass"
         scaled = step.scale.coefficients(coefficients)
-        leaves = reached_leaves(step.held, together=True, repeatable=False) if step.accumulate else []
         watcher = self._watching.now
         with watcher.around(ranks, step, scaled) if watcher else nullcontext():
             reached = ranks.one_pass(step, scaled)

@@ -156,3 +156,12 @@ def test_task_gradients_says_so_too():
     model = fsdp(False)
     with pytest.raises(ValueError, match="The model is in FullyShardedDataParallel"):
         eq.task_gradients(model(torch.ones(2, 3)), model)
+
+
+def test_a_flat_parameter_is_refused_without_an_aggregator_too():
+    """One backward pass needs no walk through the graph; the first one has it, to see this."""
+    flat = nn.Parameter(torch.ones(3))
+    flat._is_flat_param = True
+    with pytest.raises(ValueError, match=r"FullyShardedDataParallel.*fully_shard"):
+        eq.Balancer(["a", "b"], eq.EMA()).backward({"a": flat.square().sum(), "b": flat.exp().sum()})
+    assert flat.grad is None
