@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from equipoise._sharing import Sharing
-from equipoise._state import Step as StateStep
+from equipoise._state import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
@@ -53,7 +53,6 @@ class Collect:
     - statistics (`Statistics`): the Gramian at a place, and one weighted backward pass.
 
     Args:
-        tasks: all tasks.
         aggregator: bound to them; None: gradients are added up (by rows for micro-batches with counts).
         sharing: finds what is shared.
         company: how to go over ranks.
@@ -67,7 +66,6 @@ class Collect:
 
     def __init__(
         self,
-        tasks: Sequence[str],
         aggregator: Aggregator | None,
         sharing: Sharing,
         company: Company,
@@ -80,7 +78,6 @@ class Collect:
         self._looked = False  # whether layers would save, in the first step with several tasks
         self._hint = ""
         self._refused: str | None = None  # why this model has no Gramian by layers
-        self._tasks = tasks
         self._aggregator = aggregator
         self._sharing = sharing
         self._company = company
@@ -285,7 +282,7 @@ class Collect:
             weights, state = self._solved(stack, products, collected)
             combined = combine(matrix, weights, stacks)
         else:
-            present = self._present(collected.tasks)
+            present = aggregator.positions(collected.tasks)
             state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
         return [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)], weights, state
@@ -315,7 +312,7 @@ class Collect:
     def _solved(self, stack: ExitStack, products: Tensor, step: Step | Collected) -> tuple[Tensor, StateStep | None]:
         """Finds the weights `[K']` of the rows with these products, and the state to commit before the stack ends."""
         assert isinstance(self._aggregator, GramianAggregator)
-        present = self._present(step.tasks)
+        present = self._aggregator.positions(step.tasks)
         return stack.enter_context(self._aggregator.solved(products, step.values, present, step.usable))
 
     def _written(
@@ -351,6 +348,3 @@ class Collect:
         if watcher is not None:
             watcher.see_weights(found, list(shared))
         return found
-
-    def _present(self, tasks: Sequence[str]) -> list[int] | None:
-        return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]

@@ -243,16 +243,21 @@ class TaskModule(nn.Module):
         for module in self.task_modules():
             module.state._leave_out(tasks)
 
+    def positions(self, tasks: Sequence[str]) -> list[int] | None:
+        """Returns where these tasks stand among all K, for `step`; None: they are all K."""
+        known = self.tasks or ()
+        return None if len(tasks) == len(known) else [known.index(task) for task in tasks]
+
     @contextmanager
     def step(
         self,
         present: Iterable[int] | None = None,
         dtype: torch.dtype = torch.float64,
         usable: Tensor | None = None,
-    ) -> Iterator[Step]:
+    ) -> Iterator[StateStep]:
         """Opens a step of the tasks with the K' indices `present` (None: all K).
 
-        What the methods write becomes lasting with `Step.commit`, and is dropped if the block ends without it.
+        What the methods write becomes lasting with `StateStep.commit`, and is dropped if the block ends without it.
 
         Args:
             present: the tasks' indices.
@@ -267,7 +272,7 @@ class TaskModule(nn.Module):
         active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
         for module in modules:  # past `nn.Module.__setattr__`, which looks whether it is a parameter
             vars(module)["_view"] = StateView(module, indices, dtype, active)
-        step = Step(modules)
+        step = StateStep(modules)
         try:
             yield step
         finally:
@@ -403,7 +408,7 @@ class TaskModule(nn.Module):
             return apply(moved, recurse)
 
 
-class Step:
+class StateStep:
     """What a step wrote; made by `TaskModule.step`."""
 
     def __init__(self, modules: Sequence[TaskModule]) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from equipoise._notices import Notices
-from equipoise._state import Snapshot, TaskModule
-from equipoise._state import Step as StateStep
+from equipoise._state import Snapshot, StateStep, TaskModule
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.jacobian import Row
@@ -50,10 +49,6 @@ class Weigh:
         self._first: dict[Tensor, Tensor] = {}  # learned weights → their values at the first step with gradients
         self._steps = 0
 
-    def present(self, tasks: Sequence[str]) -> list[int] | None:
-        """The tasks' positions; None for all tasks."""
-        return None if len(tasks) == len(self._tasks) else [self._tasks.index(task) for task in tasks]
-
     def usable(self, step: Step, looks: bool) -> Step:
         """Leaves out the tasks whose losses the method cannot use in this step, and says so once.
 
@@ -83,7 +78,7 @@ class Weigh:
         bounds: list[Tensor | float] = [0.0] if any(part.requires_positive for part in self._parts) else []
         own = [part for part in self._parts if type(part).lower_bounds is not TaskModule.lower_bounds]
         if own:
-            with self._objective.step(self.present(step.tasks), step.values.dtype):
+            with self._objective.step(self._objective.positions(step.tasks), step.values.dtype):
                 bounds = [part.lower_bounds() for part in self._parts]
         return bounds
 
@@ -91,7 +86,7 @@ class Weigh:
     def step(self, step: Step, begins: bool = False) -> Iterator[StateStep]:
         """Opens a step of the objective's state; `begins`: the first of micro-batches that can be taken back."""
         before = self._objective.snapshot() if begins else self._before
-        with self._objective.step(self.present(step.tasks), step.values.dtype, step.usable) as opened:
+        with self._objective.step(self._objective.positions(step.tasks), step.values.dtype, step.usable) as opened:
             yield opened
         self._before = before
 
@@ -150,7 +145,7 @@ class Weigh:
         for part in self._objective.task_modules():
             if measured:
                 values = stack([accuracies[task] for task in measured], device, wide_dtype(device))
-                with part.step(self.present(measured), values.dtype) as state:
+                with part.step(part.positions(measured), values.dtype) as state:
                     part.observe(values)
                     state.commit()
             with part.step() as state:
@@ -175,9 +170,12 @@ class Weigh:
         """
         if total is not None:
             finite = total.values.isfinite().all()
-            with self._objective.step(self.present(total.tasks), total.values.dtype, total.usable):
+            opening = self._objective.positions(total.tasks), total.values.dtype, total.usable
+            with self._objective.step(*opening):
                 learned = self.coefficients(total.values, total.usable, finite)[1]
-            with self._objective.step(self.present(total.tasks), total.values.dtype, total.usable) as state:
+            with self._objective.step(
+                self._objective.positions(total.tasks), total.values.dtype, total.usable
+            ) as state:
                 for part in self._objective.task_modules():
                     part.end_step(total.values)
                 state.commit(finite)

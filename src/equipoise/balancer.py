@@ -124,7 +124,7 @@ class Balancer(nn.Module):
         self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
         about = (self._shared, self._probe, self._company, self._rows.waiting, self._notices)
         sharing = Sharing(self.tasks, self.aggregator, *about)
-        self._collect = Collect(self.tasks, self.aggregator, sharing, self._company, self._rows, self._watching, engine)
+        self._collect = Collect(self.aggregator, sharing, self._company, self._rows, self._watching, engine)
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
 

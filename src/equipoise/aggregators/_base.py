@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from equipoise._state import Step, TaskModule
+from equipoise._state import StateStep, TaskModule
 from equipoise.gradients.gramian import combine, gramian
 
 Gradients = Sequence[Sequence[Tensor | None]]
@@ -81,7 +81,7 @@ class GramianAggregator(Aggregator):
         losses: Tensor,
         present: Sequence[int] | None = None,
         usable: Tensor | None = None,
-    ) -> Iterator[tuple[Tensor, Step | None]]:
+    ) -> Iterator[tuple[Tensor, StateStep | None]]:
         """Opens a step of the tasks that take part, and finds their weights.
 
         This is where the host waits for an accelerator, once: Gramian, losses and who takes part come in one transfer.

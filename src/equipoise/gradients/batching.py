@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence, Set
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ class Batching:
         counted = self._trials[2 * WARM_UP :]
         alone = [trial.time / trial.count for trial in counted if trial.size == 1]
         together = [trial.time / trial.count for trial in counted if trial.size > 1]
-        if not together or _median(alone) <= _median(together):
+        if not together or median(alone) <= median(together):
             return 1
         return max(trial.size for trial in counted)
 
@@ -229,10 +230,6 @@ class _Trial:
         """Milliseconds."""
         elapsed: float = self._start.elapsed_time(self._end)
         return elapsed
-
-
-def _median(times: list[float]) -> float:
-    return sorted(times)[len(times) // 2]
 
 
 def _fitting(count: int, device: torch.device, row_bytes: int) -> int:

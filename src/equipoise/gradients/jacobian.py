@@ -25,7 +25,7 @@ WHOLE = "a task's graph is not apart above what the tasks share (a tied weight, 
 Row = dict[Tensor, Tensor]
 """Leaf → gradient; a leaf that is not reached is left out. Gradients are autograd's: they are read, and not changed."""
 
-Rows = dict[str, Row]
+TaskRows = dict[str, Row]
 """Task → its row."""
 
 

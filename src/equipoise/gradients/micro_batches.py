@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.clearing import Marks
-from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.owning import owned
 from equipoise.gradients.scale import times
 from equipoise.gradients.sparse import added
@@ -31,7 +31,7 @@ class MicroBatches:
         reached: task → the trained leaves that it reaches.
     """
 
-    rows: Rows = field(default_factory=dict)
+    rows: TaskRows = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] | None = None
     usable: dict[str, Tensor] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class MicroBatches:
         every = dict.fromkeys([*self.reached, *tasks])
         return {task: list(dict.fromkeys([*self.reached.get(task, {}), *new.get(task, ())])) for task in every}
 
-    def plus(self, step: Step, rows: Rows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
+    def plus(self, step: Step, rows: TaskRows, reached: Mapping[str, Iterable[Tensor]]) -> MicroBatches:
         """Adds a micro-batch; takes the rows over."""
         taking = {} if step.usable is None else dict(zip(step.tasks, step.usable.unbind(), strict=True))
         values = _numbers_of_taking(taking, dict(zip(step.tasks, step.values.unbind(), strict=True)))
@@ -108,7 +108,7 @@ class Collected:
     """
 
     tasks: tuple[str, ...]
-    rows: Rows
+    rows: TaskRows
     values: Tensor
     usable: Tensor | None
     reached: dict[str, list[Tensor]]
@@ -159,7 +159,7 @@ class Waiting:
         self.end()
 
 
-def add_rows(old: Rows, new: Rows) -> Rows:
+def add_rows(old: TaskRows, new: TaskRows) -> TaskRows:
     """Adds gradients task by task, leaf by leaf; changes neither argument."""
     return {**old, **{task: _summed(old.get(task, {}), row) for task, row in new.items()}}
 
@@ -171,7 +171,7 @@ def move_into(total: Row, row: Row) -> None:
         total[leaf] = added(total[leaf], gradient) if leaf in total else gradient
 
 
-def sparse_in(rows: Rows) -> set[Tensor]:
+def sparse_in(rows: TaskRows) -> set[Tensor]:
     """Returns the leaves that have a sparse gradient."""
     return {leaf for row in rows.values() for leaf, gradient in row.items() if gradient.is_sparse}
 

@@ -78,18 +78,17 @@ class Reader:
                 counts for some micro-batches only; as `Several.read`.
         """
         ranks = self._company.now()
-        state: dict[str, Any] = {"cleared": False, "error": None}
-        if graph:
-            try:
-                state["cleared"] = self._waiting.cleared()
-            except ValueError as found:
-                state["error"] = found
+        cleared, error = False, None
         if graph:
             self._scaled = scaler is not None and scaler.is_enabled()
+            try:
+                cleared = self._waiting.cleared()
+            except ValueError as found:
+                error = found
 
         def read() -> Step:
-            if state["error"] is not None:
-                raise state["error"]
+            if error is not None:
+                raise error
             given = losses.values() if isinstance(losses, Mapping) else ()
             on = next((loss.device for loss in given if isinstance(loss, Tensor)), None)
             if on is None:
@@ -103,13 +102,13 @@ class Reader:
                 empty=on if empty else None,
                 keep_unlabelled=ranks.sharded and ranks.active,
             )
-            if graph and not state["cleared"]:
+            if graph and not cleared:
                 self._waiting.micro_batches.check_counted(counts is not None)
             return step if also is None else replace(step, representation=also())
 
-        called = [graph, accumulate, counts is not None, self._scaled, also is not None, state["cleared"]]
+        called = [graph, accumulate, counts is not None, self._scaled, also is not None, cleared]
         step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)
-        if state["cleared"]:
+        if cleared:
             self._waiting.forget()
             ranks.forget()
         return replace(
@@ -117,7 +116,7 @@ class Reader:
             accumulate=accumulate,
             retain_graph=retain_graph,
             scale=scale_of(scaler, step.values.device),
-            cleared=state["cleared"],
+            cleared=cleared,
             batching=self._batching,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.gradients.shards import like, local
 
 if TYPE_CHECKING:
-    from equipoise.gradients.jacobian import Row, Rows
+    from equipoise.gradients.jacobian import Row, TaskRows
 
 
 class Scale:
@@ -28,7 +28,7 @@ class Scale:
         """Returns the gradients scaled, as `.grad` has to be."""
         return gradients
 
-    def unscaled(self, rows: Rows) -> Rows:
+    def unscaled(self, rows: TaskRows) -> TaskRows:
         """Returns the rows of losses that were scaled, unscaled."""
         return rows
 
@@ -57,7 +57,7 @@ class ScalerScale(Scale):
         """See `Scale`."""
         return times(gradients, self._factor)
 
-    def unscaled(self, rows: Rows) -> Rows:
+    def unscaled(self, rows: TaskRows) -> TaskRows:
         """See `Scale`."""
         inverse = (self._factor if self._factor.device.type == "mps" else self._factor.double()).reciprocal()
         return {task: times(row, inverse) for task, row in rows.items()}

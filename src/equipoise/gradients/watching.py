@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.ranks import Alone
 from equipoise.gradients.step import Step
 
@@ -32,13 +32,13 @@ class Watcher(Protocol):
             coefficients: `c_k` `[K']`.
         """
 
-    def see_rows(self, rows: Rows) -> None:
+    def see_rows(self, rows: TaskRows) -> None:
         """Takes the rows `c_k g_k` of a step's micro-batches together, unscaled, before they are reduced."""
 
     def see_weights(self, weights: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
         """Takes the aggregator's weights of these rows, which are applied on the shared parameters."""
 
-    def see_taken(self, optimizer: Any, rows: Rows) -> None:
+    def see_taken(self, optimizer: Any, rows: TaskRows) -> None:
         """Takes rows that MAO has just taken into its moments."""
 
     def see_result(self, weights: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise._parts import LIBRARIES, Library
-from equipoise._state import Step, TaskModule
+from equipoise._state import StateStep, TaskModule
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import as_real, combine
 from equipoise.gradients.shards import gathered, like, local, shard_of
@@ -182,7 +182,7 @@ class _Adapter(TaskModule):
         present: Iterable[int] | None = None,
         dtype: torch.dtype = torch.float64,
         usable: Tensor | None = None,
-    ) -> Iterator[Step]:
+    ) -> Iterator[StateStep]:
         """Opens a step; takes TorchJD's state back if it is not committed, or turns out not to be valid."""
         before = self.more_state()
         kept = False

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import parameter_names
-from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.micro_batches import add_rows
 from equipoise.gradients.ranks import Alone
 from equipoise.gradients.shards import is_sharded
@@ -191,7 +191,7 @@ class BalanceMonitor:
                 rows[task] = rows[task] | _remainder([p for p in leaves[index] if p in own], [])
         sample.rows = add_rows(sample.rows, step.scale.unscaled({task: rows[task] for task in step.tasks}))
 
-    def see_rows(self, rows: Rows) -> None:
+    def see_rows(self, rows: TaskRows) -> None:
         """Copies the task gradients; see `Watcher`."""
         sample = self._begin()
         sample.rows = add_rows(sample.rows, {task: self._own(row, copy=True) for task, row in rows.items()})
@@ -203,7 +203,7 @@ class BalanceMonitor:
         for task in sample.weights.keys() & weights.keys():  # of earlier micro-batches
             sample.weights[task] = sample.weights[task] * weights[task]
 
-    def see_taken(self, optimizer: MAO, rows: Rows) -> None:
+    def see_taken(self, optimizer: MAO, rows: TaskRows) -> None:
         """Measures what MAO has taken into its moments, while it is there; see `Watcher`."""
         own = {task: self._own(row) for task, row in rows.items()}
         if self._sample.weights.keys() & own.keys():  # streaming, and cleared in place of a step
@@ -243,7 +243,7 @@ class BalanceMonitor:
             self._sample = _Sample()
         self._step += 1
 
-    def _measure(self, rows: Rows) -> None:
+    def _measure(self, rows: TaskRows) -> None:
         """Measures the rows after the optimizer has taken them."""
         reached = Counter(p for row in rows.values() for p in row)
         self._shared |= {p for p, count in reached.items() if count > 1}
@@ -301,7 +301,7 @@ class _Sample:
         sums: what has been measured.
     """
 
-    rows: Rows = field(default_factory=dict)
+    rows: TaskRows = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     weighted: set[Tensor] = field(default_factory=set)

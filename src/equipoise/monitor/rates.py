@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.optim import MAO
 
-Rows = Mapping[Tensor, tuple[Tensor, ...]]
+Touched = Mapping[Tensor, tuple[Tensor, ...]]
 """Parameter → an index of some of its rows."""
 
 SUPPORTED = (Adam, AdamW, RMSprop, Adagrad, SGD, MAO)
@@ -40,7 +40,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
 
 
 def effective_rates(
-    optimizer: Optimizer, group: dict[str, Any], task: str, parameters: Sequence[Tensor], rows: Rows | None = None
+    optimizer: Optimizer, group: dict[str, Any], task: str, parameters: Sequence[Tensor], rows: Touched | None = None
 ) -> dict[Tensor, Tensor]:
     """Returns the effective learning rate of each element of parameters, in their shapes.
 
@@ -76,7 +76,7 @@ def effective_rates(
     return _of_kind(optimizer, group, states)
 
 
-def _at(tensor: Tensor, parameter: Tensor, rows: Rows) -> Tensor:
+def _at(tensor: Tensor, parameter: Tensor, rows: Touched) -> Tensor:
     """Of a tensor shaped like the parameter the rows asked for."""
     return tensor[rows[parameter]] if parameter in rows else tensor
 

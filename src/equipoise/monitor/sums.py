@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import gramian, wide_dtype
-from equipoise.gradients.jacobian import Rows
+from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.sparse import compact
-from equipoise.monitor.rates import Rows as Touched
-from equipoise.monitor.rates import effective_rates
+from equipoise.monitor.rates import Touched, effective_rates
 from equipoise.optim import MAO
 
 BLOCK = 1 << 15
@@ -48,7 +47,7 @@ class Sums:
     tasks: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def add(self, rows: Rows, optimizer: Optimizer, shared: Container[Tensor], layer: Mapping[Tensor, int]) -> None:
+    def add(self, rows: TaskRows, optimizer: Optimizer, shared: Container[Tensor], layer: Mapping[Tensor, int]) -> None:
         """Measures rows of parameters that the optimizer has just moved.
 
         Args:

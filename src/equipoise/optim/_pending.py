@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.micro_batches import Waiting, add_rows, move_into, sparse_in, taking_part
 from equipoise.gradients.sparse import zero_unless
 
@@ -25,11 +25,11 @@ class Pending(Waiting):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: Rows = {}
+        self.rows: TaskRows = {}
         self.taking: dict[str, Tensor] = {}
         self.ahead: dict[Tensor, Tensor] = {}
 
-    def add(self, rows: Rows, taking: dict[str, Tensor]) -> None:
+    def add(self, rows: TaskRows, taking: dict[str, Tensor]) -> None:
         """Adds the rows of a step."""
         self.end()
         again = [task for task in rows if task in self.rows]
@@ -77,9 +77,9 @@ def by_taking(
     return [(torch.stack([taking[t] for t in moving]).any() if moving else None, own) for moving, own in found.items()]
 
 
-def split(rows: Rows, parameters: Container[Tensor]) -> tuple[Rows, Row]:
+def split(rows: TaskRows, parameters: Container[Tensor]) -> tuple[TaskRows, Row]:
     """Takes rows apart: those of the parameters, and the sum of what other leaves get."""
-    held: Rows = {}
+    held: TaskRows = {}
     others: Row = {}
     for task, row in rows.items():
         held[task] = {leaf: row.pop(leaf) for leaf in list(row) if leaf in parameters}
@@ -87,7 +87,7 @@ def split(rows: Rows, parameters: Container[Tensor]) -> tuple[Rows, Row]:
     return held, others
 
 
-def guarded(rows: Rows, finite: Tensor) -> Rows:
+def guarded(rows: TaskRows, finite: Tensor) -> TaskRows:
     """Makes the gradients of losses that are not finite, by the bool `[K']`, count as 0."""
     return {
         task: {leaf: zero_unless(good, gradient) for leaf, gradient in row.items()}

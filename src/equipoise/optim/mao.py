@@ -12,13 +12,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from equipoise._checks import check_number, check_tasks
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.micro_batches import Collected, move_into
 from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.reading import Reader
-from equipoise.gradients.rows import Rows as RowsWay
-from equipoise.gradients.rows import with_inputs
+from equipoise.gradients.rows import Rows, with_inputs
 from equipoise.gradients.shards import local, locals_of, total_norm
 from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
@@ -167,7 +166,7 @@ class MAO(Optimizer):
         self._pending = Pending()
         self._listed: dict[tuple[int, str], tuple[list[Tensor], list[Moments]]] = {}
         self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending, self._batching)
-        self._rows = RowsWay(self._company, list(self.groups), self._pending)
+        self._rows = Rows(self._company, list(self.groups), self._pending)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with options of its own.
@@ -220,10 +219,7 @@ class MAO(Optimizer):
         if self.streaming and (
             accumulate or scaler is not None or (self._pending.ahead and not self._pending.cleared())
         ):
-            raise ValueError(
-                "With streaming=True the moments take each gradient in at once: there is one backward() between two "
-                "calls of step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
-            )
+            raise ValueError(ONE_BACKWARD)
         empty = self._company.now().active or bool(self._pending.micro_batches)
         step = self._reader.read(losses, counts, scaler, empty=empty, accumulate=accumulate, retain_graph=retain_graph)
         if not step.tasks:
@@ -315,7 +311,7 @@ class MAO(Optimizer):
     def _held(self) -> set[Tensor]:
         return {parameter for group in self.param_groups for parameter in group["params"]}
 
-    def _decay(self, group: dict[str, Any], rows: Rows) -> None:
+    def _decay(self, group: dict[str, Any], rows: TaskRows) -> None:
         """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
         taking, ahead = self._pending.taking, self._pending.ahead
         moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in group["params"]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equipoise._checks import check_metrics
 from equipoise.gradients.batching import Batching
-from equipoise.gradients.jacobian import Row, Rows, rows_of
+from equipoise.gradients.jacobian import Row, TaskRows, rows_of
 from equipoise.gradients.one_pass import one_pass
 from equipoise.gradients.ranks.order import Order
 from equipoise.gradients.step import Step
@@ -56,7 +56,7 @@ class Alone:
         """Computes the rows `c_k ∂L_k` of the tasks, one after the other; `reduce`: added up over the ranks."""
         yield from rows_of(step, wanted, step.weights(coefficients))
 
-    def summed(self, rows: Rows) -> Rows:
+    def summed(self, rows: TaskRows) -> TaskRows:
         """Returns rows added up over the ranks that were computed without."""
         return rows
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.graph.wrappers import Wrapped
-from equipoise.gradients.jacobian import Row, Rows, gradients_of, rows_of
+from equipoise.gradients.jacobian import Row, TaskRows, gradients_of, rows_of
 from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Ranks, Reduction
 from equipoise.gradients.ranks.order import Order
@@ -183,7 +183,7 @@ class Several(Alone):
         }
         return known | row
 
-    def summed(self, rows: Rows) -> Rows:
+    def summed(self, rows: TaskRows) -> TaskRows:
         """See `Alone`."""
         reduction = Reduction(self.ranks)
         rows = {task: self._started(row, reduction) for task, row in rows.items()}

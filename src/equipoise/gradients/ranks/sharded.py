@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.gradients.batching import Batching
-from equipoise.gradients.jacobian import Row, Rows
+from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.ranks.alone import Alone
 from equipoise.gradients.ranks.communication import Reduction
 from equipoise.gradients.ranks.several import Several
@@ -82,7 +82,7 @@ class Sharded(Several):
         reduction.wait()
         return [row | added for row, added in zip(rows, sums, strict=True)]
 
-    def summed(self, rows: Rows) -> Rows:
+    def summed(self, rows: TaskRows) -> TaskRows:
         """See `Alone`: they are."""
         return rows
 
