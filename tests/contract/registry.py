@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from networks import TASKS, Network, batch
 
@@ -21,6 +22,8 @@ LEARNED = {"uw", "imtl-l", "imtl"}
 """Methods with parameters of their own."""
 STATELESS = {"ew", "rlw", "gls", "rlw-g", "imtl-g", "mgda", "pcgrad", "graddrop", "cagrad", "nash-mtl"}
 """Methods that keep nothing of a task."""
+
+every_method = pytest.mark.parametrize("name", NAMES)
 
 
 def has_aggregator(name):

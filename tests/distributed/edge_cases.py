@@ -7,7 +7,7 @@ import warnings
 import pytest
 import scenarios
 import torch
-from checks import BOUND, alone, check, gradients, losses_of, mine
+from checking import BOUND, alone, check, gradients, losses_of, mine
 from scenarios import TASKS, alike_on_all_ranks, difference, network, samples, wrapped
 from torch import nn
 

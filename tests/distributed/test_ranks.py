@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import checks
-import edge_cases  # noqa: F401
 import pytest
 import torch
+from checks import CHECKS
 from launch import launch
+from resuming import SAVED, load
 from scenarios import STEPS, Trainer, difference
 
 import equipoise as eq
@@ -87,17 +87,17 @@ def test_ranks_train_as_one_process_does(found, case, size):
     assert found[size][0][case] < BOUND
 
 
-@pytest.mark.parametrize(("name", "size"), [(n, s) for n, check in checks.CHECKS.items() for s in sorted(check.sizes)])
+@pytest.mark.parametrize(("name", "size"), [(n, s) for n, check in CHECKS.items() for s in sorted(check.sizes)])
 def test_check_held_on_every_rank(found, name, size):
     assert all(rank[name] == "held" for rank in found[size])
 
 
 @pytest.mark.usefixtures("found")
 @pytest.mark.parametrize("saved", ["fsdp-nested", "ddp"])
-@pytest.mark.parametrize("name", checks.SAVED)
+@pytest.mark.parametrize("name", SAVED)
 def test_a_distributed_checkpoint_goes_on_in_one_process(checkpoints, name, saved):
     trainer = Trainer(name)
-    checks.load(trainer, checkpoints / f"{name}-{saved}")
+    load(trainer, checkpoints / f"{name}-{saved}")
     trainer.train(range(2, STEPS), "missing")
     one = Trainer(name).train(range(STEPS), "missing")
     assert difference([*trainer.parameters(), *trainer.states()], [*one.parameters(), *one.states()]) < BOUND

@@ -14,10 +14,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-import checks
-import edge_cases  # noqa: F401
 import torch
 import torch.distributed as dist
+from checks import CHECKS
 from scenarios import STEPS, Trainer, alike_on_all_ranks, difference
 
 
@@ -29,7 +28,7 @@ def main(cases_file, results, checkpoints):
     for key, (settings, sizes, expected) in torch.load(cases_file, weights_only=True).items():
         if size in sizes:
             found[key] = attempt(train, settings, expected, rank, size)
-    for name, check in checks.CHECKS.items():
+    for name, check in CHECKS.items():
         if size in check.sizes:
             found[name] = attempt(check, rank, size, Path(checkpoints))
     Path(results, f"{size}-{rank}.json").write_text(json.dumps(found))

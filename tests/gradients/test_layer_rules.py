@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from layered_networks import doubles
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
@@ -29,10 +30,6 @@ class Case:
         torch.manual_seed(0)
         weight, shift = nn.Parameter(doubles(*self.weight)), nn.Parameter(doubles())
         return self.use(weight, shift), weight, shift
-
-
-def doubles(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 CASES = {
