@@ -98,8 +98,8 @@ class GramianAggregator(Aggregator):
             The weights `[K']` on the Gramian's device; and the step to commit, None if it must not be.
         """
         taking = torch.ones_like(losses) if usable is None else usable
-        together = on_host(torch.cat((gramian, losses.to(gramian)[None], taking.to(gramian)[None])))
-        products, values, taking = together[:-2], together[-2], together[-1]
+        transferred = on_host(torch.cat((gramian, losses.to(gramian)[None], taking.to(gramian)[None])))
+        products, values, taking = transferred[:-2], transferred[-2], transferred[-1]
         kept = range(len(values)) if usable is None else taking.nonzero().flatten().tolist()
         indices = present if usable is None else [i if present is None else present[i] for i in kept]
         weights = torch.zeros_like(values)
@@ -117,8 +117,8 @@ class GramianAggregator(Aggregator):
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns `Σ_k w_k g_k` of every parameter, and the weights `[K']`."""
         products = gramian(gradients)
-        together = on_host(torch.cat((products, losses.to(products)[None])))
-        weights = self._finite_weights(together[:-1], together[-1]).to(products.dtype)
+        transferred = on_host(torch.cat((products, losses.to(products)[None])))
+        weights = self._finite_weights(transferred[:-1], transferred[-1]).to(products.dtype)
         weights = weights.to(products.device, non_blocking=True)
         return combine(gradients, weights), weights
 

@@ -136,8 +136,8 @@ class Batching:
             return 0
         counted = self._trials[2 * WARM_UP :]
         alone = [trial.time / trial.count for trial in counted if trial.size == 1]
-        together = [trial.time / trial.count for trial in counted if trial.size > 1]
-        if not together or median(alone) <= median(together):
+        batched = [trial.time / trial.count for trial in counted if trial.size > 1]
+        if not batched or median(alone) <= median(batched):
             return 1
         return max(trial.size for trial in counted)
 

@@ -93,8 +93,8 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks)
             small.append(stack)
             room -= stack.shape[1]
     if small:
-        together = torch.cat(small, 1).to(dtype)
-        result.addmm_(together, together.T)
+        concatenated = torch.cat(small, 1).to(dtype)
+        result.addmm_(concatenated, concatenated.T)
     if not left:
         return result
     rows = [[row[index] for index in left] for row in gradients]

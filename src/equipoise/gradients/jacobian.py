@@ -129,8 +129,8 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
         )
     ]
     kinds = frozenset(node.name() for node in step.graph.nodes())
-    together = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
-    chunks = [together[i : i + size] for i in range(0, len(together), size)]
+    batchable = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
+    chunks = [batchable[i : i + size] for i in range(0, len(batchable), size)]
     chunks += [[k] for k in cut.uncut if found[k][0]]
     known = step.batching.knows(kinds)
     chunk: list[int] = []

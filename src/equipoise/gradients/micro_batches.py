@@ -78,21 +78,21 @@ class MicroBatches:
 
     def total(self, tasks: Sequence[str]) -> Collected:
         """Returns all micro-batches together, in the order of `tasks`."""
-        present = tuple(task for task in tasks if task in self.values)
-        values = torch.stack([self.values[task] for task in present])
-        rows = {task: self.rows[task] for task in present if task in self.rows}
+        names = tuple(task for task in tasks if task in self.values)
+        values = torch.stack([self.values[task] for task in names])
+        rows = {task: self.rows[task] for task in names if task in self.rows}
         usable = None
         if self.usable:
             certain = torch.ones((), dtype=torch.bool, device=values.device)
-            usable = torch.stack([self.usable.get(task, certain) for task in present])
+            usable = torch.stack([self.usable.get(task, certain) for task in names])
         if self.counts is not None:
-            counts = torch.stack([self.counts[task] for task in present])
+            counts = torch.stack([self.counts[task] for task in names])
             counts = torch.where(counts > 0, counts, 1.0)
             values = values / counts
-            inverse = dict(zip(present, counts.reciprocal().unbind(), strict=True))
+            inverse = dict(zip(names, counts.reciprocal().unbind(), strict=True))
             rows = {task: times(row, inverse[task]) for task, row in rows.items()}
-        reached = {task: list(self.reached.get(task, {})) for task in present}
-        return Collected(present, rows, values, usable, reached)
+        reached = {task: list(self.reached.get(task, {})) for task in names}
+        return Collected(names, rows, values, usable, reached)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ def owned(row: Row) -> Row:
 
 def _is_laid_out(gradient: Tensor, leaf: Tensor) -> bool:
     """Whether it could be the leaf's `.grad`, and keeps no more memory: several tasks' rows can come in one piece."""
-    whole = gradient.untyped_storage().nbytes() == gradient.nbytes
-    return whole and not gradient.requires_grad and gradient.stride() == leaf.stride()
+    fills_storage = gradient.untyped_storage().nbytes() == gradient.nbytes
+    return fills_storage and not gradient.requires_grad and gradient.stride() == leaf.stride()
 
 
 def _copied(gradient: Tensor, leaf: Tensor) -> Tensor:

@@ -48,11 +48,11 @@ class Rows:
             reached = {task: list(filter(ranks.order.is_trained, row)) for task, row in rows.items()}
         if last and not before:
             return Collected(step.tasks, rows, step.values, step.usable, reached)
-        together = before.plus(step, rows, reached)
+        micro_batches = before.plus(step, rows, reached)
         if step.accumulate:
-            self.waiting.keep(together)
+            self.waiting.keep(micro_batches)
             return None
-        return self._finished(together)
+        return self._finished(micro_batches)
 
     def finish(self) -> Collected | None:
         """Returns the step whose last micro-batch has no task; None if there were none before."""

@@ -38,13 +38,13 @@ def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], C
         >>> restored(gradients[0] + gradients[2]).indices()
         tensor([[2, 5, 7]])
     """
-    present = [gradient for gradient in column if gradient is not None]
-    if not any(gradient.is_sparse for gradient in present):
+    given = [gradient for gradient in column if gradient is not None]
+    if not any(gradient.is_sparse for gradient in given):
         return column, _same
-    if not alike(present):
+    if not alike(given):
         return [None if gradient is None else coalesced(gradient).to_dense() for gradient in column], _same
-    shape = present[0].shape
-    stacked = coalesced(torch.stack(present))  # [K', *places, *rest]: in one go, for it waits for the device
+    shape = given[0].shape
+    stacked = coalesced(torch.stack(given))  # [K', *places, *rest]: in one go, for it waits for the device
     (tasks, *indices), values = stacked.indices().unbind(), stacked.values()
     flat = torch.zeros_like(tasks)
     for index, size in zip(indices, shape, strict=False):
@@ -52,7 +52,7 @@ def compact(column: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], C
     found, slots = torch.unique(flat, return_inverse=True)
     places = tasks.new_empty((len(indices), len(found)))
     places[:, slots] = stacked.indices()[1:]  # entries of one place write the same
-    dense = values.new_zeros((len(present), len(found), *values.shape[1:]))
+    dense = values.new_zeros((len(given), len(found), *values.shape[1:]))
     dense[tasks, slots] = values
     rows = iter(dense.unbind())
 

@@ -60,9 +60,9 @@ class Statistics:
         inputs = [leaf for leaf in reached if leaf not in trained and leaf not in self._shared and leaf not in done]
         gradients = self._all_together(starts, torch.ones_like(weights), inputs, retain_graph=True)
         every = list(reached)  # so that the pass releases the graphs
-        together = self._all_together(starts, weights, every, step.retain_graph)
-        gradients |= {leaf: together[leaf] for leaf in every if leaf in self._shared and leaf in together}
-        del together
+        through_rest = self._all_together(starts, weights, every, step.retain_graph)
+        gradients |= {leaf: through_rest[leaf] for leaf in every if leaf in self._shared and leaf in through_rest}
+        del through_rest
         for row, own, weight in zip(rows, above, weights.unbind(), strict=True):
             for leaf, gradient in row.items():
                 if leaf not in self._shared:

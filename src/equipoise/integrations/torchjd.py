@@ -282,11 +282,11 @@ def _some(gradients: Gradients) -> list[Tensor]:
 
 def _jacobian(gradients: Gradients) -> tuple[Tensor, Tensor]:
     """Returns `J [K', P]`, or unit rows where it is not finite, and whether it is: TorchJD's solvers raise for NaN."""
-    whole = [[None if g is None else as_real(gathered(g)) for g in row] for row in gradients]
-    some = _some(whole)
+    full = [[None if g is None else as_real(gathered(g)) for g in row] for row in gradients]
+    some = _some(full)
     rows = [
         torch.cat([torch.zeros_like(o).flatten() if g is None else g.flatten() for g, o in zip(row, some, strict=True)])
-        for row in whole
+        for row in full
     ]
     jacobian = torch.stack(rows)
     finite = jacobian.isfinite().all()

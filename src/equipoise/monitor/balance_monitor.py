@@ -366,7 +366,7 @@ def _cosines(
     gramians = torch.tensor(products, dtype=torch.float64, device="cpu").view(len(sums.products), size, size)
     gramians = torch.cat([gramians.sum(0, keepdim=True), gramians])
     lengths = gramians.diagonal(dim1=1, dim2=2).sqrt()
-    whole, *parts = (gramians / lengths[:, :, None] / lengths[:, None, :]).tolist()
+    overall, *parts = (gramians / lengths[:, :, None] / lengths[:, None, :]).tolist()
     place = {task: index for index, task in enumerate(sums.tasks)}
 
     def cosine(matrix: list[list[float]], one: str, other: str) -> float | None:
@@ -377,7 +377,7 @@ def _cosines(
     for layer, matrix in zip(sums.products, parts, strict=True):
         found = [cosine(matrix, one, other) for one, other in recording.pairs]
         by_layer[layer] = [None if value is None else round(value, DIGITS) for value in found]
-    return [[cosine(whole, one, other) for other in recording.tasks] for one in recording.tasks], by_layer
+    return [[cosine(overall, one, other) for other in recording.tasks] for one in recording.tasks], by_layer
 
 
 def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:

@@ -65,25 +65,25 @@ class Sums:
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         products: dict[int, list[Tensor]] = {}
         compared: dict[int, list[Column]] = {}
-        together = {}
+        listed = {}
         touched = {}
         for p, given in columns.items():
             compacted, restored = compact(given)
             column = list(compacted)
-            whole = restored(next(gradient for gradient in column if gradient is not None))
-            if whole.is_sparse:
-                touched[p] = whole.indices().unbind()
+            full = restored(next(gradient for gradient in column if gradient is not None))
+            if full.is_sparse:
+                touched[p] = full.indices().unbind()
             large = p.device.type == "cpu" and p.numel() >= BLOCK and p not in touched
             if large:
                 own = self._add_swept(optimizer, groups, tasks, p, column)
             else:
-                together[p] = column
+                listed[p] = column
             if len(tasks) > 1 and p in shared:
                 if large:
                     products.setdefault(layer[p], []).append(own)
                 else:
                     compared.setdefault(layer[p], []).append(column)
-        self._add_lists(optimizer, groups, tasks, together, touched)
+        self._add_lists(optimizer, groups, tasks, listed, touched)
         for place, found in compared.items():
             products.setdefault(place, []).append(gramian(list(zip(*found, strict=True))))
         if products:

@@ -57,13 +57,13 @@ class JsonLines:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
+        complete = content[: content.rfind(b"\n") + 1]
+        if not complete:
             path.write_text(json.dumps(recording.header) + "\n")
             return
         if read_monitor(path).header != recording.header:
             raise ValueError(f"{path} is of another recording (other tasks, layers or every): give another path.")
-        os.truncate(path, len(whole))
+        os.truncate(path, len(complete))
 
     def write(self, recording: Recording, record: Record) -> None:
         """Appends a line. What is not finite becomes null, which JSON has in place of NaN and infinity."""

@@ -226,7 +226,7 @@ class MAO(Optimizer):
             if not accumulate:
                 self._take(self._rows.finish(), step)
             return {}
-        present = step.tasks
+        names = step.tasks
         if self.defaults["groups"] is not None:
             if accumulate and counts is not None:
                 raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
@@ -236,7 +236,7 @@ class MAO(Optimizer):
             self._stream(step, ones)
         else:
             self._take(self._rows.run(step, ones), step)
-        return dict.fromkeys(present, ones[0])
+        return dict.fromkeys(names, ones[0])
 
     def _take(self, collected: Collected | None, step: Step) -> None:
         """Keeps the rows of a whole step for `step()`, and writes what other parameters get."""

@@ -84,8 +84,8 @@ class Cut:
     def not_reached_by(self, losses: Sequence[int]) -> list[Node]:
         """Returns the nodes below the cut, or of losses that are not cut, that none of these losses reaches."""
         mask = sum(1 << index for index in losses)
-        whole = {1 << index for index in self.uncut}
-        return [node for node, own in self._tasks.items() if not own & mask and (own & (own - 1) or own in whole)]
+        uncut = {1 << index for index in self.uncut}
+        return [node for node, own in self._tasks.items() if not own & mask and (own & (own - 1) or own in uncut)]
 
 
 def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]]) -> set[int]:

@@ -131,8 +131,8 @@ class Wrapped:
         It averages nothing where a pass reaches a part of its parameters only: it waits for the rest.
         """
         reached = [sum(leaf in group for leaf in leaves) for group in self.averaged]
-        whole = all(count in (0, len(group)) for count, group in zip(reached, self.averaged, strict=True))
-        return whole and sum(reached) == len(leaves)
+        complete = all(count in (0, len(group)) for count, group in zip(reached, self.averaged, strict=True))
+        return complete and sum(reached) == len(leaves)
 
 
 def _outermost(modules: list[nn.Module]) -> list[nn.Module]:

@@ -78,9 +78,9 @@ class Several(Alone):
         return self._merged(tasks, mine, columns, any(flags))
 
     def _merged(self, tasks: Sequence[str], mine: Step, held: Sequence[tuple[int, ...]], on_device: bool) -> Step:
-        present = {task: ranks for task, ranks in zip(tasks, held, strict=True) if LABELLED in ranks}
-        names = tuple(present)
-        lacking = [(task, ranks.index(LEFT_OUT)) for task, ranks in present.items() if LEFT_OUT in ranks]
+        holders = {task: ranks for task, ranks in zip(tasks, held, strict=True) if LABELLED in ranks}
+        names = tuple(holders)
+        lacking = [(task, ranks.index(LEFT_OUT)) for task, ranks in holders.items() if LEFT_OUT in ranks]
         if lacking and self.sharded:
             task, rank = lacking[0]
             raise ValueError(

@@ -75,10 +75,10 @@ class Sharded(Several):
     def _reduced(self, rows: Sequence[Row]) -> list[Row]:
         """Adds up over the ranks what FSDP has not: parameters that are not sharded. Inputs stay each rank's own."""
         reduction = Reduction(self.ranks, 1 / self.ranks.size)
-        whole = [{leaf: g for leaf, g in row.items() if not is_sharded(leaf)} for row in rows]
-        for row in whole:
+        replicated = [{leaf: g for leaf, g in row.items() if not is_sharded(leaf)} for row in rows]
+        for row in replicated:
             row.update({leaf: g / self.ranks.size for leaf, g in row.items() if not self.order.is_trained(leaf)})
-        sums = [self._started(row, reduction) for row in whole]
+        sums = [self._started(row, reduction) for row in replicated]
         reduction.wait()
         return [row | added for row, added in zip(rows, sums, strict=True)]
 
