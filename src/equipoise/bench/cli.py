@@ -290,8 +290,7 @@ def worker(
     ] = True,
 ) -> None:
     """Takes training runs from a comparison's database, on this machine, until the comparison is done."""
-    interrupted = watch_interrupts()
-    with _clear_errors():
+    with _clear_errors(), watch_interrupts() as interrupted:
         try:
             store = _wait_for_study(storage, study, wait)
             console.print(
@@ -347,7 +346,7 @@ def _carry_out(
     if workers is None:
         workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
     try:
-        with ConsoleProgress(console, comparison.problem) as progress:
+        with watch_interrupts(), ConsoleProgress(console, comparison.problem) as progress:
             result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
     except KeyboardInterrupt:
         finished = sum(record["status"] != "failed" for record in comparison.records().values())

@@ -185,6 +185,22 @@ def test_a_worker_that_is_interrupted_gives_its_run_back(tmp_path):
         assert trial.number == 0
 
 
+def test_an_interrupt_inside_of_an_executed_string_can_be_caught_for_good(tmp_path):
+    """Of a plain KeyboardInterrupt there Python remembers to end by the signal: dataclasses are made by `exec`."""
+    program = """
+        import signal, sys
+        from equipoise.bench.experiment.execution import watch_interrupts
+        with watch_interrupts() as interrupted:
+            try:
+                exec("signal.raise_signal(signal.SIGINT)")
+            except KeyboardInterrupt:
+                sys.exit(130 if interrupted.is_set() else 1)
+    """
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(program))
+    command = [sys.executable, "-m", "interrupted"]  # as `python -m equipoise`; a file's exit code always comes through
+    assert subprocess.run(command, cwd=tmp_path, timeout=100).returncode == 130
+
+
 def plan_of(comparison):
     """The definitions that the comparison would enqueue first."""
     from equipoise.bench.experiment.tuning import plan

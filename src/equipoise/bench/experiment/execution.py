@@ -270,21 +270,33 @@ def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) ->
         return
 
 
-def watch_interrupts() -> threading.Event:
-    """Has Ctrl-C, and SIGTERM, by which a scheduler ends a job, raise KeyboardInterrupt.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM.
 
-    Returns:
+    A class of its own, since a plain `KeyboardInterrupt` that passes through a string that `exec` runs, as dataclasses
+    do while a module is imported, makes Python end by the signal, whatever was caught and whatever code is asked for.
+    """
+
+
+@contextmanager
+def watch_interrupts() -> Iterator[threading.Event]:
+    """Has Ctrl-C, and SIGTERM, by which a scheduler ends a job, raise `Interrupted`.
+
+    Yields:
         Whether one came: Python drops an exception that is raised in a callback of the garbage collector's.
     """
-    interrupted = threading.Event()
+    came = threading.Event()
 
     def interrupt(*_: object) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
+        came.set()
+        raise Interrupted
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    return interrupted
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def serve(
