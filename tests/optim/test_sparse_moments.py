@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from mao_and_reference import take
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from equipoise.optim.moments import Moments, decay, update
+from equipoise.optim.moments import Moments, decay
 
 ROWS, WIDTH = 12, 3
 GROUP = {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.0, "fused": False, "capturable": False}
@@ -56,7 +57,7 @@ def test_one_task_is_sparse_adam(dtype, tolerance, fused, lr, made):
     moments = moments_of(own)
     optimizer = torch.optim.SparseAdam([peer], lr=0.1, betas=GROUP["betas"], eps=GROUP["eps"])
     for step, rows in enumerate(STEPS):
-        update([own], [made(own, rows, step)], [moments], {**GROUP, "lr": lr, "fused": fused})
+        take([own], [made(own, rows, step)], [moments], {**GROUP, "lr": lr, "fused": fused})
         peer.grad = made(peer, rows, step)
         optimizer.step()
         state = optimizer.state[peer]
@@ -113,7 +114,7 @@ def test_several_tasks_are_the_formula(dtype, tolerance, weight_decay):
         steps.append({task: (g.double().to_dense(), touched[task]) for task, g in gradients.items()})
         decay([parameter], group, certain([gradients.values()]))
         for task, gradient in gradients.items():
-            update([parameter], [gradient], [moments[task]], group)
+            take([parameter], [gradient], [moments[task]], group)
     expected = recomputed(start, steps, weight_decay)
     torch.testing.assert_close(parameter.detach().double(), expected, rtol=tolerance, atol=tolerance)
     untouched = sorted(set(range(ROWS)) - {row for step in TASK_STEPS for rows in step.values() for row in rows})
@@ -128,7 +129,7 @@ def test_many_entries_of_one_row_add_up_in_half_precision(dtype):
     moments = moments_of(parameter)
     entries = torch.zeros(1, 4096, dtype=torch.long)
     ones = torch.sparse_coo_tensor(entries, torch.ones(4096, WIDTH, dtype=dtype), parameter.shape)
-    update([parameter], [ones], [moments], GROUP)
+    take([parameter], [ones], [moments], GROUP)
     torch.testing.assert_close(
         moments.average[0].double(), torch.full((WIDTH,), 4096 * 0.2).double(), rtol=1e-2, atol=0
     )
@@ -138,8 +139,8 @@ def test_a_gradient_that_is_sparse_in_all_dimensions():
     own, whole = table(), table()
     places = torch.tensor([[1, 1, 4], [0, 0, 2]])
     gradient = torch.sparse_coo_tensor(places, torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64), own.shape)
-    update([own], [gradient], [moments_of(own)], GROUP)
-    update([whole], [gradient.to_dense()], [moments_of(whole)], {**GROUP, "eps": GROUP["eps"] / math.sqrt(1 - 0.99)})
+    take([own], [gradient], [moments_of(own)], GROUP)
+    take([whole], [gradient.to_dense()], [moments_of(whole)], {**GROUP, "eps": GROUP["eps"] / math.sqrt(1 - 0.99)})
     torch.testing.assert_close(own, whole)  # a first step moves nothing where the gradient is 0
 
 
@@ -147,9 +148,9 @@ def test_sparse_and_dense_gradients_side_by_side():
     parameters = [table(seed=seed) for seed in range(3)]
     alone = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
     gradients = [table(seed=5).detach(), look_up(parameters[1], [3, 3, 1], 0), table(seed=6).detach()]
-    update(parameters, gradients, [moments_of(parameter) for parameter in parameters], GROUP)
+    take(parameters, gradients, [moments_of(parameter) for parameter in parameters], GROUP)
     for parameter, gradient in zip(alone, gradients, strict=True):
-        update([parameter], [gradient], [moments_of(parameter)], GROUP)
+        take([parameter], [gradient], [moments_of(parameter)], GROUP)
     for parameter, expected in zip(parameters, alone, strict=True):
         torch.testing.assert_close(parameter, expected, rtol=0, atol=0)
 
@@ -157,9 +158,9 @@ def test_sparse_and_dense_gradients_side_by_side():
 def test_moments_of_rows_that_are_not_touched_stay():
     parameter = table()
     moments = moments_of(parameter)
-    update([parameter], [look_up(parameter, [1, 4], 0)], [moments], GROUP)
+    take([parameter], [look_up(parameter, [1, 4], 0)], [moments], GROUP)
     kept = parameter.detach()[4].clone(), moments.average[4].clone(), moments.square[4].clone()
-    update([parameter], [look_up(parameter, [1], 1)], [moments], GROUP)
+    take([parameter], [look_up(parameter, [1], 1)], [moments], GROUP)
     assert torch.equal(parameter.detach()[4], kept[0])
     assert torch.equal(moments.average[4], kept[1])
     assert torch.equal(moments.square[4], kept[2])
@@ -211,5 +212,5 @@ def test_cost_is_that_of_the_touched_rows():
     gradient = look_up(parameter, torch.randint(100_000, (64,)).tolist(), 0)
     with Elements() as elements:
         decay([parameter], {**GROUP, "weight_decay": 0.1}, certain([[gradient, gradient]]))
-        update([parameter], [gradient], [moments], GROUP)
+        take([parameter], [gradient], [moments], GROUP)
     assert 64 <= elements.largest <= 64 * WIDTH * 2

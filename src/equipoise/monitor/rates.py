@@ -61,7 +61,7 @@ def effective_rates(
             for p in parameters
         }
     if isinstance(optimizer, MAO):
-        moments = {p: optimizer._moments(group, task, p) for p in parameters}
+        moments = {p: optimizer._listing.moments(task, p, group, optimizer.state[p]) for p in parameters}
         squares = [_at(m.square, p, rows) for p, m in moments.items()]
         touched = [p in rows for p in parameters]
         return _adam(group, parameters, squares, [m.steps for m in moments.values()], touched)

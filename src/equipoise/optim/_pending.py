@@ -37,7 +37,8 @@ class Pending(Waiting):
         rows = {**rows, **{task: _zero_unless_taking(rows[task], taking.get(task)) for task in again}}
         self.taking = taking_part(self.rows, self.taking, list(rows), taking)
         self.rows = add_rows(old, rows)
-        self.marks.put(dict.fromkeys(leaf for row in self.rows.values() for leaf in row), sparse_in(self.rows))
+        leaves = {id(leaf): leaf for row in self.rows.values() for leaf in row}  # a tensor's own hash takes longer
+        self.marks.put(leaves.values(), sparse_in(self.rows))
 
     def move_ahead(self, ahead: dict[Tensor, Tensor]) -> None:
         """Takes the parameters' values after `step`."""

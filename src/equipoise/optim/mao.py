@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -24,9 +24,10 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped
+from equipoise.optim._listing import NO_TASK, Listing
 from equipoise.optim._pending import Pending, by_taking, guarded, split
 from equipoise.optim._states import check_state, drop_unused, note_chunk_size
-from equipoise.optim.moments import Moments, clipped, decay, update
+from equipoise.optim.moments import Lists, clipped, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -34,9 +35,6 @@ ONE_BACKWARD = (
     "With streaming=True the moments take each gradient in at once: there is one backward() between two calls of "
     "step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
 )
-
-NO_TASK = ""
-"""The name, which no task has, of what `.grad` holds."""
 
 
 class MAO(Optimizer):
@@ -160,11 +158,10 @@ class MAO(Optimizer):
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
         """Makes what a step needs beside the parameters and their state."""
-        self._place = {group: index for index, group in enumerate(self.groups)}
         self._company = Company(held, process_group=process_group)
         self._watching = Watching()
         self._pending = Pending()
-        self._listed: dict[tuple[int, str], tuple[list[Tensor], list[Moments]]] = {}
+        self._listing = Listing(list(self.groups))
         self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending, self._batching)
         self._rows = Rows(self._company, list(self.groups), self._pending)
 
@@ -293,14 +290,12 @@ class MAO(Optimizer):
         if pending.ahead:
             torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
         every = {**rows, NO_TASK: free} if free else rows
-        for group in self.param_groups:
+        listed = self._listing.of(every, self.param_groups, self.state)
+        for index, group in enumerate(self.param_groups):
             if group["weight_decay"]:
-                self._decay(group, every)
-            for task, row in every.items():
-                own = [p for p in group["params"] if p in row]
-                if own:
-                    moments = self._moments_of(group, task, own)
-                    update(own, [row[p] for p in own], moments, group, pending.taking.get(task))
+                self._decay(group, {task: lists[index] for task, (lists, _) in listed.items()}, every)
+            for task, (lists, gradients) in listed.items():
+                update(lists[index], gradients, group, pending.taking.get(task))
         watcher = self._watching.now
         if rows and watcher is not None:
             watcher.see_taken(self, rows)
@@ -311,44 +306,17 @@ class MAO(Optimizer):
     def _held(self) -> set[Tensor]:
         return {parameter for group in self.param_groups for parameter in group["params"]}
 
-    def _decay(self, group: dict[str, Any], rows: TaskRows) -> None:
+    def _decay(self, group: dict[str, Any], lists: Mapping[str, Lists], rows: TaskRows) -> None:
         """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
         taking, ahead = self._pending.taking, self._pending.ahead
-        moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in group["params"]}
-        for takes, decayed in by_taking(rows, taking, group["params"]):
+        certain = [own for task, own in lists.items() if task not in taking]
+        whole = {id(p): p for own in certain for dense in own.dense for p in dense.parameters}
+        decay([p for p in whole.values() if p not in ahead], group)
+        rest = {id(p): p for own in lists.values() for p in own.parameters if id(p) not in whole}.values()
+        moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in rest}
+        for takes, decayed in by_taking(rows, taking, rest):
             own = [p for p in decayed if p not in ahead]
             decay(own, group, [moved[p] for p in own], takes)
-
-    def _moments_of(self, group: dict[str, Any], task: str, parameters: list[Tensor]) -> list[Moments]:
-        """The task's moments of parameters of a group; listed anew when what it reaches, or the state, is another."""
-        known, moments = self._listed.get((id(group), task), ([], []))
-        average = f"exp_avg.{task}" if task != NO_TASK else "grad_exp_avg"
-        if len(known) != len(parameters) or any(
-            p is not q or self.state[p].get(average) is not m.average
-            for p, q, m in zip(known, parameters, moments, strict=True)
-        ):
-            moments = [self._moments(group, task, p) for p in parameters]
-            self._listed[id(group), task] = parameters, moments
-        return moments
-
-    def _moments(self, group: dict[str, Any], task: str, parameter: Tensor) -> Moments:
-        """The task's moments of the parameter, its step count as a view; created when first needed."""
-        state = self.state[parameter]
-        on_device = group["capturable"] or group["fused"]
-        device = parameter.device if on_device else torch.device("cpu")
-        if task == NO_TASK:
-            names = ("grad_step", "grad_exp_avg", "grad_exp_avg_sq")
-            shape: tuple[int, ...] = ()
-        else:
-            names = ("step", f"exp_avg.{task}", f"exp_avg_sq.{task}")
-            shape = (len(self.groups),)
-        if names[0] not in state:
-            state[names[0]] = torch.zeros(shape, dtype=torch.float32, device=device)
-        for name in names[1:]:
-            if name not in state:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        steps = state[names[0]] if task == NO_TASK else state[names[0]][self._place[task]]
-        return Moments(steps, state[names[1]], state[names[2]])
 
     def _stream(self, step: Step, ones: Tensor) -> None:
         """Streaming: makes each task's update on copies, as its gradient comes, and writes what others get."""
@@ -372,32 +340,18 @@ class MAO(Optimizer):
             own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
             if self.max_norm is not None:
                 own = clipped(own, self.max_norm)
-            for group in self.param_groups:
-                self._update_ahead(ahead, group, task, own, reaching, taking)
+            every, gradients = self._listing.of({task: own}, self.param_groups, self.state)[task]
+            for group, lists in zip(self.param_groups, every, strict=True):
+                new = [p for p in lists.parameters if p not in ahead]
+                ahead.update({p: local(p).detach().clone() for p in new})
+                for takes, decayed in by_taking(reaching, taking, new):
+                    decay([ahead[p] for p in decayed], group, taking=takes)
+                update(lists.on(ahead), gradients, group, taking.get(task))
             if self._watching.now is not None:
                 self._watching.now.see_taken(self, {task: own})
-            del own  # before the next one is computed
+            del own, gradients  # before the next one is computed
         self._pending.move_ahead(ahead)
         write(others)
-
-    def _update_ahead(
-        self,
-        ahead: dict[Tensor, Tensor],
-        group: dict[str, Any],
-        task: str,
-        row: Row,
-        reaching: Mapping[str, Container[Tensor]],
-        taking: Mapping[str, Tensor],
-    ) -> None:
-        """Makes the task's update of the group's parameters on their copies, which are made when first needed."""
-        own = [p for p in group["params"] if p in row]
-        new = [p for p in own if p not in ahead]
-        ahead.update({p: local(p).detach().clone() for p in new})
-        for takes, decayed in by_taking(reaching, taking, new):
-            decay([ahead[p] for p in decayed], group, taking=takes)
-        if own:
-            moments = [self._moments(group, task, p) for p in own]
-            update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking.get(task))
 
     def _make_room(self) -> None:
         """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
@@ -409,7 +363,7 @@ class MAO(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     for task in (*self.groups, NO_TASK):
-                        self._moments(group, task, parameter)
+                        self._listing.moments(task, parameter, group, self.state[parameter])
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
@@ -434,7 +388,6 @@ class MAO(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._listed = {}
         if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
             self._register()
         keep_buffers()
@@ -443,4 +396,5 @@ class MAO(Optimizer):
             self._furnish(held, self.__dict__.pop("_ranks").process_group)
         else:  # loading a state_dict
             self._pending.forget()
+            self._listing.forget()
             self._batching.choose(self.param_groups[0].setdefault("chunk_size", None))

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.scale import times
-from equipoise.gradients.shards import local, locals_of, total_norm
+from equipoise.gradients.shards import is_sharded, locals_of, total_norm
 from equipoise.gradients.sparse import alike, coalesced, touched, values_of
 
 
@@ -24,51 +24,131 @@ class Moments(NamedTuple):
     square: Tensor
 
 
-Part = tuple[Tensor, Tensor, Moments]
-"""A parameter, its gradient, and the task's moments of it."""
+class KernelLists(NamedTuple):
+    """What one call of a kernel takes: parameters on one device and of one dtype, and the task's moments of them.
+
+    Attributes:
+        sharded: whether they are DTensors, all of them.
+        places: of their gradients, which are dense, in the task's row.
+    """
+
+    sharded: bool
+    places: list[int]
+    parameters: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+
+    def beside(self, row: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Returns parameters, gradients, averages and squares; of DTensors this rank's shards."""
+        gradients = [row[place] for place in self.places]
+        if self.sharded:
+            parts = self.parameters, gradients, self.averages, self.squares
+            parameters, gradients, averages, squares = map(locals_of, parts)
+            return parameters, gradients, averages, squares
+        return self.parameters, gradients, self.averages, self.squares
+
+
+class Lists(NamedTuple):
+    """What a task reaches of a parameter group, and its moments of that.
+
+    Attributes:
+        sparse: place in the row, parameter and moments of those whose gradients are sparse.
+        dense: the others.
+    """
+
+    sparse: list[tuple[int, Tensor, Moments]]
+    dense: list[KernelLists]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All of them."""
+        dense = [parameter for own in self.dense for parameter in own.parameters]
+        return [parameter for _, parameter, _ in self.sparse] + dense
+
+    def on(self, copies: Mapping[Tensor, Tensor]) -> Lists:
+        """Returns the same with copies in place of the parameters, whose gradients are dense."""
+        return Lists([], [own._replace(parameters=[copies[p] for p in own.parameters]) for own in self.dense])
+
+
+def listed(parts: Iterable[tuple[int, Tensor, bool, Moments]]) -> Lists:
+    """Sorts parameters into lists.
+
+    Args:
+        parts: for each parameter its place in the task's row, itself, whether its gradient there is sparse, and the
+            task's moments of it.
+    """
+    sparse: list[tuple[int, Tensor, Moments]] = []
+    dense: dict[tuple[torch.device, torch.dtype, bool], KernelLists] = {}
+    for place, parameter, is_sparse, moments in parts:
+        if is_sparse:
+            sparse.append((place, parameter, moments))
+            continue
+        sharded = is_sharded(parameter)
+        key = parameter.device, parameter.dtype, sharded
+        own = dense.setdefault(key, KernelLists(sharded, [], [], [], [], []))
+        own.places.append(place)
+        own.parameters.append(parameter)
+        own.averages.append(moments.average)
+        own.squares.append(moments.square)
+        own.steps.append(moments.steps)
+    return Lists(sparse, list(dense.values()))
 
 
 @torch.no_grad()
-def update(
-    parameters: Iterable[Tensor],
-    gradients: Iterable[Tensor],
-    moments: Sequence[Moments],
-    group: Mapping[str, Any],
-    taking: Tensor | None = None,
-) -> None:
+def update(lists: Lists, gradients: Sequence[Tensor], group: Mapping[str, Any], taking: Tensor | None = None) -> None:
     """Takes the gradients into the moments and adds `−η m̂ / (√v̂ + ε)` to the parameters, by PyTorch's own kernels.
 
     Of a sparse gradient only the rows that it touches take part, as in `torch.optim.SparseAdam`: the moments of the
     others do not decay, the number of updates is one for all rows, and ε is added to `√v` before its bias is corrected.
 
     Args:
-        parameters: changed in place.
-        gradients: one a parameter; dense or sparse.
-        moments: one a parameter; changed in place.
+        lists: parameters and moments, changed in place.
+        gradients: the task's row, in which the lists know their places.
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
         taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
     """
-    dense = []
-    for part in zip(parameters, gradients, moments, strict=True):
-        if part[1].is_sparse:
-            _update_touched(*part, group, taking)
+    for place, parameter, moments in lists.sparse:
+        _update_touched(parameter, gradients[place], moments, group, taking)
+    for own in lists.dense:
+        if group["fused"]:
+            _update_fused(own, gradients, group, taking)
+        elif taking is None:
+            _update_looped(own, gradients, group)
         else:
-            dense.append(part)
-    if not dense:
-        return
-    if taking is not None and not group["fused"]:
-        _update_where(taking, [p for p, _, _ in dense], [g for _, g, _ in dense], [m for _, _, m in dense], group)
-        return
-    adamw(
-        locals_of(parameter for parameter, _, _ in dense),
-        locals_of(gradient for _, gradient, _ in dense),
-        locals_of(m.average for _, _, m in dense),
-        locals_of(m.square for _, _, m in dense),
+            _update_where(taking, own, gradients, group)
+
+
+def _update_fused(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any], taking: Tensor | None) -> None:
+    """Calls the kernel under `torch.optim.AdamW(fused=True)`, which sorts its lists anew at every step."""
+    device, lr = own.parameters[0].device, group["lr"]
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":  # one on the host is read as a number
+        lr = lr.to(device)
+    counted = None if taking is None else taking.to(device, torch.float32)
+    # a tensor that is not in a list would be read as a number
+    torch._foreach_add_(own.steps, 1 if counted is None else [counted] * len(own.steps))
+    torch._fused_adamw_(
+        *own.beside(row),
         [],
-        [m.steps for _, _, m in dense],
-        foreach=None if not group["fused"] else False,
+        own.steps,
+        lr=lr,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=0.0,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+        found_inf=None if counted is None else 1 - counted,  # has the kernel change nothing
+    )
+
+
+def _update_looped(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    adamw(
+        *own.beside(row),
+        [],
+        own.steps,
+        fused=False,
         capturable=group["capturable"],
-        fused=group["fused"],
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],
@@ -76,28 +156,20 @@ def update(
         weight_decay=0.0,
         eps=group["eps"],
         maximize=False,
-        found_inf=None if taking is None else (~taking).to(torch.float32),
     )
 
 
-def _update_where(
-    taking: Tensor,
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    moments: Sequence[Moments],
-    group: Mapping[str, Any],
-) -> None:
+def _update_where(taking: Tensor, own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any]) -> None:
     """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out.
 
     Step counts on the host (neither `fused` nor `capturable`) have it wait for `taking`.
     """
-    changed = [[p, *m] for p, m in zip(parameters, moments, strict=True)]
-    before = [[tensor.clone() for tensor in tensors] for tensors in changed]
-    update(parameters, gradients, moments, group)
-    takes = {device: taking.to(device) for device in {tensor.device for tensors in changed for tensor in tensors}}
-    for tensors, old in zip(changed, before, strict=True):
-        for tensor, was in zip(tensors, old, strict=True):
-            local(tensor).copy_(torch.where(takes[tensor.device], local(tensor), local(was)))
+    changed = locals_of([*own.parameters, *own.averages, *own.squares, *own.steps])
+    before = [tensor.clone() for tensor in changed]
+    _update_looped(own, row, group)
+    takes = {device: taking.to(device) for device in {tensor.device for tensor in changed}}
+    for tensor, was in zip(changed, before, strict=True):
+        tensor.copy_(torch.where(takes[tensor.device], tensor, was))
 
 
 def _update_touched(
@@ -140,12 +212,14 @@ def decay(
         return
     rate = group["lr"] * group["weight_decay"]
     factor = 1 - (rate if taking is None else rate * taking.to(wide_dtype(taking.device)))
-    parameters, dense = list(parameters), []
-    for parameter, own in zip(parameters, [()] * len(parameters) if moved is None else moved, strict=True):
-        if alike([gradient for gradient, _ in own]):
-            _decay_touched(parameter, own, 1 - rate)
-        else:
-            dense.append(parameter)
+    dense = list(parameters)
+    if moved is not None:
+        pairs, dense = zip(dense, moved, strict=True), []
+        for parameter, own in pairs:
+            if alike([gradient for gradient, _ in own]):
+                _decay_touched(parameter, own, 1 - rate)
+            else:
+                dense.append(parameter)
     if dense:
         torch._foreach_mul_(locals_of(dense), factor)
 
