@@ -29,7 +29,7 @@ class KernelLists(NamedTuple):
 
     Attributes:
         sharded: whether they are DTensors, all of them.
-        places: of their gradients, which are dense, in the task's row.
+        places: of their gradients, which are dense, among the task's.
     """
 
     sharded: bool
@@ -39,21 +39,19 @@ class KernelLists(NamedTuple):
     squares: list[Tensor]
     steps: list[Tensor]
 
-    def beside(self, row: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Returns parameters, gradients, averages and squares; of DTensors this rank's shards."""
-        gradients = [row[place] for place in self.places]
+    def beside(self, gradients: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Returns parameters, their gradients, averages and squares; of DTensors this rank's shards."""
+        own = [gradients[place] for place in self.places]
         if self.sharded:
-            parts = self.parameters, gradients, self.averages, self.squares
-            parameters, gradients, averages, squares = map(locals_of, parts)
-            return parameters, gradients, averages, squares
-        return self.parameters, gradients, self.averages, self.squares
+            return locals_of(self.parameters), locals_of(own), locals_of(self.averages), locals_of(self.squares)
+        return self.parameters, own, self.averages, self.squares
 
 
 class Lists(NamedTuple):
     """What a task reaches of a parameter group, and its moments of that.
 
     Attributes:
-        sparse: place in the row, parameter and moments of those whose gradients are sparse.
+        sparse: place of the gradient, parameter and moments of those whose gradients are sparse.
         dense: the others.
     """
 
@@ -75,8 +73,8 @@ def listed(parts: Iterable[tuple[int, Tensor, bool, Moments]]) -> Lists:
     """Sorts parameters into lists.
 
     Args:
-        parts: for each parameter its place in the task's row, itself, whether its gradient there is sparse, and the
-            task's moments of it.
+        parts: for each parameter the place of its gradient among the task's, itself, whether that gradient is sparse,
+            and the task's moments of it.
     """
     sparse: list[tuple[int, Tensor, Moments]] = []
     dense: dict[tuple[torch.device, torch.dtype, bool], KernelLists] = {}
@@ -104,7 +102,7 @@ def update(lists: Lists, gradients: Sequence[Tensor], group: Mapping[str, Any], 
 
     Args:
         lists: parameters and moments, changed in place.
-        gradients: the task's row, in which the lists know their places.
+        gradients: the task's, among which the lists know the places of theirs.
         group: the parameters' group, for `lr`, `betas`, `eps`, `fused` and `capturable`.
         taking: a 0-dim bool on the device; where it is false nothing changes. None: it does.
     """
@@ -119,7 +117,9 @@ def update(lists: Lists, gradients: Sequence[Tensor], group: Mapping[str, Any], 
             _update_where(taking, own, gradients, group)
 
 
-def _update_fused(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any], taking: Tensor | None) -> None:
+def _update_fused(
+    own: KernelLists, gradients: Sequence[Tensor], group: Mapping[str, Any], taking: Tensor | None
+) -> None:
     """Calls the kernel under `torch.optim.AdamW(fused=True)`, which sorts its lists anew at every step."""
     device, lr = own.parameters[0].device, group["lr"]
     if isinstance(lr, Tensor) and lr.device.type != "cpu":  # one on the host is read as a number
@@ -128,7 +128,7 @@ def _update_fused(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, A
     # a tensor that is not in a list would be read as a number
     torch._foreach_add_(own.steps, 1 if counted is None else [counted] * len(own.steps))
     torch._fused_adamw_(
-        *own.beside(row),
+        *own.beside(gradients),
         [],
         own.steps,
         lr=lr,
@@ -142,9 +142,9 @@ def _update_fused(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, A
     )
 
 
-def _update_looped(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+def _update_looped(own: KernelLists, gradients: Sequence[Tensor], group: Mapping[str, Any]) -> None:
     adamw(
-        *own.beside(row),
+        *own.beside(gradients),
         [],
         own.steps,
         fused=False,
@@ -159,14 +159,14 @@ def _update_looped(own: KernelLists, row: Sequence[Tensor], group: Mapping[str, 
     )
 
 
-def _update_where(taking: Tensor, own: KernelLists, row: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+def _update_where(taking: Tensor, own: KernelLists, gradients: Sequence[Tensor], group: Mapping[str, Any]) -> None:
     """Makes the update, and takes it back where `taking` is false: only PyTorch's fused kernels can leave it out.
 
     Step counts on the host (neither `fused` nor `capturable`) have it wait for `taking`.
     """
     changed = locals_of([*own.parameters, *own.averages, *own.squares, *own.steps])
     before = [tensor.clone() for tensor in changed]
-    _update_looped(own, row, group)
+    _update_looped(own, gradients, group)
     takes = {device: taking.to(device) for device in {tensor.device for tensor in changed}}
     for tensor, was in zip(changed, before, strict=True):
         tensor.copy_(torch.where(takes[tensor.device], tensor, was))
