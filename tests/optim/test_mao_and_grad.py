@@ -258,6 +258,23 @@ def test_resuming_is_bit_for_bit(penalized, fused):
     assert own_keys(other) == (OWN if penalized else set())
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_counts_beyond_the_parameters_precision_are_loaded(fused):
+    """bfloat16 has no integer between 300 and 302."""
+    model = Network().to(torch.bfloat16)
+    optimizer = mao(model, fused=fused)
+    for index in range(2):
+        model.trunk.weight.grad = torch.ones_like(model.trunk.weight)
+        optimizer.step()
+        found = optimizer.state[model.trunk.weight]["grad_step"]
+        if not index:
+            found.fill_(300)
+        optimizer.load_state_dict(optimizer.state_dict())
+    found = optimizer.state[model.trunk.weight]["grad_step"]
+    assert found.dtype == torch.float32
+    assert found == 301
+
+
 def pickled(pair):
     return pickle.loads(pickle.dumps(pair))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, TaskRows
+from equipoise.optim._states import counts_device
 from equipoise.optim.moments import Lists, Moments, listed
 
 NO_TASK = ""
@@ -66,7 +67,6 @@ class Listing:
             group: says by `fused` and `capturable` where step counts lie.
             state: the parameter's.
         """
-        device = parameter.device if group["capturable"] or group["fused"] else torch.device("cpu")
         if task == NO_TASK:
             names = ("grad_step", "grad_exp_avg", "grad_exp_avg_sq")
             shape: tuple[int, ...] = ()
@@ -74,7 +74,7 @@ class Listing:
             names = ("step", f"exp_avg.{task}", f"exp_avg_sq.{task}")
             shape = (len(self._place),)
         if names[0] not in state:
-            state[names[0]] = torch.zeros(shape, dtype=torch.float32, device=device)
+            state[names[0]] = torch.zeros(shape, dtype=torch.float32, device=counts_device(parameter, group))
         for name in names[1:]:
             if name not in state:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
+
+
+def counts_device(parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Where the parameter's step counts lie: as in `torch.optim.AdamW`, on the host if kernels do not read them."""
+    return parameter.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
+def number_counts(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Makes numbers of step counts that loading would cast to the parameters' dtype: it spares those named "step"."""
+    state = {
+        key: {**own, "grad_step": float(own["grad_step"])} if "grad_step" in own else own
+        for key, own in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def restore_counts(optimizer: Optimizer) -> None:
+    """Makes step counts again of the numbers."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = optimizer.state.get(parameter, {})
+            if "grad_step" in own:
+                device = counts_device(parameter, group)
+                own["grad_step"] = torch.tensor(own["grad_step"], dtype=torch.float32, device=device)
 
 
 def drop_unused(optimizer: Optimizer) -> None:

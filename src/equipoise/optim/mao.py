@@ -26,7 +26,7 @@ from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped
 from equipoise.optim._listing import NO_TASK, Listing
 from equipoise.optim._pending import Pending, by_taking, guarded, split
-from equipoise.optim._states import check_state, drop_unused, note_chunk_size
+from equipoise.optim._states import check_state, drop_unused, note_chunk_size, number_counts, restore_counts
 from equipoise.optim.moments import Lists, clipped, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -154,6 +154,8 @@ class MAO(Optimizer):
     def _register(self) -> None:
         self.register_state_dict_pre_hook(note_chunk_size)
         self.register_load_state_dict_pre_hook(check_state)
+        self.register_load_state_dict_pre_hook(number_counts)
+        self.register_load_state_dict_post_hook(restore_counts)
         self.register_load_state_dict_post_hook(drop_unused)
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
