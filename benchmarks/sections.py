@@ -64,9 +64,10 @@ def optimizer_steps(device: torch.device, counts: Sequence[int], rounds: int) ->
         model = make_workload("resnet18", tasks, device).model.trunk
         parameters = list(model.parameters())
         gradients = {f"task{index}": tuple(torch.randn_like(p) for p in parameters) for index in range(tasks)}
-        for p, g in zip(parameters, gradients["task0"], strict=True):
+        copies = [p.detach().clone() for p in parameters]  # what is in `.grad` of its own would be one more task to MAO
+        for p, g in zip(copies, gradients["task0"], strict=True):
             p.grad = g.clone()
-        adamw = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+        adamw = torch.optim.AdamW(copies, lr=1e-6, fused=True)
         mao = eq.MAO(parameters, list(gradients), lr=1e-6)
         mao.backward(_linear(parameters, gradients))
         steps: dict[str, Step] = {"fused AdamW": adamw.step, "equipoise MAO": mao.step}
