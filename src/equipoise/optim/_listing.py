@@ -84,15 +84,15 @@ class Listing:
     def _make(
         self, task: str, row: Row, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]
     ) -> _Kept:
-        lists = []
-        for group in groups:
-            own = set(group["params"])
-            parts = [
-                (place, leaf, gradient.is_sparse, self.moments(task, leaf, group, state[leaf]))
-                for place, (leaf, gradient) in enumerate(row.items())
-                if leaf in own
-            ]
-            lists.append(listed(parts))
+        places = {leaf: place for place, leaf in enumerate(row)}
+        lists = [
+            listed(  # in the group's order, which is that of new entries of the state
+                (places[p], p, row[p].is_sparse, self.moments(task, p, group, state[p]))
+                for p in group["params"]
+                if p in places
+            )
+            for group in groups
+        ]
         return _Kept(list(row), list(map(is_sparse, row.values())), lists)
 
 
