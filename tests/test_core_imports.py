@@ -12,7 +12,7 @@ import equipoise
 PACKAGE = Path(equipoise.__file__).parent
 
 LAYERS = (
-    ("_checks", "_active", "_state", "_adam", "_notices", "labels", "loaders"),
+    ("_checks", "_active", "_kept", "_state", "_state_step", "_adam", "_notices", "labels", "loaders"),
     ("gradients",),
     ("objectives", "aggregators"),
     ("balancer", "_parts", "_weigh", "_collect", "_sharing", "optim"),

@@ -52,6 +52,8 @@ class Active:
 
     def shares(self, weights: Tensor) -> Tensor:
         """Returns the weights `[K']`, none negative, divided by their sum; equal ones if all are 0."""
+        if self.mask is None:
+            return (weights / weights.sum()).nan_to_num(1 / self._count)
         total = self.sum(weights)
         return self.where(torch.where(total > 0, weights / total, 1 / self.count), 0.0)
 

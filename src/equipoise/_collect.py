@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from equipoise._sharing import Sharing
-from equipoise._state import StateStep
+from equipoise._state_step import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
@@ -18,7 +18,7 @@ from equipoise.gradients.jacobian import Row
 from equipoise.gradients.layers import layers_save
 from equipoise.gradients.micro_batches import Collected, move_into
 from equipoise.gradients.places import Layers, Place, Probe, Representation, RepresentationPlace, read_representation
-from equipoise.gradients.ranks import Company
+from equipoise.gradients.ranks import Alone, Company
 from equipoise.gradients.rows import Rows, with_inputs
 from equipoise.gradients.sparse import compact
 from equipoise.gradients.statistics import Statistics
@@ -129,7 +129,7 @@ class Collect:
         ranks = self._company.now()
         counted = step.accumulate and step.counts is not None
         if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
-            return self._together(step, coefficients, valid)
+            return self._together(step, coefficients, valid, ranks)
         if ranks.sharded:
             return self._by_rows(step, coefficients, valid, None, "parameters are sharded")
         leaves = ranks.leaves(step)
@@ -198,9 +198,9 @@ class Collect:
         self._rows.waiting.end()
         return outcome.valid
 
-    def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
+    def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None, ranks: Alone) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
-        ranks, waiting = self._company.now(), self._rows.waiting
+        waiting = self._rows.waiting
         leaves: list[list[Tensor]] = []
         if step.accumulate or self.way == NO_STEP:  # once, for wrappers that are refused
             with suppress(RuntimeError):  # one pass does not need to know what a reentrant checkpoint hides

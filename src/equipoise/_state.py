@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,66 +13,7 @@ from torch import Tensor, nn
 
 from equipoise._active import Active
 from equipoise._checks import check_seed, check_tasks
-
-
-class StateView:
-    """The state of the tasks that are present in a step, as attributes.
-
-    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), writing keeps the new value
-    until the step is committed. So a method is written as if every task were always there: a task that is
-    left out keeps its state without a line of the method's own.
-    """
-
-    _module: TaskModule
-    _present: tuple[int, ...] | None
-    _dtype: torch.dtype
-    _active: Active
-    _written: dict[str, Tensor]
-
-    def __init__(self, module: TaskModule, present: tuple[int, ...] | None, dtype: torch.dtype, active: Active) -> None:
-        vars(self).update(_module=module, _present=present, _dtype=dtype, _active=active, _written={})
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name in self._written:
-            return self._written[name]
-        if name in self._module._buffers:
-            value = self._restricted(self._module.settled(name))
-        else:
-            learned: list[Tensor] = list(self._module.get_submodule(name).parameters())
-            value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
-        return value.to(self._dtype) if value.is_floating_point() else value
-
-    def _restricted(self, buffer: Tensor) -> Tensor:
-        return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
-
-    def _leave_out(self, tasks: Tensor) -> None:
-        vars(self).update(_active=self._active.without(tasks))
-
-    def __setattr__(self, name: str, value: Tensor) -> None:
-        self._written[name] = value.detach()
-
-    def commit(self, valid: Tensor | None) -> None:
-        """Writes the new values of the active tasks into the buffers; where the 0-dim bool `valid` is false, none.
-
-        In the order in which they were first written, so that a state can be handed on before it is replaced.
-        """
-        if not self._written:
-            return
-        buffers = {name: self._module.settled(name) for name in self._written}
-        taken = self._active.mask
-        if valid is not None:
-            if any(_is_elsewhere(valid, buffer) for buffer in buffers.values()):
-                self._module.revert({name: buffer.clone() for name, buffer in buffers.items()}, unless=valid)
-            else:
-                taken = valid if taken is None else taken & valid
-        for name, buffer in buffers.items():
-            new = self._written[name].to(buffer.dtype)
-            if taken is not None:
-                new = torch.where(taken, new, self._restricted(buffer))
-            if self._present is None:
-                buffer.copy_(new)
-            else:
-                buffer.index_copy_(0, _index(self._present, buffer.device), new)
+from equipoise._state_step import StateStep, StateView
 
 
 class Undecided:
@@ -104,12 +44,6 @@ Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]
 def _is_elsewhere(flag: Tensor, state: Tensor) -> bool:
     """Whether `torch.where` cannot choose by this flag what the state becomes."""
     return flag.device != state.device
-
-
-@lru_cache(maxsize=1024)
-def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
-    """The indices on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(present, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 class TaskModule(nn.Module):
@@ -149,6 +83,7 @@ class TaskModule(nn.Module):
         self._learned: dict[str, float] = {}
         self._view: StateView | None = None
         self._undecided: list[Undecided] = []
+        self._inside: tuple[TaskModule, ...] | None = None  # once the tasks are known
 
     def add_state(self, name: str, default: float | int) -> None:
         """Declares a `[K]` buffer that starts at `default`, on the CPU: float64 for a float, int64 for an int.
@@ -185,7 +120,8 @@ class TaskModule(nn.Module):
             ValueError: already bound to other tasks.
         """
         names = check_tasks(tasks)
-        modules = list(self.task_modules())
+        self._inside = None
+        modules = self.task_modules()
         for module in modules:
             if module.tasks not in (None, names):
                 raise ValueError(
@@ -208,6 +144,8 @@ class TaskModule(nn.Module):
             for module in unbound:
                 module.tasks = None
             raise
+        for module in modules:
+            module._inside = tuple(module.task_modules()[1:])
 
     def lower_bounds(self) -> Tensor | float:
         """What each loss has to lie above, within a step: one number for all tasks, or `[K']`.
@@ -219,9 +157,28 @@ class TaskModule(nn.Module):
     def on_bind(self) -> None:
         """Hook: check or complete what depends on the tasks' names. May raise; the default does nothing."""
 
-    def task_modules(self) -> Iterator[TaskModule]:
+    def task_modules(self) -> list[TaskModule]:
         """This module and those inside it that keep state per task."""
-        return (module for module in self.modules() if isinstance(module, TaskModule))
+        if self._inside is not None:
+            return [self, *self._inside]
+        return [module for module in modules_of(self) if isinstance(module, TaskModule)]
+
+    def declared_parameters(self) -> list[nn.Module | None]:
+        """The lists of K parameters that this module has declared."""
+        return [self._modules[name] for name in self._learned]
+
+    def gradients(self, derivatives: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+        """Returns the gradients of declared parameters that are learned, within a step.
+
+        Args:
+            derivatives: name → of the K' parameters of this name, `[K']`.
+        """
+        found = {}
+        for name, derivative in derivatives.items():
+            parameters = self.state.learned(name)
+            pairs = zip(parameters, derivative.to(parameters[0]).unbind(), strict=True)
+            found.update({parameter: gradient for parameter, gradient in pairs if parameter.requires_grad})
+        return found
 
     @property
     def state(self) -> StateView:
@@ -248,13 +205,12 @@ class TaskModule(nn.Module):
         known = self.tasks or ()
         return None if len(tasks) == len(known) else [known.index(task) for task in tasks]
 
-    @contextmanager
     def step(
         self,
         present: Iterable[int] | None = None,
         dtype: torch.dtype = torch.float64,
         usable: Tensor | None = None,
-    ) -> Iterator[StateStep]:
+    ) -> AbstractContextManager[StateStep]:
         """Opens a step of the tasks with the K' indices `present` (None: all K).
 
         What the methods write becomes lasting with `StateStep.commit`, and is dropped if the block ends without it.
@@ -266,21 +222,9 @@ class TaskModule(nn.Module):
                 and no formula looks at them. Their losses have to be 1, and their coefficients mean nothing. None: all
                 take part.
         """
-        modules = list(self.task_modules())
-        generators = [(m.generator, m.generator.get_state()) for m in modules if m.generator is not None]
         indices = None if present is None else tuple(int(index) for index in present)
         active = Active(len(self.tasks or ()) if indices is None else len(indices), dtype, usable)
-        for module in modules:  # past `nn.Module.__setattr__`, which looks whether it is a parameter
-            vars(module)["_view"] = StateView(module, indices, dtype, active)
-        step = StateStep(modules)
-        try:
-            yield step
-        finally:
-            for module in modules:
-                vars(module)["_view"] = None
-            if not step.committed:
-                for generator, state in generators:
-                    generator.set_state(state)
+        return StateStep(self.task_modules(), indices, dtype, active)
 
     def snapshot(self) -> Snapshot:
         """Returns the state of this module and those inside it, random generators included, for `restore`."""
@@ -328,6 +272,16 @@ class TaskModule(nn.Module):
             buffer = self.get_buffer(name)
             buffer.copy_(value if unless is None else torch.where(unless, buffer, value))
 
+    def decides_later(self, valid: Tensor, states: Mapping[str, Tensor]) -> bool:
+        """Whether the 0-dim flag is on another device than these states, and so decides when they are next looked at.
+
+        They then go back to what they are now, where it is false.
+        """
+        later = any(_is_elsewhere(valid, state) for state in states.values())
+        if later:
+            self._undecided.append(Undecided({name: state.clone() for name, state in states.items()}, valid))
+        return later
+
     def settle(self) -> None:
         """Takes back what was written in steps that turned out not to be valid; the host waits for what they say.
 
@@ -374,6 +328,9 @@ class TaskModule(nn.Module):
             self.generator.set_state(state["generator"].cpu())
 
     def __getattr__(self, name: str) -> Any:
+        modules: dict[str, nn.Module] = vars(self).get("_modules", {})
+        if name in modules:
+            return modules[name]  # quicker than what follows
         if vars(self).get("_undecided") and name in self._buffers:
             self.settle()
         return super().__getattr__(name)
@@ -408,21 +365,13 @@ class TaskModule(nn.Module):
             return apply(moved, recurse)
 
 
-class StateStep:
-    """What a step wrote; made by `TaskModule.step`."""
-
-    def __init__(self, modules: Sequence[TaskModule]) -> None:
-        self._modules = modules
-        self.committed = False
-        self.valid: Tensor | None = None
-
-    def commit(self, valid: Tensor | None = None) -> None:
-        """Makes what was written lasting; with a 0-dim bool tensor, only where it is true.
-
-        Random generators advance all the same on an accelerator: holding them back would need the host to wait.
-        """
-        for module in self._modules:
-            if module._view is not None:
-                module._view.commit(valid)
-        self.valid = valid
-        self.committed = valid is None or valid.device.type != "cpu" or bool(valid)
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """Returns the module and those inside it, in the order of `nn.Module.modules`, which takes longer for names."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        here = waiting.pop()
+        if here is not None and here not in found:
+            found[here] = None
+            waiting.extend(reversed(here._modules.values()))
+    return list(found)

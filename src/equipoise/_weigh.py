@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from equipoise._notices import Notices
-from equipoise._state import Snapshot, StateStep, TaskModule
+from equipoise._state import Snapshot, TaskModule, modules_of
+from equipoise._state_step import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.jacobian import Row
@@ -22,6 +23,7 @@ from equipoise.gradients.owning import owned
 from equipoise.gradients.step import Step, above_bounds, stack
 from equipoise.gradients.writing import write
 from equipoise.objectives import Objective
+from equipoise.objectives._base import Derivatives
 
 UNMOVED_STEPS = 10
 """Steps after which learned weights that had gradients should have moved. (A scaler's first steps overflow.)"""
@@ -45,6 +47,10 @@ class Weigh:
         self._aggregator = aggregator
         self._notices = notices
         self._parts = [*objective.task_modules(), *([] if aggregator is None else [aggregator])]
+        self._bounded = any(type(part).lower_bounds is not TaskModule.lower_bounds for part in self._parts)
+        self._modules = modules_of(objective)
+        self._declared = objective.declared_parameters()
+        self._others = [module for module in self._modules if module not in self._declared]
         self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
         self._first: dict[Tensor, Tensor] = {}  # learned weights → their values at the first step with gradients
         self._steps = 0
@@ -57,10 +63,8 @@ class Weigh:
             looks: the host may look at the losses; else the tasks stay, and `step.usable` says which take part.
         """
         bounds = self._bounds(step)
-        if looks:
-            known = step.values.tolist()  # sync: asked for
-            if all(low < value < math.inf for low in bounds if isinstance(low, float) for value in known):
-                bounds = [low for low in bounds if not isinstance(low, float)]
+        if looks:  # sync: asked for
+            bounds = [low for low in bounds if not _all_above(step.known, low)]
         above = above_bounds(step.values, bounds)
         if above is not None:
             labelled = above if step.usable is None else above | ~step.usable
@@ -76,18 +80,21 @@ class Weigh:
     def _bounds(self, step: Step) -> list[Tensor | float]:
         """Returns what the losses have to lie above: numbers, and numbers by task `[K']`."""
         bounds: list[Tensor | float] = [0.0] if any(part.requires_positive for part in self._parts) else []
-        own = [part for part in self._parts if type(part).lower_bounds is not TaskModule.lower_bounds]
-        if own:
+        if self._bounded:
             with self._objective.step(self._objective.positions(step.tasks), step.values.dtype):
                 bounds = [part.lower_bounds() for part in self._parts]
         return bounds
 
-    @contextmanager
-    def step(self, step: Step, begins: bool = False) -> Iterator[StateStep]:
+    def step(self, step: Step, begins: bool = False) -> AbstractContextManager[StateStep]:
         """Opens a step of the objective's state; `begins`: the first of micro-batches that can be taken back."""
-        before = self._objective.snapshot() if begins else self._before
-        with self._objective.step(self._objective.positions(step.tasks), step.values.dtype, step.usable) as opened:
-            yield opened
+        opened = self._objective.step(self._objective.positions(step.tasks), step.values.dtype, step.usable)
+        return self._beginning(opened) if begins else opened
+
+    @contextmanager
+    def _beginning(self, opened: AbstractContextManager[StateStep]) -> Iterator[StateStep]:
+        before = self._objective.snapshot()
+        with opened as state:
+            yield state
         self._before = before
 
     def coefficients(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Row]:
@@ -99,21 +106,42 @@ class Weigh:
             valid: whether the losses are finite, 0-dim bool; None: the host knows that they are. Where they are not, it
                 shows in the gradients.
         """
-        parameters = [p for p in self._objective.parameters() if p.requires_grad]
         values = values if usable is None else torch.where(usable, values, 1.0)
-        coefficients = None if parameters else self._objective.coefficients(values)
-        learned: Row = {}
-        if coefficients is None:
-            coefficients, learned = self._derivatives(values, parameters)
+        found = None if self._learns_more() else self._derivatives(values)
+        if found is None:
+            coefficients, learned = self._by_autograd(values)
+            if valid is not None:
+                learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+            learned = owned(learned)
+        else:
+            coefficients, derivatives = found
+            if valid is not None:
+                derivatives = {name: torch.where(valid, d, 0) for name, d in derivatives.items()}
+            learned = self._objective.gradients(derivatives)
         if usable is not None:
             coefficients = torch.where(usable, coefficients, 0.0)
         if valid is not None:
             coefficients = torch.where(valid, coefficients, torch.nan)
-            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
-        return coefficients, owned(learned)
+        return coefficients, learned
 
-    def _derivatives(self, values: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Row]:
+    def _learns_more(self) -> bool:
+        """Whether the objective learns other parameters than those that it has declared."""
+        return any(
+            p is not None and p.requires_grad
+            for module in self._others
+            if module._parameters
+            for p in module._parameters.values()
+        )
+
+    def _derivatives(self, values: Tensor) -> Derivatives | None:
+        if not self._declared:
+            return self._objective.derivatives(values)
+        with torch.no_grad():
+            return self._objective.derivatives(values)
+
+    def _by_autograd(self, values: Tensor) -> tuple[Tensor, Row]:
         """Returns the objective's derivatives by the losses, and by its own parameters."""
+        parameters = [p for p in self._objective.parameters() if p.requires_grad]
         with torch.enable_grad():
             values = values.clone().requires_grad_()
             total = self._objective(values)
@@ -128,7 +156,11 @@ class Weigh:
     @property
     def device(self) -> torch.device | None:
         """Where the objective's state is; None if there is none."""
-        return next((t.device for t in chain(self._objective.buffers(), self._objective.parameters())), None)
+        for module in self._modules:
+            for tensor in chain(module._buffers.values(), module._parameters.values()):
+                if tensor is not None:
+                    return tensor.device
+        return None
 
     def after_step(self, step: Step, valid: Tensor | None) -> None:
         """Takes the losses again after the optimizer's step; see `TaskModule.after_step`."""
@@ -229,6 +261,12 @@ class Weigh:
             "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
             "graddrop, cagrad, nash-mtl, mao."
         )
+
+
+def _all_above(values: Sequence[float], low: Tensor | float) -> bool:
+    """Whether the finite values are above the number, or each above its own."""
+    lows = repeat(low) if isinstance(low, float) else low.tolist()
+    return all(bound < value < math.inf for bound, value in zip(lows, values, strict=False))
 
 
 def _in_an_optimizer(parameters: Iterable[Tensor]) -> bool:

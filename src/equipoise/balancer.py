@@ -212,7 +212,7 @@ class Balancer(nn.Module):
         if step.cleared:
             self._weigh.take_back()
         self._notices.poll()
-        self._counts = counts
+        vars(self)["_counts"] = counts  # past `nn.Module.__setattr__`, which looks whether it is a parameter
         self._follow(step.values.device)
         step = self._weigh.usable(step, self._reader.looks(step))
         earlier = self._rows.waiting.micro_batches
@@ -296,5 +296,5 @@ class Balancer(nn.Module):
         """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
         if self._weigh.device not in (None, device):
             self.to(device)
-        if not self._same_state:
-            self._same_state = self.ranks.share_state(self)
+        if not self._same_state and self.ranks.share_state(self):
+            self._same_state = True

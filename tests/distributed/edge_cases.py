@@ -7,6 +7,7 @@ import warnings
 import pytest
 import scenarios
 import torch
+import torch.distributed as dist
 from checking import BOUND, alone, check, gradients, losses_of, mine
 from scenarios import TASKS, alike_on_all_ranks, difference, network, samples, wrapped
 from torch import nn
@@ -288,6 +289,25 @@ def state_that_is_undecided_is_settled_before_it_is_shared(rank, size, checkpoin
     Ranks().share_state(weighting)
     assert torch.equal(part._buffers[name], good)
     assert not part._undecided
+
+
+@check()
+def weights_that_are_kept_follow_a_state_that_is_shared(rank, size, checkpoints):
+    weighting = eq.DTP()
+    weighting.bind(TASKS)
+
+    def weights():
+        with weighting.step():
+            return weighting(torch.ones(len(TASKS), dtype=torch.float64))
+
+    with weighting.step() as step:
+        weighting.observe(torch.full((len(TASKS),), 0.1 * (rank + 1), dtype=torch.float64))
+        step.commit()
+    kept = [torch.zeros_like(weights()) for _ in range(size)]
+    dist.all_gather(kept, weights())
+    assert not torch.equal(kept[0], kept[1])
+    Ranks().share_state(weighting)
+    assert torch.equal(weights(), kept[0])
 
 
 @check(2)

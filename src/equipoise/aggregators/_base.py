@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from equipoise._state import StateStep, TaskModule
+from equipoise._state import TaskModule
+from equipoise._state_step import StateStep
 from equipoise.gradients.gramian import combine, gramian
 
 Gradients = Sequence[Sequence[Tensor | None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
 
 
+@lru_cache(maxsize=64)
 def wide_dtype(device: torch.device) -> torch.dtype:
     """The dtype for K-sized arithmetic: float64, or float32 on a device without it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from equipoise.gradients.graph.walk import reached_leaves, untouched_leaves
@@ -25,7 +24,7 @@ def one_pass(step: Step, coefficients: Tensor) -> list[Tensor]:
         reached = dict.fromkeys(leaf for row in rows for leaf in row)
     untouched, certain = ([], True) if step.complete else untouched_leaves(step.held)
     untouched = [leaf for leaf in untouched if leaf.grad is None]
-    torch.autograd.backward(step.held, step.weights(coefficients), retain_graph=step.retain_graph)
+    step.backward(coefficients)
     for leaf in untouched:
         if certain or (leaf.grad is not None and not leaf.grad.any()):  # sync: only where PyTorch does not tell
             leaf.grad = None

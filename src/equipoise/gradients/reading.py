@@ -39,11 +39,11 @@ class Reader:
 
     def looks(self, step: Step) -> bool:
         """Whether the host looks at the losses."""
-        return checks_values(self._check_finite, step.values.device)
+        return checks_values(self._check_finite, step.values)
 
     def validity(self, step: Step) -> Tensor | None:
         """Returns whether the losses are finite, 0-dim bool; None where they have been found to be."""
-        return None if self._raises(step.values.device) else step.values.isfinite().all()
+        return None if self._raises(step.values) else step.values.isfinite().all()
 
     def read(
         self,
@@ -89,37 +89,34 @@ class Reader:
         def read() -> Step:
             if error is not None:
                 raise error
-            given = losses.values() if isinstance(losses, Mapping) else ()
-            on = next((loss.device for loss in given if isinstance(loss, Tensor)), None)
-            if on is None:
-                on = next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
             step = read_losses(
                 self._tasks,
                 losses,
                 counts,
-                self._raises(on),
+                self._raises,
                 graph=graph,
-                empty=on if empty else None,
+                empty=self._device if empty else None,
                 keep_unlabelled=ranks.sharded and ranks.active,
+                accumulate=accumulate,
+                retain_graph=retain_graph,
+                cleared=cleared,
+                batching=self._batching,
             )
             if graph and not cleared:
                 self._waiting.micro_batches.check_counted(counts is not None)
             return step if also is None else replace(step, representation=also())
 
         called = [graph, accumulate, counts is not None, self._scaled, also is not None, cleared]
-        step = ranks.read(read, self._tasks, list(map(int, called)), self._batching)
+        step = ranks.read(read, self._tasks, called, self._batching)
         if cleared:
             self._waiting.forget()
             ranks.forget()
-        return replace(
-            step,
-            accumulate=accumulate,
-            retain_graph=retain_graph,
-            scale=scale_of(scaler, step.values.device),
-            cleared=cleared,
-            batching=self._batching,
-        )
+        return step if scaler is None else replace(step, scale=scale_of(scaler, step.values.device))
 
-    def _raises(self, device: torch.device) -> bool:
+    def _device(self) -> torch.device:
+        """Where a step without a loss is."""
+        return next((p.device for p in self._company.order.parameters()), torch.device("cpu"))
+
+    def _raises(self, values: Tensor) -> bool:
         """Whether a loss that is not finite is an error. With a scaler it is an overflow, unless asked for."""
-        return checks_values(self._check_finite, device) and (not self._scaled or self._check_finite is True)
+        return checks_values(self._check_finite, values) and (not self._scaled or self._check_finite is True)

@@ -67,10 +67,13 @@ class ScalerScale(Scale):
         return products / self._factor.to(products.dtype).square()
 
 
+UNSCALED = Scale()
+
+
 def scale_of(scaler: Any, device: torch.device) -> Scale:
     """Returns the scale of the scaler, if there is one that is enabled."""
     if scaler is None or not scaler.is_enabled():
-        return Scale()
+        return UNSCALED
     return ScalerScale(scaler.scale(torch.ones((), device=device)))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from equipoise.gradients.batching import Batching
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.cut import Cut
 from equipoise.gradients.graph.walk import Graph
-from equipoise.gradients.scale import Scale
+from equipoise.gradients.scale import UNSCALED, Scale
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,24 @@ class Step:
     retain_graph: bool = False
     representation: Sequence[Tensor] | None = None
     cleared: bool = False
-    scale: Scale = field(default_factory=Scale)
+    scale: Scale = UNSCALED
     batching: Batching = field(default_factory=Batching)
 
     @cached_property
     def held(self) -> list[Tensor]:
         """The losses that this rank has."""
         return [loss for loss in self.losses if loss is not None]
+
+    @cached_property
+    def stacked(self) -> Tensor | None:
+        """The losses as a vector `[K']`, with their graphs; None where they differ in dtype or device, or some lack."""
+        return _stacked(self.losses)
+
+    @cached_property
+    def known(self) -> list[float]:
+        """`values` as numbers: for where the host looks at them, which waits for an accelerator."""
+        numbers: list[float] = self.values.tolist()
+        return numbers
 
     @cached_property
     def graph(self) -> Graph:
@@ -143,18 +155,24 @@ class Step:
             shares=None if self.shares is None else torch.ones_like(self.shares[: len(held)]),
         )
 
+    def backward(self, coefficients: Tensor) -> None:
+        """Adds `Σ_k c_k ∂L_k` into `.grad` in one backward pass; `coefficients` `[K']`.
+
+        It starts at the vector of the losses, if there is one: autograd checks every tensor that it starts at.
+        """
+        if self.stacked is None:
+            torch.autograd.backward(self.held, self.weights(coefficients), retain_graph=self.retain_graph)
+            return
+        weights = coefficients.to(self.stacked.device, self.stacked.dtype, copy=True)  # see `weights`
+        torch.autograd.backward(self.stacked, weights, retain_graph=self.retain_graph)
+
     def weights(self, coefficients: Tensor) -> list[Tensor]:
         """Returns what to weigh each of `held` with in a backward pass: `coefficients` `[K']`, one tensor a loss.
 
         They are copies: autograd may make one, or a view of it, the `.grad`.
         """
-        held = self.held
-        if (
-            held
-            and len(held) == len(self.losses)
-            and all(loss.dtype == held[0].dtype and loss.device == held[0].device for loss in held)
-        ):
-            return list(coefficients.to(held[0].device, held[0].dtype, copy=True).unbind())
+        if _alike(self.losses):
+            return list(coefficients.to(self.held[0].device, self.held[0].dtype, copy=True).unbind())
         return [
             weight.to(loss.device, loss.dtype, copy=True)
             for weight, loss in zip(coefficients.unbind(), self.losses, strict=True)
@@ -166,11 +184,12 @@ def read_losses(
     tasks: Sequence[str],
     losses: Mapping[str, Tensor],
     counts: Mapping[str, float | Tensor] | None,
-    check_finite: bool,
+    raises: Callable[[Tensor], bool],
     *,
     graph: bool = True,
-    empty: torch.device | None = None,
+    empty: Callable[[], torch.device] | None = None,
     keep_unlabelled: bool = False,
+    **called: Any,
 ) -> Step:
     """Checks the losses and counts of one process, before anything changes.
 
@@ -181,10 +200,11 @@ def read_losses(
         tasks: all tasks.
         losses: task → scalar loss with a graph.
         counts: task → number of labelled samples behind its mean loss.
-        check_finite: raise for NaN or infinite losses.
+        raises: whether NaN or infinite losses are an error where this tensor is.
         graph: every loss must have a graph.
-        empty: the device of a step without any task; None: such a step is an error.
+        empty: gives the device of a step without any loss; None: a step without any task is an error.
         keep_unlabelled: keep tasks whose count is 0, with the value 0.
+        **called: attributes of the step that the losses do not decide.
 
     Raises:
         TypeError: see `check_losses`.
@@ -192,6 +212,7 @@ def read_losses(
     """
     if not isinstance(losses, Mapping) or losses or empty is None:
         check_losses(losses, tasks, graph=graph)
+    first = next(iter(losses.values()), None)
     unlabelled: frozenset[str] = frozenset()
     usable = None
     if counts is not None:
@@ -201,32 +222,30 @@ def read_losses(
             losses = {task: loss for task, loss in losses.items() if task not in unlabelled}
         if not losses and empty is None:
             raise ValueError("No task in losses has a labelled sample (all counts are 0): skip the step.")
-    names = tuple(task for task in tasks if task in losses)
-    device = losses[names[0]].device if names else empty
-    assert device is not None
+    names = tuple([task for task in tasks if task in losses])
+    held = tuple([losses[task] for task in names])
+    first = held[0] if held else first
+    assert first is not None or empty is not None
+    device = empty() if first is None else first.device  # type: ignore[misc]
     dtype = wide_dtype(device)
-    values = stack([0.0 if task in unlabelled else losses[task] for task in names], device, dtype)
+    stacked = _stacked(held)
+    if unlabelled or stacked is None:
+        values = stack([0.0 if task in unlabelled else losses[task] for task in names], device, dtype)
+    else:
+        values = stacked.detach().to(dtype)
     samples = None
     if counts is not None:
         samples = stack([counts[task] for task in names], device, dtype)
         if any(not host_has(counts[task]) for task in names):
             usable = samples > 0
             values = torch.where(usable, values, 0.0)
-    if check_finite:
-        for task, value in zip(names, values.tolist(), strict=True):  # sync: asked for
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"The loss of task {task!r} is {value:g}: a NaN or infinite loss must not enter the training."
-                )
-    return Step(
-        tasks=names,
-        losses=tuple(losses[task] for task in names),
-        values=values,
-        counts=samples,
-        usable=usable,
-        unlabelled=unlabelled,
-        complete=1 < len(tasks) == len(names),
-    )
+    complete = 1 < len(tasks) == len(names)
+    step = Step(names, held, values, samples, usable, unlabelled=unlabelled, complete=complete, **called)
+    vars(step)["stacked"] = stacked  # which it need not do anew
+    if raises(values) and not all(map(math.isfinite, step.known)):  # sync: asked for
+        task, value = next(pair for pair in zip(names, step.known, strict=True) if not math.isfinite(pair[1]))
+        raise ValueError(f"The loss of task {task!r} is {value:g}: a NaN or infinite loss must not enter the training.")
+    return step
 
 
 def host_has(count: float | Tensor) -> bool:
@@ -250,9 +269,9 @@ def read_counts(
     }
 
 
-def checks_values(check_finite: bool | None, device: torch.device) -> bool:
+def checks_values(check_finite: bool | None, values: Tensor) -> bool:
     """Whether the host looks at the losses: as asked for, else where it costs no synchronisation."""
-    return device.type == "cpu" if check_finite is None else check_finite
+    return values.is_cpu if check_finite is None else check_finite
 
 
 def above_bounds(values: Tensor, bounds: Sequence[Tensor | float]) -> Tensor | None:
@@ -268,6 +287,22 @@ def above_bounds(values: Tensor, bounds: Sequence[Tensor | float]) -> Tensor | N
             here = ~((values <= bound) & values.isfinite())
             above = here if above is None else above & here
     return above
+
+
+def _alike(losses: Sequence[Tensor | None]) -> bool:
+    """Whether there are losses, none lacks, and they have one dtype and device."""
+    first = losses[0] if losses else None
+    return first is not None and all(
+        loss is not None and loss.dtype == first.dtype and loss.device == first.device for loss in losses
+    )
+
+
+def _stacked(losses: Sequence[Tensor | None]) -> Tensor | None:
+    """See `Step.stacked`."""
+    if not _alike(losses):
+        return None
+    with torch.enable_grad():
+        return torch.stack(losses)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise._parts import LIBRARIES, Library
-from equipoise._state import StateStep, TaskModule
+from equipoise._state import TaskModule
+from equipoise._state_step import StateStep
 from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import as_real, combine
 from equipoise.gradients.shards import gathered, like, local, shard_of

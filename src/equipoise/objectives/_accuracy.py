@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from equipoise._checks import check_number
+from equipoise._kept import Kept
 from equipoise.objectives._base import Weighting
 from equipoise.objectives._moving_average import MovingAverage
+
+_CONSTANTS = (int, float, str, Tensor)
+"""What `focus` can depend on beside the accuracies."""
 
 
 class AccuracyWeighting(Weighting):
@@ -30,6 +34,7 @@ class AccuracyWeighting(Weighting):
     def __init__(self, momentum: float) -> None:
         super().__init__()
         self.accuracy = MovingAverage(check_number("momentum", momentum, above=0, at_most=1))
+        self._weights = Kept[Tensor]()
 
     @abstractmethod
     def focus(self, accuracy: Tensor) -> Tensor:
@@ -41,5 +46,11 @@ class AccuracyWeighting(Weighting):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the weights `[K']` for the accuracies seen so far; the losses do not matter."""
-        measured = self.active.all(self.accuracy.state.count > 0)
-        return torch.where(measured, self.focus(self.accuracy.state.value), torch.ones_like(losses))
+        state = self.accuracy.state
+
+        def weights() -> Tensor:
+            measured = self.active.all(state.count > 0)
+            return torch.where(measured, self.focus(state.value), torch.ones_like(losses))
+
+        own = (value for value in (*vars(self).values(), *self._buffers.values()) if isinstance(value, _CONSTANTS))
+        return self._weights(weights, state.value, state.count, self.active.mask, *own)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
+from equipoise._kept import Kept
 from equipoise._state import TaskModule
+
+Derivatives = tuple[Tensor, dict[str, Tensor]]
+"""An objective's derivatives by the losses, `[K']`, and by its declared parameters, name → `[K']`."""
 
 
 class Objective(TaskModule, ABC):
@@ -17,12 +22,21 @@ class Objective(TaskModule, ABC):
     it does through `self.active` whatever it does across tasks, the sum included.
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "forward" in vars(cls) and "derivatives" not in vars(cls):  # they are another formula's
+            cls.derivatives = Objective.derivatives  # type: ignore[method-assign]
+
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the scalar objective of the losses `[K']`."""
 
-    def coefficients(self, losses: Tensor) -> Tensor | None:
-        """Returns `c_k` `[K']` where the formula gives them at once; None: they are `∂forward/∂L_k`, by autograd."""
+    def derivatives(self, losses: Tensor) -> Derivatives | None:
+        """Returns `c_k = ∂forward/∂L_k` `[K']`, and those by the declared parameters, where the formula gives them.
+
+        It then takes the place of `forward`, state and all, and needs fewer operations. A subclass with a `forward` of
+        its own does not inherit it. None, as here: autograd finds them.
+        """
         return None
 
 
@@ -80,9 +94,9 @@ class WeightedSum(Objective):
         """Returns `Σ_k w_k L_k` of the losses `[K']`."""
         return (self._active_weights(losses) * losses).sum()
 
-    def coefficients(self, losses: Tensor) -> Tensor | None:
+    def derivatives(self, losses: Tensor) -> Derivatives:
         """Returns `w_k` `[K']`: the derivatives of a sum with constant weights."""
-        return self._active_weights(losses).detach() if type(self).forward is WeightedSum.forward else None
+        return self._active_weights(losses).detach(), {}
 
     def _active_weights(self, losses: Tensor) -> Tensor:
         return self.active.where(_weights(self.weighting, losses), 0.0)
@@ -117,8 +131,18 @@ class GeometricMean(Objective):
         _check_weighting(type(self).__name__, weighting)
         self.weighting = weighting
         self.masked = weighting.masked
+        self._shares = Kept[Tensor]()
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `Π_k L_k^{w_k}` of the losses `[K']`, all positive."""
-        weights = self.active.shares(_weights(self.weighting, losses))
-        return (weights * losses.log()).sum().exp()
+        return (self._normalised(losses) * losses.log()).sum().exp()
+
+    def derivatives(self, losses: Tensor) -> Derivatives:
+        """Returns `w_k · (Π_j L_j^{w_j}) / L_k` `[K']`."""
+        weights = self._normalised(losses).detach()
+        return (weights * losses.log()).sum().exp() * weights / losses, {}
+
+    def _normalised(self, losses: Tensor) -> Tensor:
+        active = self.active
+        weights = _weights(self.weighting, losses)
+        return self._shares(lambda: active.shares(weights), weights, active.mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equipoise._kept import Kept
 from equipoise._state import TaskModule
 
 
@@ -20,12 +21,16 @@ class MovingAverage(TaskModule):
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta
+        self._started = Kept[bool]()
         self.add_state("value", 0.0)
         self.add_state("count", 0)
 
     def forward(self, values: Tensor) -> Tensor:
         """Takes the values `[K']` in and returns the averages `[K']`."""
         state = self.state
-        state.value = torch.where(state.count == 0, values, torch.lerp(state.value, values, self.beta))
-        state.count = state.count + 1
-        return state.value
+        count, average = state.count, torch.lerp(state.value, values, self.beta)
+        if not (count.is_cpu and self._started(lambda: bool(count.all()), count)):
+            average = torch.where(count == 0, values, average)
+            state.count = torch.ones_like(count)
+        state.value = average
+        return average

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from equipoise._kept import Kept
 from equipoise._state import TaskModule
 
 
@@ -35,19 +36,23 @@ class TrainingRate(TaskModule):
         if interval != "epoch" and (type(interval) is not int or interval < 1):
             raise ValueError(f"interval must be 'epoch' or a number of steps ≥ 1, found {interval!r}.")
         self.interval = interval
+        self._rate = Kept[Tensor]()
         self.add_state("total", 0.0)
         self.add_state("steps", 0)
         self.add_state("last", 0.0)
         self.add_state("before_last", 0.0)
-        self.add_state("intervals", 0)
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the rates `[K']` and takes the losses `[K']` into the current interval."""
         state = self.state
-        rate = torch.where(state.intervals > 1, state.last / state.before_last, 1.0)
+        last, before_last = state.last, state.before_last
+
+        def rate_now() -> Tensor:
+            return (last / before_last).nan_to_num(1.0, 1.0)  # 0/0 before the first interval is completed, then x/0
+
+        rate = self._rate(rate_now, last, before_last) if self.interval == "epoch" else rate_now()
         if self.interval == 1:  # each loss is an interval's mean
-            state.before_last, state.last = state.last, losses
-            state.intervals = state.intervals + 1
+            state.before_last, state.last = last, losses
             return rate
         state.total = state.total + losses
         state.steps = state.steps + 1
@@ -65,6 +70,5 @@ class TrainingRate(TaskModule):
         state = self.state
         state.before_last = torch.where(due, state.last, state.before_last)
         state.last = torch.where(due, state.total / state.steps, state.last)
-        state.intervals = state.intervals + due
         state.total = state.total.masked_fill(due, 0.0)
         state.steps = state.steps.masked_fill(due, 0)

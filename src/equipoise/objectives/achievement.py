@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from equipoise._checks import check_choice, check_number
+from equipoise._kept import Kept
 from equipoise.objectives._accuracy import AccuracyWeighting
 from equipoise.objectives._per_task import check_values, per_task
 
@@ -62,6 +63,7 @@ class Achievement(AccuracyWeighting):
         self.gamma = check_number("gamma", gamma, above=0)
         self.margin = check_number("margin", margin, at_least=0)
         self.normalization = check_choice("normalization", normalization, ["softmax", "sum"])
+        self._shares = Kept[Tensor]()
 
     def on_bind(self) -> None:
         """Puts the potentials, with their margin, into the order of the tasks."""
@@ -76,6 +78,5 @@ class Achievement(AccuracyWeighting):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns the normalised weights `[K']` for the accuracies seen so far; the losses do not matter."""
         weights = super().forward(losses)
-        if self.normalization == "softmax":
-            return self.active.softmax(weights)
-        return self.active.shares(weights)
+        normalized = self.active.softmax if self.normalization == "softmax" else self.active.shares
+        return self._shares(lambda: normalized(weights), weights, self.active.mask, self.normalization)

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from equipoise._checks import check_number
+from equipoise._kept import Kept
 from equipoise.objectives._base import Weighting
 from equipoise.objectives._training_rate import TrainingRate
 
@@ -40,8 +41,12 @@ class DWA(Weighting):
         super().__init__()
         self.temperature = check_number("temperature", temperature, above=0)
         self.rate = TrainingRate(interval)
+        self._weights = Kept[Tensor]()
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `K·softmax(r/T)` `[K']` and takes the losses `[K']` into the current interval."""
         rate: Tensor = self.rate(losses)
-        return self.active.count * self.active.softmax(rate / self.temperature)
+        active = self.active
+        return self._weights(
+            lambda: active.count * active.softmax(rate / self.temperature), rate, active.mask, self.temperature
+        )

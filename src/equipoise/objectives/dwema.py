@@ -46,5 +46,5 @@ class DWEMA(Weighting):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `w_k^DWA / L̃_k(t)` `[K']` and takes the losses `[K']` into average and interval."""
         coefficients: Tensor = self.dwa(losses)
-        scale: Tensor = self.ema(losses)
-        return coefficients * scale
+        average: Tensor = self.ema.average(losses)
+        return coefficients / average

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise._adam import Adam
 from equipoise._checks import check_number
-from equipoise.objectives._base import Objective
+from equipoise.objectives._base import Derivatives, Objective
 from equipoise.objectives._per_task import check_values, per_task
 
 
@@ -76,13 +76,22 @@ class FAMO(Objective):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `c Σ_k z_k log(L_k − b_k)` of the losses `[K']` and remembers them for `after_step`."""
+        gap, share = self._remembered(losses)
+        scale = (share / gap.detach()).sum().reciprocal()
+        return scale * (share * gap.log()).sum()
+
+    def derivatives(self, losses: Tensor) -> Derivatives:
+        """Returns `c z_k / (L_k − b_k)` `[K']`."""
+        gap, share = self._remembered(losses)
+        weights = share / gap
+        return weights / weights.sum(), {}
+
+    def _remembered(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Remembers the losses `[K']` for `after_step`; returns `L_k − b_k` and `z_k`."""
         state = self.state
         state.losses = losses
         state.pending = torch.ones_like(state.pending)
-        gap = self.active.where(losses - state.bound, 1.0)
-        share = self.active.softmax(state.logits)
-        scale = (share / gap.detach()).sum().reciprocal()
-        return scale * (share * gap.log()).sum()
+        return self.active.where(losses - state.bound, 1.0), self.active.softmax(state.logits)
 
     def end_step(self, losses: Tensor) -> None:
         """Remembers the losses `[K']` of all micro-batches for `after_step`, in place of the last one's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from equipoise.objectives._base import Objective
+from equipoise.objectives._base import Derivatives, Objective
 
 
 class IMTLL(Objective):
@@ -33,3 +33,8 @@ class IMTLL(Objective):
         """Returns `Σ_k e^{s_k} L_k − s_k` of the losses `[K']`."""
         log_scale = self.state.log_scale
         return self.active.sum(log_scale.exp() * losses - log_scale)
+
+    def derivatives(self, losses: Tensor) -> Derivatives:
+        """Returns `e^{s_k}` `[K']`, and those by the log-scales, `e^{s_k} L_k − 1`."""
+        weights = self.state.log_scale.exp()
+        return weights, {"log_scale": self.active.where(weights * losses - 1, 0.0)}

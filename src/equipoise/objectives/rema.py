@@ -45,5 +45,5 @@ class REMA(Weighting):
     def forward(self, losses: Tensor) -> Tensor:
         """Returns `r_k(t) / L̃_k(t)` `[K']` and takes the losses `[K']` into average and interval."""
         rate: Tensor = self.rate(losses)
-        scale: Tensor = self.ema(losses)
-        return rate * scale
+        average: Tensor = self.ema.average(losses)
+        return rate / average

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise._checks import check_known
-from equipoise.objectives._base import Objective
+from equipoise.objectives._base import Derivatives, Objective
 
 
 class UW(Objective):
@@ -58,3 +58,8 @@ class UW(Objective):
         """Returns `Σ_k ½ e^{−s_k} L_k + ½ s_k` of the losses `[K']`."""
         log_variance = self.state.log_variance
         return self.active.sum(self.state.factor * (-log_variance).exp() * losses + 0.5 * log_variance)
+
+    def derivatives(self, losses: Tensor) -> Derivatives:
+        """Returns `½ e^{−s_k}` `[K']`, and those by the log-variances, `½ − ½ e^{−s_k} L_k`."""
+        weights = self.state.factor * (-self.state.log_variance).exp()
+        return weights, {"log_variance": self.active.where(0.5 - weights * losses, 0.0)}

@@ -18,6 +18,9 @@ from equipoise.gradients.ranks.sharded import Sharded
 __all__ = ["Alone", "Company", "Order", "Ranks", "Several", "Sharded"]
 
 
+_AVAILABLE = dist.is_available()
+
+
 class Company:
     """Finds how to go over ranks, anew when torch.distributed has been started or a model has been sharded.
 
@@ -43,7 +46,9 @@ class Company:
 
     def now(self) -> Alone:
         """Returns what goes over the ranks as they are now."""
-        running = dist.is_available() and dist.is_initialized()
+        running = _AVAILABLE and dist.is_initialized()
+        if not running and type(self._found) is Alone and not self.order.sharded:
+            return self._found
         if running and self._wrapped is None:
             self._wrapped = Wrapped(sharded=not len(self.order))
             if not len(self.order):

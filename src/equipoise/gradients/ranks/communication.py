@@ -122,7 +122,9 @@ class Ranks:
         states = [generator.get_state() for generator in generators]
         first = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)[0]
         for tensor in (*states, *module.buffers(), *(p.detach() for p in module.parameters())):
-            dist.broadcast(tensor, first, group=self._group_of(tensor))
+            received = tensor.clone()  # what is received is written past the counter of changes, which `Kept` goes by
+            dist.broadcast(received, first, group=self._group_of(received))
+            tensor.copy_(received)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         return True

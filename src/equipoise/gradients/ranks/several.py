@@ -65,7 +65,7 @@ class Several(Alone):
         except (TypeError, ValueError) as found:
             error = found
         on_device = mine is not None and mine.usable is not None
-        everyone = self.ranks.agree(error, [*called, int(on_device), batching.vote, *held])
+        everyone = self.ranks.agree(error, [*map(int, called), int(on_device), batching.vote, *held])
         assert mine is not None
         if any(others[: len(called)] != list(called) for others in everyone):
             raise ValueError(
@@ -206,7 +206,7 @@ class Several(Alone):
             leaves = self.walked(step, step.retain_graph)
             averages = self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced)
             if all(alike for [alike] in self.ranks.gather([int(averages)])):  # a rank can have skipped a layer
-                torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
+                step.backward(weights)
                 self._unreduced = {}
                 return list(leaves)
         trained = dict.fromkeys(leaf for row in self.leaves(step) for leaf in row)

@@ -94,7 +94,7 @@ class Sharded(Several):
         inputs = {p: p.grad for p in leaves if not (isinstance(p, nn.Parameter) or self.order.is_trained(p))}
         for leaf in inputs:
             leaf.grad = None
-        torch.autograd.backward(step.held, step.weights(weights), retain_graph=step.retain_graph)
+        step.backward(weights)
         own = {leaf: leaf.grad / self.ranks.size for leaf in inputs if leaf.grad is not None}
         for leaf, before in inputs.items():
             leaf.grad = before
