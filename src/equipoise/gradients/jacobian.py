@@ -128,7 +128,7 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
             step.held, wanted, weights, cut.edges, below, cut.above, strict=True
         )
     ]
-    kinds = frozenset(node.name() for node in step.graph.nodes())
+    kinds = frozenset(node.name() for node in step.graph.by_node()[0])
     batchable = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
     chunks = [batchable[i : i + size] for i in range(0, len(batchable), size)]
     chunks += [[k] for k in cut.uncut if found[k][0]]
