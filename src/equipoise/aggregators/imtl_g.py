@@ -52,5 +52,5 @@ class IMTLG(GramianAggregator):
         for _ in range(REFINEMENTS):
             beta += torch.linalg.lu_solve(factors, pivots, torch.addmm(ones, rows.cosines, beta, alpha=-1))
         alpha = beta[:, 0] * (rows.norms.amin() / rows.norms)
-        total = alpha.sum()
-        return alpha / total if total.abs() > CANCELLED * alpha.abs().sum() else torch.zeros_like(alpha)
+        total = float(alpha.sum())
+        return alpha / total if abs(total) > CANCELLED * float(alpha.abs().sum()) else torch.zeros_like(alpha)

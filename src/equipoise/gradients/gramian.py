@@ -203,7 +203,8 @@ def combine(
     """
     columns = list(zip(*gradients, strict=True))
     some = [next(gradient for gradient in column if gradient is not None) for column in columns]
-    dtypes = [torch.promote_types(gradient.dtype, torch.float32) for gradient in some]
+    wide = {dtype: torch.promote_types(dtype, torch.float32) for dtype in {gradient.dtype for gradient in some}}
+    dtypes = [wide[gradient.dtype] for gradient in some]
     combined: dict[int, Tensor] = {}
     with torch.autocast(weights.device.type, enabled=False):
         for places, matrix in stacks_of(gradients) if stacks is None else stacks:

@@ -98,7 +98,7 @@ def _together(step: Step, wanted: Sequence[Sequence[Tensor]]) -> Together:
     """Returns what there is to take through the graph together."""
     cut = step.cut
     assert cut is not None
-    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    below = [_divided(leaves, above)[1] for leaves, above in zip(wanted, cut.above, strict=True)]
     tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.uncut]
     shared = {leaf for k in tasks for leaf in below[k]}
     against = None
@@ -121,12 +121,11 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
     """As `_one_by_one`, with `size` tasks at once below the cut. A loss that is not cut goes by itself."""
     cut = step.cut
     assert cut is not None
-    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    parts = [_divided(leaves, above) for leaves, above in zip(wanted, cut.above, strict=True)]
+    below = [under for _, under in parts]
     found = [
-        to_cut(loss, leaves, weight, edges if under else [], above, step.retain_graph)
-        for loss, leaves, weight, edges, under, above in zip(
-            step.held, wanted, weights, cut.edges, below, cut.above, strict=True
-        )
+        to_cut(loss, above, weight, edges if under else [], step.retain_graph)
+        for loss, (above, under), weight, edges in zip(step.held, parts, weights, cut.edges, strict=True)
     ]
     kinds = frozenset(node.name() for node in step.graph.by_node()[0])
     batchable = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
@@ -168,45 +167,47 @@ def _in_two_parts(
     loss: Tensor, leaves: Sequence[Tensor], weight: Tensor, cut: Cut, index: int, retain_graph: bool
 ) -> Row:
     """Goes back from the loss numbered `index` to the leaves, keeping what later losses go through."""
-    below = [leaf for leaf in leaves if leaf not in cut.above[index]]
-    edges = cut.edges[index] if below else []
-    at_cut, row = to_cut(loss, leaves, weight, edges, cut.above[index], retain_graph)
+    above, below = _divided(leaves, cut.above[index])
+    at_cut, row = to_cut(loss, above, weight, cut.edges[index] if below else [], retain_graph)
     row |= gradients_of(list(at_cut), below, list(at_cut.values()), retain_graph=True)
     if not retain_graph:
         release(cut.below[index])
     return row
 
 
+def _divided(leaves: Sequence[Tensor], above: Mapping[Tensor, None]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns which of the leaves lie above the cut, and which below it."""
+    known = set(map(id, above))  # a tensor's own hash is slow
+    return [leaf for leaf in leaves if id(leaf) in known], [leaf for leaf in leaves if id(leaf) not in known]
+
+
 def to_cut(
     loss: Tensor,
-    leaves: Sequence[Tensor],
+    above: Sequence[Tensor],
     weight: Tensor,
     edges: Sequence[GradientEdge],
-    above: Mapping[Tensor, None],
     retain_graph: bool,
 ) -> tuple[dict[GradientEdge, Tensor], Row]:
     """Goes back from a loss to the edges of its cut.
 
     Args:
         loss: the loss.
-        leaves: the leaves wanted.
+        above: the leaves wanted that it leads to without passing the cut.
         weight: of the loss.
         edges: where its graph is cut.
-        above: the leaves that it leads to without passing them.
         retain_graph: keep the graph above the cut.
 
     Returns:
-        Edge → gradient, where there is one; and the row of those leaves that lie above.
+        Edge → gradient, where there is one; and the row of the leaves.
     """
     if loss.grad_fn is not None and list(edges) == [GradientEdge(loss.grad_fn, loss.output_nr)]:
         return {edges[0]: weight}, {}  # another loss is computed from this one
-    wanted = [leaf for leaf in leaves if leaf in above]
-    if not edges and not wanted:
+    if not edges and not above:
         return {}, {}
-    inputs: Any = [*edges, *wanted]
+    inputs: Any = [*edges, *above]
     found = torch.autograd.grad(loss, inputs, weight, retain_graph=retain_graph, allow_unused=True)
     at_edges = {edge: gradient for edge, gradient in zip(edges, found, strict=False) if gradient is not None}
-    return at_edges, _row(wanted, found[len(edges) :])
+    return at_edges, _row(above, found[len(edges) :])
 
 
 def gradients_of(
