@@ -253,10 +253,11 @@ class Collect:
             found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             del combined
+            balancing = set(map(id, shared))  # a tensor's own hash is slow
             for row in collected.rows.values():
-                for leaf in [leaf for leaf in row if leaf in shared]:
-                    del row[leaf]
-                move_into(gradients, row)
+                own = {leaf: gradient for leaf, gradient in row.items() if id(leaf) not in balancing}
+                row.clear()
+                move_into(gradients, own)
             return self._written(step.scale.gradients(gradients), step, found, state, valid)
 
     def _aggregated(

@@ -47,8 +47,8 @@ class Balancer(nn.Module):
             layer); the weights found there are applied in one more backward pass: two through the trunk instead of K.
             In a step with a task that does not reach it, they are taken on all that is shared.
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
-            None: one on a CPU; on an accelerator both ways are timed in the first steps and the quicker is kept, and
-            saved in `state_dict`. What cannot be batched (compiled graphs, operators without a rule) goes one by one.
+            None: on a CPU all, where eight or more are little to compute, else one; on an accelerator the quicker in
+            the first steps, saved in `state_dict`. What has no rule (compiled graphs, some operators) goes one by one.
         engine: "rows" (and None): the task gradients are held, as `[K]` times the shared parameters. "layers": only
             their Gramian is; for Gramian aggregators, in one process, without accumulation, and rows elsewhere. Hooks
             then see tensors of `torch.vmap`'s. `way` tells what was done, and whether layers would save.

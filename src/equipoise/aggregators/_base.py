@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,21 +99,22 @@ class GramianAggregator(Aggregator):
         Yields:
             The weights `[K']` on the Gramian's device; and the step to commit, None if it must not be.
         """
-        taking = torch.ones_like(losses) if usable is None else usable
-        transferred = on_host(torch.cat((gramian, losses.to(gramian)[None], taking.to(gramian)[None])))
-        products, values, taking = transferred[:-2], transferred[-2], transferred[-1]
-        kept = range(len(values)) if usable is None else taking.nonzero().flatten().tolist()
-        indices = present if usable is None else [i if present is None else present[i] for i in kept]
-        weights = torch.zeros_like(values)
-        if not kept:
-            yield weights.to(gramian), None
-            return
+        beside = [losses] if usable is None else [losses, usable]
+        transferred = on_host(torch.cat((gramian, torch.stack([row.to(gramian) for row in beside]))))
+        count = len(losses)
+        products, values = transferred[:count], transferred[count]
+        kept: Tensor | None = None
         if usable is not None:
+            kept = transferred[-1].nonzero().flatten()
+            if not len(kept):
+                yield torch.zeros_like(losses, dtype=gramian.dtype), None
+                return
+            present = [index if present is None else present[index] for index in kept.tolist()]
             products, values = products[kept][:, kept], values[kept]
-        with self.step(indices) as step:
+        with self.step(present) as step:
             found = self._finite_weights(products, values)
-            weights = found if usable is None else weights.index_copy(0, taking.nonzero().flatten(), found)
-            known = bool(found.isfinite().all())
+            weights = found if kept is None else found.new_zeros(count).index_copy(0, kept, found)
+            known = _is_finite(found)
             yield weights.to(gramian.dtype).to(gramian.device, non_blocking=True), step if known else None
 
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -124,11 +126,16 @@ class GramianAggregator(Aggregator):
         return combine(gradients, weights), weights
 
     def _finite_weights(self, products: Tensor, losses: Tensor) -> Tensor:
-        return self.weights(products, losses) if products.isfinite().all() else torch.full_like(losses, torch.nan)
+        return self.weights(products, losses) if _is_finite(products) else torch.full_like(losses, torch.nan)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GramianAggregator:
         """Moves and casts nothing: the state stays where the weights are found."""
         return self
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether every number is, of some on the host."""
+    return math.isfinite(torch.linalg.vector_norm(values, torch.inf))
 
 
 def on_host(values: Tensor) -> Tensor:

@@ -44,13 +44,13 @@ class IMTLG(GramianAggregator):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`, which sums to 1."""
         rows = Normalized(gramian)
-        ones = (~rows.zero).to(gramian.dtype)
+        ones = (~rows.zero).to(gramian.dtype)[:, None]
         matrix = rows.cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        beta = torch.zeros_like(ones)
-        for _ in range(1 + REFINEMENTS):
-            beta += torch.linalg.lu_solve(factors, pivots, (ones - rows.cosines @ beta)[:, None])[:, 0]
-        alpha = beta * (rows.norms.amin() / rows.norms)
-        total = alpha.sum()
-        return alpha / total if total.abs() > CANCELLED * alpha.abs().sum() else torch.zeros_like(alpha)
+        beta = torch.linalg.lu_solve(factors, pivots, ones)
+        for _ in range(REFINEMENTS):
+            beta += torch.linalg.lu_solve(factors, pivots, torch.addmm(ones, rows.cosines, beta, alpha=-1))
+        alpha = beta[:, 0] * (rows.norms.amin() / rows.norms)
+        total = float(alpha.sum())
+        return alpha / total if abs(total) > CANCELLED * float(alpha.abs().sum()) else torch.zeros_like(alpha)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ SMALL = 1 << 21
 BLOCK = 1 << 17
 """Columns of the Jacobian that are held together at a time, so that a block of 40 rows in float64 stays under 42 MB."""
 
+CACHED = 1 << 20
+"""Numbers that are held together at a time on a CPU, whose caches have room for about as many."""
+
 
 @lru_cache(maxsize=64)
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -23,11 +28,17 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-Stacks = Sequence[Tensor | None]
-"""For each parameter its K gradients as a matrix `[K, n]`, where there is one; see `stacks_of`."""
+class Stack(NamedTuple):
+    """The K gradients of some parameters, side by side as one matrix."""
+
+    places: list[int]
+    """The parameters' places in the rows."""
+
+    matrix: Tensor
+    """`[K, n]`, of the gradients' dtype."""
 
 
-def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks | None = None) -> Tensor:
+def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Sequence[Stack] | None = None) -> Tensor:
     """Computes `JJᵀ` of K rows of gradients, block by block.
 
     The products are taken in float64, not only summed in it: a float32 product is off by some 1e-6 of the norms
@@ -52,23 +63,32 @@ def gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks | None 
         real = not any(t is not None and t.is_complex() for t in some)
         if not real or any(t is not None and is_sharded(t) for t in some):
             rows = [[None if g is None else as_real(local(g)) for g in row] for row in rows]
-        known = [stacks[index] for index in own] if stacks is not None and real else stacks_of(rows)
+        known = stacks if stacks is not None and real and len(own) == len(some) else stacks_of(rows)
         parts.append(sum_over(groups, _local_gramian(rows, known)))
     return sum(parts[1:], parts[0])
 
 
-def stacks_of(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Returns for each parameter its K gradients as a matrix: as they lie in memory, or, if few, copied; else None."""
+def stacks_of(gradients: Sequence[Sequence[Tensor | None]]) -> list[Stack]:
+    """Returns what there is of K rows as matrices: as it lies in memory, or, where it is little, copied."""
     stacks = []
+    little: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+    zeros: dict[int, Tensor] = {}
     room = SMALL
-    for column in zip(*gradients, strict=True):
+    for index, column in enumerate(zip(*gradients, strict=True)):
         some = next((gradient for gradient in column if gradient is not None), None)
-        stack = None if some is None or is_sharded(some) else stacked(column)
-        if stack is None and some is not None and not is_sharded(some) and len(column) * some.numel() <= room:
-            rows = [torch.zeros_like(some) if gradient is None else gradient for gradient in column]
-            stack = torch.stack(rows).reshape(len(column), some.numel())
-            room -= stack.numel()
-        stacks.append(stack)
+        if some is None or is_sharded(some):
+            continue
+        stack = stacked(column)
+        if stack is not None:
+            stacks.append(Stack([index], stack))
+        elif len(column) * some.numel() <= room:
+            room -= len(column) * some.numel()
+            little[some.dtype, some.device].append(index)
+            if any(gradient is None for gradient in column):
+                zeros[index] = some.new_zeros(some.numel())
+    for places in little.values():
+        parts = [zeros[i] if (part := row[i]) is None else part.reshape(-1) for row in gradients for i in places]
+        stacks.append(Stack(places, torch.cat(parts).view(len(gradients), -1)))
     return stacks
 
 
@@ -81,44 +101,29 @@ def as_real(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Stacks) -> Tensor:
+def _local_gramian(gradients: Sequence[Sequence[Tensor | None]], stacks: Sequence[Stack]) -> Tensor:
     """Computes `JJᵀ` of gradients that this rank has in full."""
     count = len(gradients)
     some = next(gradient for row in gradients for gradient in row if gradient is not None)
     dtype = wide_dtype(some.device)
-    result = some.new_zeros((count, count), dtype=dtype)
-    small, left, room = [], [], BLOCK
-    for index, stack in enumerate(stacks):
-        if stack is None or stack.shape[1] > room:
-            left.append(index)
-        else:
-            small.append(stack)
-            room -= stack.shape[1]
-    if small:
-        concatenated = torch.cat(small, 1).to(dtype)
-        result.addmm_(concatenated, concatenated.T)
-    if not left:
-        return result
-    rows = [[row[index] for index in left] for row in gradients]
-    stacks = [stacks[index] for index in left]
-    blocks = _blocks(rows)
-    widest = max(sum(width for _, _, width in columns) for columns in blocks) if blocks else 0
+    done = {place for stack in stacks for place in stack.places}
+    left = [column for index, column in enumerate(zip(*gradients, strict=True)) if index not in done]
+    parts: list[Tensor | list[Tensor | None]] = [stack.matrix for stack in stacks]
+    parts += [_flattened(column) for column in left if any(gradient is not None for gradient in column)]
+    blocks = _blocks(parts, min(BLOCK, max(CACHED // count, 1)) if some.device.type == "cpu" else BLOCK)
+    widest = max((sum(width for _, _, width in block) for block in blocks), default=0)
     buffer = some.new_empty((count, widest), dtype=dtype)
-    flat = [
-        _flattened(column) if stack is None else []
-        for column, stack in zip(zip(*rows, strict=True), stacks, strict=True)
-    ]
+    result = some.new_zeros((count, count), dtype=dtype)
     for columns in blocks:
         targets, sources, gaps = [], [], []
         offset = 0
-        for parameter, start, width in columns:
+        for part, start, width in columns:
             block = buffer[:, offset : offset + width]
-            stack = stacks[parameter]
             offset += width
-            if stack is not None:
-                block.copy_(stack[:, start : start + width])
+            if isinstance(part, Tensor):
+                block.copy_(part[:, start : start + width])
                 continue
-            for gradient, out in zip(flat[parameter], block, strict=True):
+            for gradient, out in zip(part, block, strict=True):
                 if gradient is None:
                     gaps.append(out)
                 else:
@@ -138,22 +143,16 @@ def stacked(column: Sequence[Tensor | None]) -> Tensor | None:
 
     So they do where several tasks went through the graph at once.
     """
-    first = column[0]
-    if len(column) < 2 or first is None or is_sharded(first) or not first.is_contiguous():
+    first, last = column[0], column[-1]
+    if len(column) < 2 or first is None or last is None:
         return None
-    size = first.numel()
-    start = first.storage_offset()
-    identity = first.untyped_storage()._cdata
+    start, step = first.data_ptr(), first.nbytes
     for place, gradient in enumerate(column):
-        if (
-            gradient is None
-            or gradient.storage_offset() != start + place * size
-            or gradient.shape != first.shape
-            or not gradient.is_contiguous()
-            or gradient.untyped_storage()._cdata != identity
-        ):
+        if gradient is None or gradient.data_ptr() != start + place * step or not gradient.is_contiguous():
             return None
-    return first.as_strided((len(column), size), (size, 1), start)
+    if first.untyped_storage()._cdata != last.untyped_storage()._cdata:  # what lies between is of the same memory
+        return None
+    return first.as_strided((len(column), first.numel()), (first.numel(), 1))
 
 
 def _flattened(column: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -170,26 +169,32 @@ def memory_order(gradient: Tensor) -> list[int]:
     return sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
 
 
-def _blocks(gradients: Sequence[Sequence[Tensor | None]]) -> list[list[tuple[int, int, int]]]:
-    """Cuts the parameters' flat ranges into blocks of at most BLOCK columns: lists of (parameter, start, width)."""
-    blocks: list[list[tuple[int, int, int]]] = []
+def _blocks(
+    parts: Sequence[Tensor | list[Tensor | None]], most: int
+) -> list[list[tuple[Tensor | list[Tensor | None], int, int]]]:
+    """Cuts matrices `[K, n]` and lists of K vectors `[n]` into blocks of at most `most` columns.
+
+    Returns:
+        Lists of (part, start, width).
+    """
+    blocks: list[list[tuple[Tensor | list[Tensor | None], int, int]]] = []
     room = 0
-    for parameter, column in enumerate(zip(*gradients, strict=True)):
-        size = next((g.numel() for g in column if g is not None), 0)
+    for part in parts:
+        size = part.shape[1] if isinstance(part, Tensor) else next(len(vector) for vector in part if vector is not None)
         start = 0
         while start < size:
             if room == 0:
                 blocks.append([])
-                room = BLOCK
+                room = most
             width = min(room, size - start)
-            blocks[-1].append((parameter, start, width))
+            blocks[-1].append((part, start, width))
             start += width
             room -= width
     return blocks
 
 
 def combine(
-    gradients: Sequence[Sequence[Tensor | None]], weights: Tensor, stacks: Stacks | None = None
+    gradients: Sequence[Sequence[Tensor | None]], weights: Tensor, stacks: Sequence[Stack] | None = None
 ) -> list[Tensor]:
     """Computes `Σ_k w_k g_k` of every parameter, in float32 at least and returned in the gradients' dtype.
 
@@ -200,13 +205,18 @@ def combine(
     """
     columns = list(zip(*gradients, strict=True))
     some = [next(gradient for gradient in column if gradient is not None) for column in columns]
-    dtypes = [torch.promote_types(gradient.dtype, torch.float32) for gradient in some]
+    wide = {dtype: torch.promote_types(dtype, torch.float32) for dtype in {gradient.dtype for gradient in some}}
+    dtypes = [wide[gradient.dtype] for gradient in some]
     combined: dict[int, Tensor] = {}
     with torch.autocast(weights.device.type, enabled=False):
-        for index, stack in enumerate(stacks_of(gradients) if stacks is None else stacks):
-            if stack is not None:
-                wide = torch.mv(stack.to(dtypes[index]).T, weights.to(dtypes[index]))
-                combined[index] = wide.view(some[index].shape)
+        for places, matrix in stacks_of(gradients) if stacks is None else stacks:
+            dtype = dtypes[places[0]]
+            total = torch.mv(matrix.to(dtype).T, weights.to(dtype))
+            if len(places) == 1:
+                combined[places[0]] = total.view(some[places[0]].shape)
+                continue
+            for i, part in zip(places, torch.split(total, [some[i].numel() for i in places]), strict=True):
+                combined[i] = part.clone().view(some[i].shape)  # in memory of its own, to become `.grad`
     for dtype in {dtype for index, dtype in enumerate(dtypes) if index not in combined}:
         totals: dict[int, Tensor] = {}
         for row, weight in zip(gradients, weights.to(dtype).unbind(), strict=True):

@@ -88,7 +88,7 @@ def rows_of(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Te
         for loss, leaves, weight in zip(step.held, wanted, weights, strict=True):
             yield gradients_of([loss], leaves, [weight], step.retain_graph)
         return
-    size, trial = step.batching.begin(step.values.device, lambda: _together(step, wanted))
+    size, trial = step.batching.begin(step.values.device, len(step.held), lambda: _together(step, wanted))
     yield from _at_once(step, wanted, weights, size) if size > 1 else _one_by_one(step, wanted, weights)
     if trial is not None:
         trial.end()
@@ -98,16 +98,16 @@ def _together(step: Step, wanted: Sequence[Sequence[Tensor]]) -> Together:
     """Returns what there is to take through the graph together."""
     cut = step.cut
     assert cut is not None
-    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    below = [_divided(leaves, above)[1] for leaves, above in zip(wanted, cut.above, strict=True)]
     tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.uncut]
-    shared = {leaf for k in tasks for leaf in below[k]}
+    shared = _distinct(below[k] for k in tasks)
     against = None
     if step.graph.compiled:
         against = "torch.compile made the graph"
     elif len(tasks) < 2:
         against = WHOLE if cut.uncut else "no two tasks share a part of the graph"
     row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
-    return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared))
+    return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared), cut.widest)
 
 
 def _one_by_one(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
@@ -121,14 +121,13 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
     """As `_one_by_one`, with `size` tasks at once below the cut. A loss that is not cut goes by itself."""
     cut = step.cut
     assert cut is not None
-    below = [[leaf for leaf in leaves if leaf not in cut.above[k]] for k, leaves in enumerate(wanted)]
+    parts = [_divided(leaves, above) for leaves, above in zip(wanted, cut.above, strict=True)]
+    below = [under for _, under in parts]
     found = [
-        to_cut(loss, leaves, weight, edges if under else [], above, step.retain_graph)
-        for loss, leaves, weight, edges, under, above in zip(
-            step.held, wanted, weights, cut.edges, below, cut.above, strict=True
-        )
+        to_cut(loss, above, weight, edges if under else [], step.retain_graph)
+        for loss, (above, under), weight, edges in zip(step.held, parts, weights, cut.edges, strict=True)
     ]
-    kinds = frozenset(node.name() for node in step.graph.nodes())
+    kinds = frozenset(node.name() for node in cut.common)
     batchable = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
     chunks = [batchable[i : i + size] for i in range(0, len(batchable), size)]
     chunks += [[k] for k in cut.uncut if found[k][0]]
@@ -142,15 +141,15 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
             row.update(gradients_of(list(at_cut), below[chunk[0]], list(at_cut.values()), retain))
             continue
         edges, outer = stacked_at([found[k][0] for k in chunk])
-        leaves = list(dict.fromkeys(leaf for k in chunk for leaf in below[k]))
+        leaves = _distinct(below[k] for k in chunk)
         try:
             stacks = step.batching.run(edges, leaves, outer, retain, kinds)
         except Unbatchable:
             chunks = [[k] for some in (chunk, *chunks) for k in some]
             continue
-        rows = {leaf: stack.unbind() for leaf, stack in stacks.items()}
+        rows = {id(leaf): stack.unbind() for leaf, stack in stacks.items()}
         for place, k in enumerate(chunk):
-            found[k][1].update({leaf: rows[leaf][place] for leaf in below[k] if leaf in rows})
+            found[k][1].update({leaf: rows[id(leaf)][place] for leaf in below[k] if id(leaf) in rows})
     if not step.retain_graph:
         release(cut.not_reached_by(chunk if known else []))
     while found:
@@ -168,45 +167,52 @@ def _in_two_parts(
     loss: Tensor, leaves: Sequence[Tensor], weight: Tensor, cut: Cut, index: int, retain_graph: bool
 ) -> Row:
     """Goes back from the loss numbered `index` to the leaves, keeping what later losses go through."""
-    below = [leaf for leaf in leaves if leaf not in cut.above[index]]
-    edges = cut.edges[index] if below else []
-    at_cut, row = to_cut(loss, leaves, weight, edges, cut.above[index], retain_graph)
+    above, below = _divided(leaves, cut.above[index])
+    at_cut, row = to_cut(loss, above, weight, cut.edges[index] if below else [], retain_graph)
     row |= gradients_of(list(at_cut), below, list(at_cut.values()), retain_graph=True)
     if not retain_graph:
         release(cut.below[index])
     return row
 
 
+def _distinct(rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Returns the leaves of the rows, each once."""
+    return list({id(leaf): leaf for row in rows for leaf in row}.values())
+
+
+def _divided(leaves: Sequence[Tensor], above: Mapping[Tensor, None]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns which of the leaves lie above the cut, and which below it."""
+    known = set(map(id, above))  # a tensor's own hash is slow
+    return [leaf for leaf in leaves if id(leaf) in known], [leaf for leaf in leaves if id(leaf) not in known]
+
+
 def to_cut(
     loss: Tensor,
-    leaves: Sequence[Tensor],
+    above: Sequence[Tensor],
     weight: Tensor,
     edges: Sequence[GradientEdge],
-    above: Mapping[Tensor, None],
     retain_graph: bool,
 ) -> tuple[dict[GradientEdge, Tensor], Row]:
     """Goes back from a loss to the edges of its cut.
 
     Args:
         loss: the loss.
-        leaves: the leaves wanted.
+        above: the leaves wanted that it leads to without passing the cut.
         weight: of the loss.
         edges: where its graph is cut.
-        above: the leaves that it leads to without passing them.
         retain_graph: keep the graph above the cut.
 
     Returns:
-        Edge → gradient, where there is one; and the row of those leaves that lie above.
+        Edge → gradient, where there is one; and the row of the leaves.
     """
     if loss.grad_fn is not None and list(edges) == [GradientEdge(loss.grad_fn, loss.output_nr)]:
         return {edges[0]: weight}, {}  # another loss is computed from this one
-    wanted = [leaf for leaf in leaves if leaf in above]
-    if not edges and not wanted:
+    if not edges and not above:
         return {}, {}
-    inputs: Any = [*edges, *wanted]
+    inputs: Any = [*edges, *above]
     found = torch.autograd.grad(loss, inputs, weight, retain_graph=retain_graph, allow_unused=True)
     at_edges = {edge: gradient for edge, gradient in zip(edges, found, strict=False) if gradient is not None}
-    return at_edges, _row(wanted, found[len(edges) :])
+    return at_edges, _row(above, found[len(edges) :])
 
 
 def gradients_of(

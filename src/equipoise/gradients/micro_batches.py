@@ -52,6 +52,8 @@ class MicroBatches:
     def reached_with(self, tasks: Sequence[str], leaves: Sequence[Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """Returns what each task reaches in these micro-batches and another one, in which `tasks` reach `leaves`."""
         new = dict(zip(tasks, leaves, strict=True))
+        if not self.reached:
+            return {task: list(row) for task, row in new.items()}
         every = dict.fromkeys([*self.reached, *tasks])
         return {task: list(dict.fromkeys([*self.reached.get(task, {}), *new.get(task, ())])) for task in every}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor
 
@@ -68,11 +69,12 @@ def with_inputs(ranks: Alone, step: Step, leaves: Sequence[list[Tensor]]) -> lis
     """Adds to each task's trained leaves the other ones that it reaches, for they get their gradients, too."""
     if ranks.sharded:
         return list(leaves)
-    inputs = ranks.order.inputs(step.graph.every_leaf)
+    trained = set(map(id, chain.from_iterable(leaves)))
+    inputs = {id(leaf) for leaf in step.graph.every_leaf if id(leaf) not in trained}
     if not inputs:
         return list(leaves)
     own = iter(step.graph.leaves)
     return [
-        row if loss is None else [*row, *(leaf for leaf in next(own) if leaf in inputs)]
+        row if loss is None else [*row, *(leaf for leaf in next(own) if id(leaf) in inputs)]
         for loss, row in zip(step.losses, leaves, strict=True)
     ]

@@ -63,7 +63,7 @@ class SharedParameters:
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
         self.given = None if given is None else parameter_set("shared", given)
-        self._found = WeakIdKeyDictionary()
+        self._found: Any = WeakIdKeyDictionary()
         self._model = model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,14 +78,19 @@ class SharedParameters:
         if self.given is not None:
             return {leaf: None for row in rows for leaf in row if leaf in self.given}
         tasks = Counter(map(id, chain.from_iterable(rows)))  # a tensor's own hash is slow, and a weak one's slower
-        known = set(map(id, self._found))
+        known = self._found_ids
         leaves = {id(leaf): leaf for row in rows for leaf in row}
         return {leaf: None for key, leaf in leaves.items() if tasks[key] > 1 or key in known}
 
     def keep(self, found: Iterable[Tensor]) -> None:
         """Takes note of what `find` gave: it stays shared."""
         if self.given is None:
-            self._found.update((leaf, None) for leaf in found if leaf not in self._found)
+            known = self._found_ids
+            self._found.update((leaf, None) for leaf in found if id(leaf) not in known)
+
+    @property
+    def _found_ids(self) -> set[int]:
+        return set(map(hash, self._found.keyrefs()))  # what a reference by identity has as its hash
 
     @property
     def known(self) -> list[Tensor]:

@@ -85,7 +85,7 @@ class Statistics:
         for loss, weight, leaves, (edges, above, apart, own) in zip(step.held, scaled, trained, places, strict=True):
             below = [leaf for leaf in leaves if leaf not in above and (leaf in measured or leaf not in self._shared)]
             retain = step.retain_graph or not place.joins_at_cut
-            at, row = to_cut(loss, list(above), weight, edges, above, retain or not apart)
+            at, row = to_cut(loss, list(above), weight, edges, retain or not apart)
             if not retain:
                 release(own)
             outer = [gradient.clone() for gradient in at.values()]  # a node may write to what it is given

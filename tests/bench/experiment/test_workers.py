@@ -86,10 +86,13 @@ def settings(place, seconds, **changes):
     return Settings(**{**given, "schedule": "cosine", **changes})
 
 
-def start_worker(storage, *arguments):
+def start_worker(place, storage, *arguments):
+    """A worker in this folder, where it keeps what is under way."""
     command = [sys.executable, "-m", "equipoise", "worker", "--storage", storage, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=place
+    )
 
 
 def until(condition, processes=(), seconds=120):
@@ -126,7 +129,7 @@ def test_four_workers_on_postgresql_and_one_killed_give_what_one_worker_gives(tm
     monkeypatch.setattr(store_module, "GRACE_SECONDS", 8)
     asked = settings(tmp_path, 0.06)
     with postgresql() as storage:
-        workers = [start_worker(storage) for _ in range(4)]  # before there is a study
+        workers = [start_worker(tmp_path, storage) for _ in range(4)]  # before there is a study
         try:
             comparison = Comparison(asked, tmp_path / "four", storage)
             killed = []
@@ -173,7 +176,7 @@ def test_a_worker_that_is_interrupted_gives_its_run_back(tmp_path):
     comparison.store.enqueue(runs)
     storage = sqlite_url(tmp_path / "out" / "study.db")
     for end in (signal.SIGINT, signal.SIGTERM):
-        worker = start_worker(storage)
+        worker = start_worker(tmp_path, storage)
         trial = until(lambda worker=worker: under_way(comparison.store, worker), [worker])
         worker.send_signal(end)
         output, _ = worker.communicate(timeout=60)
@@ -212,13 +215,13 @@ def plan_of(comparison):
 def test_a_worker_may_end_with_the_queue(tmp_path, monkeypatch):
     asked = settings(tmp_path, 0, methods=("ew",), seeds=1)
     storage = sqlite_url(tmp_path / "out" / "study.db")
-    too_early = start_worker(storage, "--once-empty")
+    too_early = start_worker(tmp_path, storage, "--once-empty")
     output, _ = too_early.communicate(timeout=60)
     assert too_early.returncode == 2
     assert output.startswith("error: There is no study")
     comparison = Comparison(asked, tmp_path / "out")
     comparison.store.enqueue(plan_of(comparison))
-    worker = start_worker(storage, "--once-empty", "--study", "out")
+    worker = start_worker(tmp_path, storage, "--once-empty", "--study", "out")
     output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 0, output
     assert "single:b, seed 0, lr 0.01" in output
@@ -236,7 +239,7 @@ def test_a_machine_without_the_problem_leaves_the_runs_alone(tmp_path):
     comparison = Comparison(asked, tmp_path / "out")
     comparison.store.enqueue(plan_of(comparison))
     (tmp_path / "slow.py").unlink()
-    worker = start_worker(comparison.store.url)
+    worker = start_worker(tmp_path, comparison.store.url)
     output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 2
     assert "no file" in output
@@ -295,7 +298,7 @@ def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_pa
     asked = settings(tmp_path, 0.05, methods=("ew",), seeds=1, epochs=10)
     comparison = Comparison(asked, tmp_path / "out")
     comparison.store.enqueue(plan_of(comparison))
-    worker = start_worker(comparison.store.url, "--checkpoints", str(tmp_path / "out" / "checkpoints"))
+    worker = start_worker(tmp_path, comparison.store.url, "--checkpoints", str(tmp_path / "out" / "checkpoints"))
     until(lambda: under_way(comparison.store, worker), [worker])
     worker.kill()
     worker.wait()
@@ -339,7 +342,7 @@ def test_a_server_that_goes_away_ends_a_worker_in_one_line(tmp_path):
     with postgresql() as storage:
         comparison = Comparison(asked, tmp_path / "out", storage)
         comparison.store.enqueue(plan_of(comparison))
-        worker = start_worker(storage, "--checkpoints", str(tmp_path / "checkpoints"))
+        worker = start_worker(tmp_path, storage, "--checkpoints", str(tmp_path / "checkpoints"))
         until(lambda: under_way(comparison.store, worker), [worker])
     output, _ = worker.communicate(timeout=60 + store_module.GRACE_SECONDS)  # it tries again for so long
     assert worker.returncode == 2, output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equipoise.gradients.graph.walk import AccumulateGrad, Graph
+from equipoise.gradients.graph.walk import AccumulateGrad, Graph, Inputs
 
 
 class Cut:
@@ -33,53 +35,61 @@ class Cut:
     """
 
     def __init__(self, graph: Graph, *, in_turn: bool = False) -> None:
-        nodes = graph.nodes()
-        tasks = dict.fromkeys(nodes, 0)  # bit k: loss k reaches the node
-        for index, loss in enumerate(graph.losses):
-            if loss.grad_fn is not None:
-                tasks[loss.grad_fn] |= 1 << index
-        for node in nodes:
-            own = tasks[node]
-            for child, _ in node.next_functions:
-                if child is not None:
-                    tasks[child] = tasks.get(child, 0) | own
+        inputs, tasks = graph.by_node()
         others = [-(2 << index) if in_turn else ~(1 << index) for index in range(len(graph.losses))]
         edges: list[dict[GradientEdge, None]] = [{} for _ in graph.losses]
-        above: list[dict[Tensor, None]] = [{} for _ in graph.losses]
+        above: list[dict[Node, Tensor]] = [{} for _ in graph.losses]  # by their nodes: a tensor's own hash is slow
         nodes_above: list[list[Node]] = [[] for _ in graph.losses]
-        below: dict[Tensor, int] = {}  # bit k: below the cut of loss k
-        for node in nodes:
+        below: dict[Node, int] = {}  # bit k: below the cut of loss k
+        for node, children in inputs.items():
             own = tasks[node]
             index = own.bit_length() - 1
             alone = not own & others[index]
             if alone:
                 nodes_above[index].append(node)
-            for leaf in _variables(node):
-                below[leaf] = below.get(leaf, 0) | (own & ~(1 << index) if alone else own)
-                if alone:
-                    above[index][leaf] = None
-            for child, number in node.next_functions if alone else ():
-                if child is not None and tasks[child] & others[index] and not isinstance(child, AccumulateGrad):
+                own ^= 1 << index
+            for child, number in children:
+                if isinstance(child, AccumulateGrad):
+                    leaf = child.variable  # type: ignore[attr-defined]
+                    if leaf.requires_grad:  # autograd skips what was frozen after the forward pass
+                        below[child] = below.get(child, 0) | own
+                        if alone:
+                            above[index][child] = leaf
+                elif alone and child is not None and tasks[child] & others[index]:
                     edges[index][GradientEdge(child, number)] = None
-        entangled = _nested(nodes, edges)
+        entangled = _nested(inputs, edges)
         changed = hooked(list(dict.fromkeys(edge for row in edges for edge in row)))
         self.below: list[list[Node]] = [[] for _ in graph.losses]
         self.uncut: list[int] = []
+        self.above: list[dict[Tensor, None]] = [{} for _ in graph.losses]
         for index, loss in enumerate(graph.losses):
             if loss.grad_fn is None:
-                above[index] = {loss: None}
+                self.above[index] = {loss: None}
             elif (
                 tasks[loss.grad_fn] & others[index]
                 or index in entangled
                 or any(below[leaf] >> index & 1 for leaf in above[index])
-                or any(edge in changed for edge in edges[index])
+                or (changed and any(edge in changed for edge in edges[index]))
             ):
                 self.uncut.append(index)
-                edges[index], above[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}, {}
+                edges[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}
                 self.below[index] = nodes_above[index]
+            else:
+                self.above[index] = dict.fromkeys(above[index].values())
         self.edges = [list(row) for row in edges]
-        self.above = above
         self._tasks = tasks
+
+    @property
+    def common(self) -> list[Node]:
+        """The nodes that two losses or more reach."""
+        return [node for node, own in self._tasks.items() if own & (own - 1)]
+
+    def widest(self) -> int:
+        """Returns the bytes of the largest gradient of a loss that arrives at one of them, those of leaves aside."""
+        arriving = [metadata for node in self.common if not _leads_to_leaf(node) for metadata in node._input_metadata]
+        if any(metadata.is_nested_tensor for metadata in arriving):  # of no one shape
+            return sys.maxsize
+        return max((math.prod(metadata.shape) * metadata.dtype.itemsize for metadata in arriving), default=0)
 
     def not_reached_by(self, losses: Sequence[int]) -> list[Node]:
         """Returns the nodes below the cut, or of losses that are not cut, that none of these losses reaches."""
@@ -88,17 +98,17 @@ class Cut:
         return [node for node, own in self._tasks.items() if not own & mask and (own & (own - 1) or own in uncut)]
 
 
-def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]]) -> set[int]:
-    """Returns which losses have an edge below another one of theirs."""
+def _nested(inputs: Mapping[Node, Inputs], edges: Sequence[Mapping[GradientEdge, None]]) -> set[int]:
+    """Returns which losses have an edge below another one of theirs; `inputs`: as from `Graph.by_node`."""
     several = [index for index, row in enumerate(edges) if len(row) > 1]
     if not several:
         return set()
     bits = {node: 1 << i for i, node in enumerate(dict.fromkeys(e.node for k in several for e in edges[k]))}
     over: dict[Node, int] = {}  # which of these nodes lead to the node
-    for node in nodes:
+    for node, children in inputs.items():
         mask = over.get(node, 0) | bits.get(node, 0)
         if mask:
-            for child, _ in node.next_functions:
+            for child, _ in children:
                 if child is not None:
                     over[child] = over.get(child, 0) | mask
     return {
@@ -108,10 +118,10 @@ def _nested(nodes: Sequence[Node], edges: Sequence[Mapping[GradientEdge, None]])
     }
 
 
-def _variables(node: Node) -> list[Tensor]:
-    """The leaves that the node's gradients go to directly; autograd skips what was frozen after the forward pass."""
-    children = [child for child, _ in node.next_functions if isinstance(child, AccumulateGrad)]
-    return [child.variable for child in children if child.variable.requires_grad]  # type: ignore[attr-defined]
+def _leads_to_leaf(node: Node) -> bool:
+    """Whether what arrives is a leaf's gradient, or that of a view of it."""
+    children = node.next_functions
+    return not children or (len(children) == 1 and isinstance(children[0][0], AccumulateGrad))
 
 
 def zeros_at(edge: GradientEdge) -> Tensor:

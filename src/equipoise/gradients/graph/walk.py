@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from torch.utils.checkpoint import CheckpointFunction
 from equipoise.gradients.graph.compiled import check_repeatable, compiled_graph, is_certain, reached_inputs
 from equipoise.gradients.graph.wrappers import handed_on, hands_on, refuse_flat, refuse_replicas
 
-Point = tuple[Node, int]
-"""A node, and which of its outputs where they do not all depend on the same: in a compiled graph, and where
-DistributedDataParallel hands on a model's outputs. Otherwise 0."""
+Point = Node | tuple[Node, int]
+"""A node, or one of its outputs where they do not all depend on the same: in a compiled graph, and where
+DistributedDataParallel hands on a model's outputs."""
 
 Edge = tuple[Node, int]
 """An output of a node, as `next_functions` names it."""
+
+Inputs = Sequence[tuple[Any, int]]
+"""Where the gradients of a point go: points, None where nothing is wanted, and the numbers of the outputs."""
 
 AccumulateGrad: type[Node] = type(get_gradient_edge(torch.empty((), requires_grad=True, device="cpu")).node)
 """The class of the nodes that leaves are behind. (Any other node may have an attribute `variable`, too.)"""
@@ -64,71 +67,62 @@ class Graph:
         self.compiled: set[Any] = set()
         self.met: set[Edge] = set()
         self._together, self._repeatable, self._stops = together, repeatable, frozenset(stops)
-        self.every_leaf: list[Tensor] = []
-        self._masks: dict[Point, int] = {}  # bit i: the point reaches leaf i; holding the nodes keeps them distinct
-        masks = [self._add(loss) if loss.grad_fn is None else self._reach(loss) for loss in losses]
-        self.leaves = [[leaf for index, leaf in enumerate(self.every_leaf) if mask >> index & 1] for mask in masks]
+        self._leaves: dict[Node, Tensor] = {}
+        roots = [self._point(_node(loss), loss.output_nr) for loss in losses]
+        self._inputs = _sorted(roots, self._inputs_of)  # holding the nodes keeps them distinct
+        self._masks = _masks(roots, self._inputs)
+        self.every_leaf = list(self._leaves.values())
+        self.leaves: list[list[Tensor]] = [[] for _ in losses]
+        rows: dict[int, list[list[Tensor]]] = {}
+        for node, leaf in self._leaves.items():
+            mask = self._masks[node]
+            if mask not in rows:
+                rows[mask] = [self.leaves[index] for index in _bits(mask)]
+            for row in rows[mask]:
+                row.append(leaf)
 
-    def nodes(self) -> list[Node]:
-        """Returns the nodes, each before those that its gradients go to."""
+    def by_node(self) -> tuple[Mapping[Any, Inputs], Mapping[Any, int]]:
+        """Returns what there is of each node, which comes before those that its gradients go to.
+
+        Returns:
+            Node → its `next_functions`; and node → which losses reach it, the k-th by bit k. A node whose outputs do
+            not all depend on the same counts as a whole.
+        """
         if not self.apart:
-            return [node for node, _ in reversed(self._masks)]
-        return _sorted([loss.grad_fn for loss in self.losses if loss.grad_fn is not None])
-
-    def _add(self, leaf: Tensor) -> int:
-        if not leaf.requires_grad:
-            return 0
-        refuse_flat(leaf)
-        self.every_leaf.append(leaf)
-        return 1 << len(self.every_leaf) - 1
-
-    def _reach(self, loss: Tensor) -> int:
-        assert loss.grad_fn is not None
-        masks = self._masks
-        root = self._point(loss.grad_fn, loss.output_nr)
-        stack = [root]
-        while stack:
-            point = stack[-1]
-            if point in masks:
-                stack.pop()
-                continue
-            node = point[0]
-            if isinstance(node, AccumulateGrad):
-                masks[point] = self._add(node.variable)  # type: ignore[attr-defined]
-                continue
-            children = self._children(*point)
-            pending = [child for child in children if child not in masks]
-            if pending:
-                stack.extend(pending)
-                continue
-            stack.pop()
-            mask = 0
-            for child in children:
-                mask |= masks[child]
-            masks[point] = mask
-        return masks[root]
+            return self._inputs, self._masks
+        roots = [_node(loss) for loss in self.losses]
+        inputs = _sorted(roots, lambda node: node.next_functions)
+        return inputs, _masks(roots, inputs)
 
     def _point(self, node: Node, output: int) -> Point:
+        # No node that an `autograd.Function` did not make can be compiled, a checkpoint's or a wrapper's.
+        if not isinstance(node, BackwardCFunction):
+            return node
         if (not self._together and compiled_graph(node) is not None) or hands_on(node):
             self.apart = True
             return node, output
-        return node, 0
+        return node
 
-    def _children(self, node: Node, output: int) -> list[Point]:
-        inputs = node.next_functions
-        # No node that an `autograd.Function` did not make can be compiled, a checkpoint's or a wrapper's.
+    def _inputs_of(self, point: Point) -> Inputs:
+        if isinstance(point, AccumulateGrad):
+            leaf = point.variable  # type: ignore[attr-defined]
+            if leaf.requires_grad:
+                refuse_flat(leaf)
+                self._leaves[point] = leaf
+            return ()
+        node, output = point if isinstance(point, tuple) else (point, 0)
+        inputs: Inputs = node.next_functions
         if isinstance(node, BackwardCFunction):
-            inputs = self._inputs(node, output)
+            inputs = self._depended_on(node, output)
         if self._stops:
             self.met.update(edge for edge in inputs if edge in self._stops)
-            inputs = tuple(edge for edge in inputs if edge not in self._stops)
-        return [
-            self._point(child, number) if isinstance(child, BackwardCFunction) else (child, 0)
-            for child, number in inputs
-            if child is not None
-        ]
+            inputs = [edge for edge in inputs if edge not in self._stops]
+        for child, _ in inputs:
+            if isinstance(child, BackwardCFunction):
+                return [(self._point(child, number), number) for child, number in inputs]
+        return inputs
 
-    def _inputs(self, node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
+    def _depended_on(self, node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
         """The node's inputs that the output depends on, where the graph alone does not tell."""
         inputs = node.next_functions
         function = getattr(node, "_forward_cls", None)
@@ -192,15 +186,45 @@ def untouched_leaves(losses: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     ], certain
 
 
-def _sorted(roots: Sequence[Node]) -> list[Node]:
-    """Returns what the roots lead to, each node before those that its gradients go to."""
-    done: dict[Node, None] = {}
-    stack = list(roots)
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        yield (mask & -mask).bit_length() - 1
+        mask &= mask - 1
+
+
+def _node(tensor: Tensor) -> Node:
+    return get_gradient_edge(tensor).node if tensor.grad_fn is None else tensor.grad_fn
+
+
+def _sorted(roots: Sequence[Any], inputs_of: Callable[[Any], Inputs]) -> dict[Any, Inputs]:
+    """Returns what the roots lead to, and where its gradients go: each before those."""
+    found: dict[Any, Inputs] = {}
+    finished: list[Any] = []
+    stack = list(reversed(roots))
     while stack:
-        node = stack[-1]
-        pending = [child for child, _ in node.next_functions if child is not None and child not in done]
-        if node in done or not pending:
-            done.setdefault(stack.pop())
-        else:
-            stack.extend(pending)
-    return list(reversed(done))
+        point = stack.pop()
+        if point is None:  # the one before has been followed to its end
+            finished.append(stack.pop())
+        elif point not in found:
+            found[point] = inputs = inputs_of(point)
+            if not inputs:
+                finished.append(point)
+                continue
+            stack += point, None
+            for child, _ in inputs:
+                if child is not None and child not in found:
+                    stack.append(child)
+    return {point: found[point] for point in reversed(finished)}
+
+
+def _masks(roots: Sequence[Any], inputs: Mapping[Any, Inputs]) -> dict[Any, int]:
+    """Returns which roots lead to a point, the k-th by bit k; arguments as from `_sorted`."""
+    masks = dict.fromkeys(inputs, 0)
+    for index, root in enumerate(roots):
+        masks[root] |= 1 << index
+    for point, children in inputs.items():
+        own = masks[point]
+        for child, _ in children:
+            if child is not None:
+                masks[child] |= own
+    return masks

@@ -40,7 +40,7 @@ def refuse_flat(leaf: Tensor) -> None:
     Raises:
         ValueError: it is one.
     """
-    if getattr(leaf, "_is_flat_param", False):
+    if vars(leaf).get("_is_flat_param", False):  # quicker than an attribute that is not there
         _refuse("FullyShardedDataParallel")
 
 

@@ -60,7 +60,7 @@ class Order:
 
     def inputs(self, leaves: Iterable[Tensor]) -> set[Tensor]:
         """Returns those of the leaves that are not trained."""
-        known = set(map(id, self._position))  # looking up each would take longer
+        known = set(map(hash, self._position.keyrefs()))  # their ids: looking up each leaf would take longer
         return {leaf for leaf in leaves if id(leaf) not in known and not self.is_trained(leaf)}
 
     def position(self, leaf: Tensor) -> int:
