@@ -15,7 +15,7 @@ from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
-from equipoise.gradients.layers import layers_save
+from equipoise.gradients.layers import layers_save, what_acts
 from equipoise.gradients.micro_batches import Collected, move_into
 from equipoise.gradients.places import Layers, Place, Probe, Representation, RepresentationPlace, read_representation
 from equipoise.gradients.ranks import Alone, Company
@@ -29,7 +29,10 @@ from equipoise.gradients.writing import all_finite, write
 NO_STEP = "no step yet"
 
 LITTLE = 1 << 20
-"""Numbers in all rows together under which a way that holds less is not worth mention: some 4 MB."""
+"""Numbers in all rows together under which a way that holds less is not looked for: some 4 MB."""
+
+CHOSEN_ON = ("cpu",)
+"""Types of devices on which layers are chosen by themselves: to see whether anything acts in the trunk costs little."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class Collect:
         company: how to go over ranks.
         rows: collects rows.
         watching: who looks at them.
-        engine: "rows", "layers", or None: rows.
+        engine: "rows", "layers", or None: what saves.
 
     Attributes:
         way: which way the last step took, and why.
+        no_layers: engine → why this model has no Gramian by layers, once that is found; checkpoints keep it.
     """
 
     def __init__(
@@ -75,9 +79,9 @@ class Collect:
     ) -> None:
         self.way = NO_STEP
         self._engine = engine
-        self._looked = False  # whether layers would save, in the first step with several tasks
+        self._looked = False  # whether layers would save, once where they are not chosen
         self._hint = ""
-        self._refused: str | None = None  # why this model has no Gramian by layers
+        self.no_layers: Mapping[str | None, str] = {}
         self._aggregator = aggregator
         self._sharing = sharing
         self._company = company
@@ -131,7 +135,8 @@ class Collect:
         if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
             return self._together(step, coefficients, valid, ranks)
         if ranks.sharded:
-            return self._by_rows(step, coefficients, valid, None, "parameters are sharded")
+            sharded = "parameters are sharded" if self._engine == "layers" else ""
+            return self._by_rows(step, coefficients, valid, None, sharded)
         leaves = ranks.leaves(step)
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
@@ -154,34 +159,53 @@ class Collect:
             place = Probe(ranks, step, measured)
             self.way = "statistics on the probe"
             return self._by_statistics(step, coefficients, valid, place, shared)
-        why_rows = self._without_layers(step, shared, reached)
-        if why_rows is None:
-            layers = Layers(step, shared)
+        layers = self._layers(step, shared, reached)
+        if isinstance(layers, str):
+            return self._by_rows(step, coefficients, valid, leaves, layers)
+        if layers.refused is not None:
+            outcome = self._by_rows(step, coefficients, valid, leaves, layers.refused)
+        else:
             self._sharing.note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
-            self._refused = layers.refused
             self.way = "layers" if layers.refused is None else f"rows, not layers ({layers.refused})"
-            return outcome
-        return self._by_rows(step, coefficients, valid, leaves, why_rows)
+        if layers.refused is not None:
+            self.no_layers = {self._engine: layers.refused}
+        return outcome
 
-    def _without_layers(
+    def _layers(
+        self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
+    ) -> Layers | str:
+        """Where the Gramian is taken layer by layer, unless refused; or why not, empty where nothing speaks for it."""
+        if self._engine == "rows" or self._sharing.probing or not isinstance(self._aggregator, GramianAggregator):
+            return ""
+        refused = self.no_layers.get(self._engine)
+        against = refused or self._against_layers(step, shared, reached)
+        if self._engine == "layers":
+            return against or Layers(step, shared)
+        if against is not None or step.batching.chunk_size is not None:
+            return refused or ""
+        choosing = step.values.device.type in CHOSEN_ON
+        if self._looked and not choosing:
+            return ""
+        self._looked = True
+        layers = Layers(step, shared)
+        numbers = len(step.tasks) * sum(leaf.numel() for leaf in shared)
+        if numbers < LITTLE or not layers_save(layers.starts, layers.under, len(step.tasks)):
+            return ""
+        if not choosing:
+            self._hint = "; engine='layers' would hold less"
+            return ""
+        layers.refused = what_acts(layers.starts)
+        return layers
+
+    def _against_layers(
         self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
     ) -> str | None:
-        """Why the Gramian is not taken layer by layer, as it is only where asked for; None: it is."""
-        if self._engine is None and not self._looked and shared and step.cut is not None and any(step.cut.edges):
-            self._looked = True
-            layers = Layers(step, shared)
-            little = len(step.tasks) * sum(leaf.numel() for leaf in shared) < LITTLE
-            if not little and not step.graph.compiled and layers_save(layers.starts, layers.under, len(step.tasks)):
-                self._hint = "; engine='layers' would hold less"
-        if self._engine != "layers" or self._sharing.probing or not isinstance(self._aggregator, GramianAggregator):
-            return "not asked for"
+        """Why the Gramian of this step cannot be taken layer by layer; None: it can."""
         if self._company.now().active:
             return "there are several ranks"
         if step.accumulate or self._rows.waiting.micro_batches:
             return "there are micro-batches"
-        if self._refused is not None:
-            return self._refused
         if not shared or self._sharing.taking(shared, reached) != step.tasks:
             return "a task shares no parameter"
         if step.graph.compiled:
@@ -225,11 +249,12 @@ class Collect:
         coefficients: Tensor,
         valid: Tensor | None,
         leaves: list[list[Tensor]] | None,
-        because: str,
+        no_layers: str,
     ) -> Outcome:
+        """A step by rows; `no_layers`: why not by layers, empty where nothing speaks for them."""
         collected = self._rows.run(step, coefficients, leaves)
-        asked = f", not layers ({because})" if self._engine == "layers" else ""
-        self.way = f"rows{asked}: {step.batching.reason}{self._hint}"
+        instead = f", not layers ({no_layers})" if no_layers else ""
+        self.way = f"rows{instead}: {step.batching.reason}{self._hint}"
         if collected is not None:
             return self._reduce(collected, step, valid)
         kept = self._rows.waiting.micro_batches.rows.values()

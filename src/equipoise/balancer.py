@@ -49,9 +49,11 @@ class Balancer(nn.Module):
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
             None: on a CPU all, where eight or more are little to compute, else one; on an accelerator the quicker in
             the first steps, saved in `state_dict`. What has no rule (compiled graphs, some operators) goes one by one.
-        engine: "rows" (and None): the task gradients are held, as `[K]` times the shared parameters. "layers": only
-            their Gramian is; for Gramian aggregators, in one process, without accumulation, and rows elsewhere. Hooks
-            then see tensors of `torch.vmap`'s. `way` tells what was done, and whether layers would save.
+        engine: "rows": the task gradients are held, `[K]` times the shared parameters. "layers": only their Gramian is,
+            for Gramian aggregators, in one process, without accumulation, and rows elsewhere; hooks in the trunk then
+            see tensors of `torch.vmap`'s, and the tasks' weighted sum. None: layers on a CPU where shapes say that they
+            save, unless chunk_size is given or something in the trunk can tell that sum from the tasks: a hook, or an
+            `autograd.Function`. Then, and from then on, rows. `way` tells what was done, and why.
         model: the model that is trained, wrapped or not: parameters of others take no part. Needed for a checkpoint
             that resumes bit for bit where the first step after it lacks tasks: it gives the shared parameters names
             that `state_dict` can keep. And where ranks hold labels of different tasks.
@@ -247,11 +249,8 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        known = (
-            self._counts is not None and isinstance(losses, Mapping) and all(task in self._counts for task in losses)
-        )
-        counts = self._counts if known else None
-        step = self._reader.read(losses, counts, None, empty=self.ranks.active, graph=False)
+        known = isinstance(losses, Mapping) and all(task in (self._counts or {}) for task in losses)
+        step = self._reader.read(losses, self._counts if known else None, None, empty=self.ranks.active, graph=False)
         step = self._weigh.usable(step, self._reader.looks(step))
         if not step.tasks:
             return
@@ -283,13 +282,14 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        own = {"tasks": list(self.tasks), "method": self.method}
-        return {**own, "shared": self._shared.names, "chunk_size": self._batching.chosen}
+        own = {"tasks": list(self.tasks), "method": self.method, "shared": self._shared.names}
+        return {**own, "chunk_size": self._batching.chosen, "no_layers": self._collect.no_layers}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
         self._batching.choose(state.get("chunk_size"))
+        self._collect.no_layers = state.get("no_layers", {})
         self._same_state = False
 
     def _follow(self, device: torch.device) -> None:

@@ -12,19 +12,6 @@ from torch import nn
 import equipoise as eq
 
 
-@pytest.mark.parametrize(
-    ("little", "save", "hint"), [(0, True, "; engine='layers' would hold less"), (0, False, ""), (1 << 20, True, "")]
-)
-def test_layers_are_not_chosen_but_named_where_they_save(monkeypatch, little, save, hint):
-    """Hooks in the trunk, which cannot be seen, would be given tensors of `torch.vmap`'s."""
-    monkeypatch.setattr("equipoise._collect.layers_save", lambda *arguments: save)
-    monkeypatch.setattr("equipoise._collect.LITTLE", little)
-    model, balancer = make("mlp"), eq.Balancer(TASKS, aggregator=eq.MGDA())
-    for _ in range(2):
-        balancer.backward(model.losses(0))
-        assert balancer.way == f"rows: one after the other: on a CPU more gain nothing{hint}"
-
-
 def test_where_layers_are_asked_for_and_cannot_be(monkeypatch):
     model, balancer = make("mlp"), eq.Balancer(TASKS, aggregator=eq.MGDA(), engine="layers")
     balancer.backward(model.losses(0), accumulate=True)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from equipoise.gradients.layers import Unsupported, gramian_by_layers, layers_save
 
@@ -292,3 +293,13 @@ def test_layers_save_where_they_hold_less_for_hardly_more_work():
     wide = mlp(512, 512)  # one layer is all there is
     assert saves(wide, 8, 26)  # but its gradients are not needed
     assert not saves(wide, 400, 26)
+
+
+@tells_packing
+def test_layers_do_not_save_what_activation_checkpointing_has_packed():
+    wide, x = mlp(512, 512), doubles(8, 512)
+    z = checkpoint(wide, x, use_reentrant=False)
+    assert not layers_save([get_gradient_edge(z)], list(wide.parameters()), 26)
+    deep, x = mlp(*[64] * 41), doubles(8, 64)
+    z = checkpoint(deep, x, use_reentrant=False)
+    assert layers_save([get_gradient_edge(z)], list(deep.parameters()), 26)  # a layer's rows at a time

@@ -94,6 +94,9 @@ class Layers:
     Args:
         step: the step, of two or more tasks that this process has.
         shared: the leaves whose rows it takes.
+
+    Attributes:
+        refused: why it cannot be done; None: nothing is known against it.
     """
 
     joins_at_cut = True

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -131,10 +132,10 @@ def zeros_at(edge: GradientEdge) -> Tensor:
 
 
 def hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
-    """Returns the edges at which a hook of a tensor computes with the gradients that arrive, as `retain_grad` does.
+    """Returns the edges at which a hook of a tensor computes with the gradients that arrive, or keeps them.
 
-    A gradient of zeros sent there comes back as the very same tensor, and nothing is computed, if there is none (and
-    nothing comes from another of the edges: those are asked by themselves).
+    So does `retain_grad`. A gradient of zeros sent there comes back as the very same tensor, nothing is computed, and
+    its memory is let go, if there is none (and nothing comes from another of the edges: those are asked by themselves).
     """
     if not edges or not _computes(edges):
         return set()
@@ -142,15 +143,22 @@ def hooked(edges: Sequence[GradientEdge]) -> set[GradientEdge]:
 
 
 def _computes(edges: Sequence[GradientEdge]) -> bool:
-    """Whether zeros arrive otherwise than they were sent, an operator runs on the way, or a hook refuses them."""
-    zeros = [zeros_at(edge) for edge in edges]
+    """Whether zeros arrive otherwise than sent, an operator runs on the way, or a hook refuses or keeps them.
+
+    They require a gradient, so that NumPy refuses their memory, where no operator would be seen.
+    """
+    zeros = [zeros_at(edge).requires_grad_() for edge in edges]
+    memory = [ref(zero.untyped_storage()) for zero in zeros]
     operators = _Operators()  # type: ignore[no-untyped-call]
     try:
         with operators:
             back = torch.autograd.grad(edges, edges, zeros, retain_graph=True, allow_unused=True)
     except Exception:  # in place, say, which these zeros do not allow
         return True
-    return operators.ran or any(found is not zero for zero, found in zip(zeros, back, strict=True))
+    if operators.ran or any(found is not zero for zero, found in zip(zeros, back, strict=True)):
+        return True
+    del zeros, back
+    return any(storage() is not None for storage in memory)
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]

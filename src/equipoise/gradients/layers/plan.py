@@ -16,6 +16,9 @@ from equipoise.gradients.graph.compiled import compiled_graph
 from equipoise.gradients.layers.rules import RULES, VIEWS, Cost, Rule, Sizes, explicit_cost
 from equipoise.gradients.shards import is_sharded
 
+CALL = 1 << 18
+"""Multiplications in whose time a CPU calls a node with its hooks once."""
+
 
 class Unsupported(Exception):  # noqa: N818 - an answer rather than an error
     """The Gramian cannot be computed layer by layer. Nothing has changed; rows are the other way."""
@@ -40,6 +43,15 @@ class Use:
     def sizes(self) -> Sizes:
         """How often the weight is multiplied."""
         return self.rule.sizes(self.node, self.leaf)
+
+    @property
+    def packed(self) -> bool:
+        """Whether hooks have packed the tensor that the closed form reads, as activation checkpointing does."""
+        return getattr(getattr(self.node, f"_raw_saved_{self.rule.saved}"), "unpack_hook", None) is not None
+
+    def prefers_closed(self, tasks: int) -> bool:
+        """Whether the closed form can be had, and is not the more costly way."""
+        return not self.packed and self.closed_cost(tasks) <= self.explicit_cost(tasks)
 
     def closed_cost(self, tasks: int) -> Cost:
         """What the closed form takes."""
@@ -126,7 +138,7 @@ def plan(graph: Graph, tasks: int) -> Plan:
 
     Hooks can change gradients, which a closed form would not see; it is taken only where there are none.
     """
-    closed = [use for use in graph.weights() if use.closed_cost(tasks) <= use.explicit_cost(tasks)]
+    closed = [use for use in graph.weights() if use.prefers_closed(tasks)]
     closed = _handed_on_unchanged([use for use in closed if not _has_hooks(use)])
     users, weights = {use.node for use in closed}, {use.leaf for use in closed}
     explicit = {leaf: node for leaf, node in graph.leaves.items() if leaf not in weights}
@@ -143,16 +155,20 @@ def plan(graph: Graph, tasks: int) -> Plan:
     )
 
 
-def _has_hooks(use: Use) -> bool:
-    """Whether there are hooks on the leaf, around the node, or that have packed the tensor that the form reads."""
-    for register in (use.node.register_prehook, use.node.register_hook):
+def has_node_hooks(node: Node) -> bool:
+    """Whether hooks are registered on the node itself."""
+    for register in (node.register_prehook, node.register_hook):
         handle = register(lambda *_: None)  # the only way to get at the node's other hooks
         hooks = handle.hooks_dict_ref()
         handle.remove()
         if hooks:
             return True
-    packed = getattr(getattr(use.node, f"_raw_saved_{use.rule.saved}"), "unpack_hook", None) is not None
-    return packed or bool(use.leaf._backward_hooks)
+    return False
+
+
+def _has_hooks(use: Use) -> bool:
+    """Whether there are hooks on the leaf or around the node."""
+    return bool(use.leaf._backward_hooks) or has_node_hooks(use.node)
 
 
 def _handed_on_unchanged(uses: Sequence[Use]) -> list[Use]:
@@ -180,8 +196,9 @@ def layers_save(roots: Sequence[GradientEdge], leaves: Collection[Tensor], tasks
     Layers hold what the most costly leaf takes, and K tasks' cotangents at once; six times those of the largest output
     is what convolutions with batch normalisation were measured to hold, the most of all. Rows hold K gradients of all
     leaves. Layers take one more backward pass, with the weights, and save the gradients that have closed forms. They
-    are taken where they hold at most half the numbers, with at most a quarter more multiplications. Only the leaves'
-    own are counted, those of nodes without a rule (see `rules.RULES`) as if there were one position.
+    are taken where they hold at most half the numbers, with no more multiplications. Only the leaves' own are counted,
+    those of nodes without a rule (see `rules.RULES`) as if there were one position, and what it takes to come by a leaf
+    at all, as measured on a CPU: `CALL` a task by rows, and ten of them by layers.
 
     Args:
         roots: as in `gramian_by_layers`.
@@ -203,11 +220,11 @@ def layers_save(roots: Sequence[GradientEdge], leaves: Collection[Tensor], tasks
     for leaf in graph.leaves:
         sizes = uses[leaf].sizes if leaf in uses else Sizes(1, leaf.numel(), 1)
         explicit = cost = explicit_cost(sizes, tasks)
-        if leaf in uses and uses[leaf].closed_cost(tasks) <= explicit:
+        if leaf in uses and uses[leaf].prefers_closed(tasks):
             cost = uses[leaf].closed_cost(tasks)
         one_pass = sizes.positions * leaf.numel()  # to the layer's inputs; and as much to the weight
         largest = max(largest, cost.numbers)
-        by_layers += cost.operations + (tasks + 2) * one_pass
-        by_rows += explicit.operations + tasks * one_pass + tasks * leaf.numel()
+        by_layers += cost.operations + (tasks + 2) * one_pass + 10 * CALL
+        by_rows += explicit.operations + tasks * one_pass + tasks * leaf.numel() + tasks * CALL
     held = largest + 6 * tasks * outputs
-    return 2 * held <= tasks * size + 6 * outputs and 4 * by_layers <= 5 * by_rows
+    return 2 * held <= tasks * size + 6 * outputs and by_layers <= by_rows
