@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
+from equipoise._held import Held
 from equipoise._sharing import Sharing
 from equipoise._state import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
@@ -24,7 +25,7 @@ from equipoise.gradients.sparse import compact
 from equipoise.gradients.statistics import Statistics
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
-from equipoise.gradients.writing import all_finite, write
+from equipoise.gradients.writing import all_finite
 
 NO_STEP = "no step yet"
 
@@ -62,6 +63,7 @@ class Collect:
 
     Attributes:
         way: which way the last step took, and why.
+        held: the aggregator's weights of the last step that learned something.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Collect:
         engine: str | None,
     ) -> None:
         self.way = NO_STEP
+        self.held = Held()
         self._engine = engine
         self._looked = False  # whether layers would save, in the first step with several tasks
         self._hint = ""
@@ -249,7 +252,7 @@ class Collect:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
             balanced = collected.of(self._sharing.taking(shared, collected.reached))
-            combined, weights, state = self._aggregated(balanced, shared, stack)
+            combined, weights, state = self._aggregated(balanced, shared, stack, step.learns)
             found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             del combined
@@ -260,7 +263,7 @@ class Collect:
             return self._written(step.scale.gradients(gradients), step, found, state, valid)
 
     def _aggregated(
-        self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack
+        self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack, learns: bool
     ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
         """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
 
@@ -279,7 +282,7 @@ class Collect:
                 statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
             products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
-            weights, state = self._solved(stack, products, collected)
+            weights, state = self._solved(stack, products, collected, learns)
             combined = combine(matrix, weights, stacks)
         else:
             present = aggregator.positions(collected.tasks)
@@ -287,33 +290,42 @@ class Collect:
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
         return [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)], weights, state
 
+    def show(self, step: Step, coefficients: Tensor) -> None:
+        """Shows the rows of a step that does not make them to a watcher that asks for this step."""
+        watcher = self._watching.now
+        if watcher is None:
+            return
+        ranks, kept = self._company.now(), replace(step, retain_graph=True)
+        wanted = with_inputs(ranks, kept, ranks.leaves(kept))
+        found = ranks.rows(kept, wanted, step.scale.coefficients(coefficients), reduce=True)
+        watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
+
     def _by_statistics(
         self, step: Step, coefficients: Tensor, valid: Tensor | None, place: Place, shared: Mapping[Tensor, None]
     ) -> Outcome:
         """A step whose Gramian is taken at a place."""
         ranks = self._company.now()
-        watcher = self._watching.now
-        if watcher is not None:
-            kept = replace(step, retain_graph=True)
-            wanted = with_inputs(ranks, kept, ranks.leaves(kept))
-            found = ranks.rows(kept, wanted, step.scale.coefficients(coefficients), reduce=True)
-            watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
+        self.show(step, coefficients)
         state: StateStep | None = None
         with ExitStack() as stack:
 
             def solve(products: Tensor) -> Tensor:
                 nonlocal state
-                weights, state = self._solved(stack, products, step)
+                weights, state = self._solved(stack, products, step, step.learns)
                 return weights
 
             weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
             return self._written(gradients, step, self._by_task(step.tasks, weights, shared), state, valid)
 
-    def _solved(self, stack: ExitStack, products: Tensor, step: Step | Collected) -> tuple[Tensor, StateStep | None]:
+    def _solved(
+        self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool
+    ) -> tuple[Tensor, StateStep | None]:
         """Finds the weights `[K']` of the rows with these products, and the state to commit before the stack ends."""
         assert isinstance(self._aggregator, GramianAggregator)
         present = self._aggregator.positions(step.tasks)
-        return stack.enter_context(self._aggregator.solved(products, step.values, present, step.usable))
+        solved = self._aggregator.solved(products, step.values, present, step.usable)
+        weights, state = stack.enter_context(solved)
+        return weights if learns else self.held.instead_of(weights, step.tasks), state
 
     def _written(
         self,
@@ -326,8 +338,8 @@ class Collect:
         """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
         valid = self._valid(gradients.values(), step, valid)
         self._rows.waiting.end()
-        write(gradients)
-        if state is not None:
+        step.write(gradients)
+        if state is not None and step.learns:
             state.commit(valid)
         return Outcome(weights, valid)
 
@@ -344,6 +356,7 @@ class Collect:
         if weights is None:
             return {}
         found = dict(zip(tasks, weights.unbind(), strict=True))
+        self.held.keep(found)
         watcher = self._watching.now
         if watcher is not None:
             watcher.see_weights(found, list(shared))

@@ -20,7 +20,6 @@ from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected
 from equipoise.gradients.owning import owned
 from equipoise.gradients.step import Step, above_bounds, stack
-from equipoise.gradients.writing import write
 from equipoise.objectives import Objective
 
 UNMOVED_STEPS = 10
@@ -99,31 +98,43 @@ class Weigh:
             valid: whether the losses are finite, 0-dim bool; None: the host knows that they are. Where they are not, it
                 shows in the gradients.
         """
-        parameters = [p for p in self._objective.parameters() if p.requires_grad]
-        values = values if usable is None else torch.where(usable, values, 1.0)
-        coefficients = None if parameters else self._objective.coefficients(values)
-        learned: Row = {}
-        if coefficients is None:
-            coefficients, learned = self._derivatives(values, parameters)
-        if usable is not None:
-            coefficients = torch.where(usable, coefficients, 0.0)
-        if valid is not None:
-            coefficients = torch.where(valid, coefficients, torch.nan)
-            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
-        return coefficients, owned(learned)
+        known = None if self._learned else self._objective.coefficients(self._without_unusable(values, usable))
+        if known is None:
+            return self.valued(values, usable, valid)[1:]
+        return self._masked_out(known, {}, usable, valid)
 
-    def _derivatives(self, values: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Row]:
-        """Returns the objective's derivatives by the losses, and by its own parameters."""
+    def valued(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor, Row]:
+        """Returns the objective's value, 0-dim, and what `coefficients` returns; the arguments are the same."""
+        learned = self._learned
         with torch.enable_grad():
-            values = values.clone().requires_grad_()
+            values = self._without_unusable(values, usable).clone().requires_grad_()
             total = self._objective(values)
             if not isinstance(total, Tensor) or total.dim() or not total.requires_grad:
                 raise ValueError(
                     f"{type(self._objective).__name__} must return a 0-dim tensor that depends on the losses and is "
                     f"not detached from them, found {total!r}."
                 )
-            coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-        return coefficients, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+            coefficients, *gradients = torch.autograd.grad(total, [values, *learned], allow_unused=True)
+        row = {p: g for p, g in zip(learned, gradients, strict=True) if g is not None}
+        return total.detach(), *self._masked_out(coefficients, row, usable, valid)
+
+    @property
+    def _learned(self) -> list[Tensor]:
+        """The objective's own parameters."""
+        return [p for p in self._objective.parameters() if p.requires_grad]
+
+    def _without_unusable(self, values: Tensor, usable: Tensor | None) -> Tensor:
+        return values if usable is None else torch.where(usable, values, 1.0)
+
+    def _masked_out(
+        self, coefficients: Tensor, learned: Row, usable: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Row]:
+        if usable is not None:
+            coefficients = torch.where(usable, coefficients, 0.0)
+        if valid is not None:
+            coefficients = torch.where(valid, coefficients, torch.nan)
+            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+        return coefficients, owned(learned)
 
     @property
     def device(self) -> torch.device | None:
@@ -180,13 +191,13 @@ class Weigh:
                     part.end_step(total.values)
                 state.commit(finite)
         if learned:
-            self._watch_learned(learned)
-            write(step.scale.gradients(learned))
+            self.watch_learned(learned)
+            step.write(step.scale.gradients(learned))
         if self._before is not None and valid is not None:
             self._objective.restore(self._before, unless=valid)
         self._before = None
 
-    def _watch_learned(self, learned: Row) -> None:
+    def watch_learned(self, learned: Row) -> None:
         """Warns once if learned weights have had gradients for some steps, have not moved, and are in no optimizer.
 
         Optimizers are looked for only where weights have not moved: gradients may be accumulated by calling `backward`

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from equipoise._balancing import Balancing
 from equipoise._checks import check_tasks
-from equipoise._collect import Collect
-from equipoise._notices import Notices
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
-from equipoise._sharing import Sharing
-from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
-from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.micro_batches import Waiting
 from equipoise.gradients.places import Representation
 from equipoise.gradients.ranks import Alone, Company
-from equipoise.gradients.reading import Reader
-from equipoise.gradients.rows import Rows
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
-from equipoise.gradients.watching import Watcher, Watching
+from equipoise.gradients.step import Step
+from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting
 
 
@@ -114,17 +109,18 @@ class Balancer(nn.Module):
             if part is not None:
                 part.bind(self.tasks)
         self._company = Company(self._shared.given or (), model, process_group)
-        self._same_state = False
-        self._counts: Mapping[str, float | Tensor] | None = None
-        self._notices = Notices()
-        self._watching = Watching()
-        self._rows = Rows(self._company, self.tasks, Waiting())
-        self._batching = Batching(chunk_size)
-        self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting, self._batching)
-        self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
-        about = (self._shared, self._probe, self._company, self._rows.waiting, self._notices)
-        sharing = Sharing(self.tasks, self.aggregator, *about)
-        self._collect = Collect(self.aggregator, sharing, self._company, self._rows, self._watching, engine)
+        self._frozen = False
+        self._balancing = Balancing(
+            self.tasks,
+            self.objective,
+            self.aggregator,
+            self._shared,
+            self._probe,
+            self._company,
+            check_finite=check_finite,
+            chunk_size=chunk_size,
+            engine=engine,
+        )
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
 
@@ -141,7 +137,7 @@ class Balancer(nn.Module):
     @property
     def way(self) -> str:
         """Which way the last step took through the graphs, and why."""
-        return self._collect.way
+        return self._balancing.collect.way
 
     def extra_repr(self) -> str:
         """The tasks, and the way of the last step."""
@@ -160,7 +156,7 @@ class Balancer(nn.Module):
     @property
     def takes_empty(self) -> bool:
         """Whether `backward({})` means something: other ranks can have labels, or there are micro-batches to end."""
-        return self.ranks.active or bool(self._rows.waiting.micro_batches)
+        return self._balancing.takes_empty
 
     def backward(
         self,
@@ -200,40 +196,54 @@ class Balancer(nn.Module):
                 the rest (an aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has
                 changed then. What is wrong on one rank is an error on all.
         """
-        step = self._reader.read(
-            losses,
-            counts,
-            scaler,
-            empty=self.takes_empty,
-            accumulate=accumulate,
-            retain_graph=retain_graph,
-            also=self._collect.reading(representation, losses, accumulate),
-        )
-        if step.cleared:
-            self._weigh.take_back()
-        self._notices.poll()
-        self._counts = counts
-        self._follow(step.values.device)
-        step = self._weigh.usable(step, self._reader.looks(step))
-        earlier = self._rows.waiting.micro_batches
-        if not step.tasks:
-            if not accumulate:  # a step whose last micro-batch has no label on any rank
-                valid = self._collect.finish(step)
-                self._weigh.end(step, earlier.total(self.tasks) if earlier else None, None, valid)
-            return {}
-        with self._weigh.step(step, begins=accumulate and not earlier) as state:
-            valid = self._reader.validity(step)
-            coefficients, learned = self._weigh.coefficients(step.values, step.usable, valid)
-            outcome = self._collect.run(step, coefficients, valid)
-            state.commit(outcome.valid)
-        if not accumulate:
-            total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
-            self._weigh.end(step, total, learned, outcome.valid)
-        own = zip(step.tasks, coefficients.unbind(), strict=True)
-        result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own}
-        if self._watching.now is not None:
-            self._watching.now.see_result(result)
-        return result
+        options = {"accumulate": accumulate, "retain_graph": retain_graph, "representation": representation}
+        return self._balancing.backward(self._read(losses, counts, scaler, **options))
+
+    def forward(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Returns a scalar whose backward pass balances, for frameworks that call `loss.backward()` themselves.
+
+        Its value is the objective's. `balancer(losses).backward()` is a step of its own and puts the gradients where
+        `balancer.backward(losses)` does; a factor (a gradient scaler's, `1/n`) multiplies them, and what is added, as
+        in `balancer(losses) + penalty`, gets its plain gradient. Without an aggregator it is an expression with
+        constant weights that goes wherever a loss goes, and state is committed at once; on several ranks the gradients
+        have to be averaged, as DistributedDataParallel does. With one, all happens in the scalar's backward pass.
+
+        Under `torch.no_grad()`, in evaluation mode and within `frozen()` nothing is learned: the weights are those of
+        the last step, and the value is `Σ_k w_k L_k` with them.
+
+        Args:
+            losses: as in `backward`.
+            counts: as in `backward`.
+
+        Raises:
+            TypeError: as in `backward`.
+            ValueError: as in `backward`; micro-batches of `backward` wait; an aggregator under `fully_shard`.
+            RuntimeError: in the backward pass, for `create_graph=True` with an aggregator.
+        """
+        return self._balancing.loss(self._read(losses, counts, graph=torch.is_grad_enabled()))
+
+    forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # compiled steps go around it
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Holds the weights: within, losses move no state, and weights are those of the last step.
+
+        For what computes the losses of one step several times, such as the closures of `torch.optim.LBFGS` or SAM.
+        Methods without weights (GradDrop) draw anew. Before the first step, the weights that it would have are held.
+
+        Example:
+            >>> import torch, equipoise as eq
+            >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+            >>> balancer = eq.Balancer(["a", "b"], eq.EMA())
+            >>> loss = balancer({"a": w.sum(), "b": w.square().sum()})  # learns, once a step
+            >>> with balancer.frozen():
+            ...     loss = balancer({"a": w.sum(), "b": w.square().sum()})
+        """
+        before, self._frozen = self._frozen, True
+        try:
+            yield
+        finally:
+            self._frozen = before
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
@@ -247,15 +257,7 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        known = (
-            self._counts is not None and isinstance(losses, Mapping) and all(task in self._counts for task in losses)
-        )
-        counts = self._counts if known else None
-        step = self._reader.read(losses, counts, None, empty=self.ranks.active, graph=False)
-        step = self._weigh.usable(step, self._reader.looks(step))
-        if not step.tasks:
-            return
-        self._weigh.after_step(step, self._reader.validity(step))
+        self._balancing.after_step(losses)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
@@ -268,33 +270,33 @@ class Balancer(nn.Module):
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
         accuracies = self.ranks.mean_metrics(metrics, self.tasks)
-        self._weigh.end_epoch(accuracies)
+        self._balancing.weigh.end_epoch(accuracies)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
-        self._watching.begin(watcher)
+        self._balancing.watching.begin(watcher)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
-        self._rows.waiting.forget()
-        self.ranks.forget()
-        self._weigh.take_back()
+        self._balancing.forget()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        own = {"tasks": list(self.tasks), "method": self.method}
-        return {**own, "shared": self._shared.names, "chunk_size": self._batching.chosen}
+        own = {"tasks": list(self.tasks), "method": self.method, "shared": self._shared.names}
+        return {**own, **self._balancing.chosen()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
-        self._batching.choose(state.get("chunk_size"))
-        self._same_state = False
+        self._balancing.choose(state)
 
-    def _follow(self, device: torch.device) -> None:
-        """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
-        if self._weigh.device not in (None, device):
-            self.to(device)
-        if not self._same_state:
-            self._same_state = self.ranks.share_state(self)
+    def _read(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, float | Tensor] | None,
+        scaler: torch.amp.GradScaler | None = None,
+        **options: Any,
+    ) -> Step:
+        learns = self.training and not self._frozen and torch.is_grad_enabled()
+        return self._balancing.read(self, losses, counts, scaler, learns=learns, **options)

@@ -212,6 +212,14 @@ class Method:
         assert self.balancer is not None
         return self.balancer.backward(losses, **options)
 
+    def loss(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Returns a scalar whose backward pass balances; see `Balancer.forward` and `MAO.loss`."""
+        if isinstance(self.optimizer, MAO):
+            return self.optimizer.loss(losses, counts)
+        assert self.balancer is not None
+        loss: Tensor = self.balancer(losses, counts)
+        return loss
+
     def step(self) -> None:
         """Updates the parameters."""
         self.optimizer.step()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from equipoise._checks import check_number, check_tasks
+from equipoise._scalar import balanced, refuse_sharded, refuse_waiting
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.jacobian import Row, TaskRows
@@ -18,6 +19,7 @@ from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows, with_inputs
+from equipoise.gradients.scale import Factor
 from equipoise.gradients.shards import local, locals_of, total_norm
 from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
@@ -222,14 +224,45 @@ class MAO(Optimizer):
             raise ValueError(ONE_BACKWARD)
         empty = self._company.now().active or bool(self._pending.micro_batches)
         step = self._reader.read(losses, counts, scaler, empty=empty, accumulate=accumulate, retain_graph=retain_graph)
+        if accumulate and counts is not None and step.tasks and self.defaults["groups"] is not None:
+            raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
+        return self._collect(step)
+
+    def loss(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Returns the sum of the losses as a scalar whose backward pass does what `backward(losses)` does.
+
+        For frameworks that call `loss.backward()` themselves; see `Balancer.forward`. A factor in front of it stays in
+        the task gradients; what `.grad` is multiplied by before `step()` multiplies them, too, so that a gradient
+        scaler that steps this optimizer unscales them.
+
+        Args:
+            losses: as in `backward`.
+            counts: as in `backward`.
+
+        Raises:
+            TypeError: as in `backward`.
+            ValueError: as in `backward`; `streaming`, whose updates are made before `.grad` is unscaled; micro-batches
+                of `backward` wait; parameters are sharded.
+        """
+        if self.streaming:
+            raise ValueError(ONE_BACKWARD + " For the same reason there is no loss().")
+        ranks, with_graph = self._company.now(), torch.is_grad_enabled()
+        step = self._reader.read(losses, counts, None, empty=ranks.active, graph=with_graph)
+        total = step.taking(step.values, 0.0).sum()
+        if not with_graph:
+            return total
+        refuse_sharded(ranks, "MAO.loss()")
+        refuse_waiting(self._pending)
+        return balanced(step, total, self._collect, scale=Factor)
+
+    def _collect(self, step: Step) -> dict[str, Tensor]:
+        """Computes the task gradients of a step, and keeps them unless further micro-batches follow."""
         if not step.tasks:
-            if not accumulate:
+            if not step.accumulate:
                 self._take(self._rows.finish(), step)
             return {}
         names = step.tasks
         if self.defaults["groups"] is not None:
-            if accumulate and counts is not None:
-                raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
             step = step.joined(self.groups)
         ones = torch.ones_like(step.values)
         if self.streaming:
@@ -256,6 +289,8 @@ class MAO(Optimizer):
         self._pending.add({task: owned(row) for task, row in held.items()}, taking)
         if scale.checked:
             self._pending.marks.spoil(unless=valid)
+        if isinstance(scale, Factor):
+            self._pending.factors.append(scale.factor)
         write(scale.gradients(others))
 
     @overload
@@ -287,7 +322,7 @@ class MAO(Optimizer):
             if not gradients or not total_norm(gradients):  # else it is a warm-up's first step
                 self._make_room()
                 return loss
-        rows = pending.rows
+        rows = pending.unscaled()
         if self.max_norm is not None:
             rows = {task: clipped(row, self.max_norm) for task, row in rows.items()}
         if pending.ahead:
