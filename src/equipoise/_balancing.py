@@ -27,6 +27,7 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.objectives import Objective
 
+
 class Balancing:
     """What a Balancer does with the losses, of which `Balancer` tells the meaning of every argument.
 
@@ -85,11 +86,7 @@ class Balancing:
     ) -> Step:
         """The first stop, see `Reader.read`; leaves out the tasks whose losses the method cannot use.
 
-        Args:
-            balancer: moves to the losses' device, so that a forgotten `.to(device)` is not an error.
-            losses, counts, scaler, accumulate, retain_graph, representation: as in `Balancer.backward`.
-            graph: every loss must have a graph.
-            learns: see `Step`.
+        The balancer moves to the losses' device, so that a forgotten `.to(device)` is not an error.
         """
         step = self._reader.read(
             losses,

@@ -43,10 +43,12 @@ def balanced(
         step: the losses.
         value: of the objective, 0-dim.
         run: makes the step.
-        leaves: what gets a gradient by autograd's own hands.
+        leaves: what gets its gradient by autograd's own hands, so that it can be asked for without `.grad`. Those with
+            hooks do not: these have seen each task's gradient.
         scale: makes of the factor that reaches the scalar the step's scale.
     """
     anchor = torch.zeros((), device=value.device, requires_grad=True)  # something has to require a gradient
+    leaves = [leaf for leaf in leaves if not leaf._backward_hooks]
     result: Tensor = _Balanced.apply(_as_loss(value, step), step, run, scale, leaves, anchor, *leaves)
     return result
 
@@ -125,15 +127,19 @@ class _Balanced(torch.autograd.Function):
                 "The balanced gradient of an aggregator cannot be differentiated again (create_graph=True): its "
                 "weights come from a computation outside of the graph. Take an objective without an aggregator."
             )
+        if any(leaf._backward_hooks for leaf in ctx.leaves):
+            raise RuntimeError(
+                "A hook was put on a parameter between balancer(losses) and its backward pass, where it cannot be told "
+                "from hooks that have seen each task's gradient: register hooks before."
+            )
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         gradients: Row = {}
 
+        own = set(ctx.leaves)
+
         def take(row: Row) -> None:
-            # Leaves with hooks of their own get it by hand: the hooks have seen each task's gradient.
-            own = set(ctx.leaves)
-            for leaf in list(row):
-                if leaf in own and not leaf._backward_hooks:
-                    gradients[leaf] = row.pop(leaf)
+            for leaf in [leaf for leaf in row if leaf in own]:
+                gradients[leaf] = row.pop(leaf)
             write(row)
 
         plain = factor.device.type == "cpu" and factor == 1

@@ -60,8 +60,8 @@ class Pending(Waiting):
             return {task: times(row, multiplied_by) for task, row in self.rows.items()}
         if any(float(factor) != 1 for factor in self.factors):  # sync: only where nothing else tells
             raise RuntimeError(
-                "The scalar of MAO.loss() was multiplied, say by a gradient scaler, and every small parameter has other "
-                "gradients in .grad, so that it cannot be seen whether it has been unscaled: call "
+                "The scalar of MAO.loss() was multiplied, by a gradient scaler perhaps, and every small parameter has "
+                "other gradients in .grad, so that it cannot be seen whether it has been unscaled: call "
                 "backward(losses, scaler=...) in place of loss()."
             )
         return self.rows
