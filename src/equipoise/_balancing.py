@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from equipoise._collect import Collect
 from equipoise._held import Held
 from equipoise._notices import Notices
+from equipoise._parts import check_prefers
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting, weighted
 from equipoise._sharing import Sharing
 from equipoise._weigh import Weigh
@@ -48,12 +50,17 @@ class Balancing:
         shared: SharedParameters,
         probe: Mapping[Tensor, None],
         company: Company,
+        priorities: Mapping[str, float],
         *,
         check_finite: bool | None,
         chunk_size: int | None,
         engine: str | None,
     ) -> None:
         self._tasks, self._company, self._aggregator = tasks, company, aggregator
+        self._priorities = priorities if aggregator is None else {}
+        if priorities and aggregator is not None:
+            check_prefers(aggregator)
+            aggregator.prefer(priorities)
         self._notices = Notices()
         self._counts: Mapping[str, float | Tensor] | None = None
         self._same_state = False
@@ -123,6 +130,7 @@ class Balancing:
         with self.weigh.step(step, begins=step.accumulate and not earlier) as state:
             valid = self._reader.validity(step)
             coefficients, learned = self.weigh.coefficients(step.values, step.usable, valid)
+            coefficients = self._wanted(coefficients, step)
             if not step.learns:
                 coefficients = self._held_instead_of(coefficients, step)
             outcome = self.collect.run(step, coefficients, valid)
@@ -158,10 +166,13 @@ class Balancing:
         with self.weigh.step(step) as state:
             valid = self._reader.validity(step)
             value, coefficients, learned = self.weigh.valued(step.values, step.usable, valid)
+            plain, coefficients = coefficients, self._wanted(coefficients, step)
             if not step.learns:
                 coefficients, learned = self._held_instead_of(coefficients, step), {}
                 value = (coefficients * step.taking(step.values, 0.0)).sum()
-            elif not later:
+            elif self._priorities:
+                value = value + ((coefficients - plain) * step.taking(step.values, 0.0)).sum()
+            if step.learns and not later:
                 state.commit(valid)
         if not with_graph:
             return value
@@ -206,7 +217,20 @@ class Balancing:
         self.collect.held.restore(weights.get("aggregator", {}))
         self._same_state = False
 
+    def _wanted(self, coefficients: Tensor, step: Step) -> Tensor:
+        """Returns the coefficients `[K']` times the tasks' priorities."""
+        if not self._priorities:
+            return coefficients
+        priorities = tuple(self._priorities[task] for task in step.tasks)
+        return coefficients * _constants(priorities, coefficients.dtype, coefficients.device)
+
     def _held_instead_of(self, coefficients: Tensor, step: Step) -> Tensor:
         """Returns the coefficients `[K']` of a step that learns nothing."""
         held = self.held.instead_of(step.taking(coefficients, torch.nan), step.tasks)
         return step.taking(held, 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers on the device; kept, since copying them in every step would cost on a GPU."""
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)

@@ -43,6 +43,11 @@ class StateView:
             value = torch.stack(learned if self._present is None else [learned[index] for index in self._present])
         return value.to(self._dtype) if value.is_floating_point() else value
 
+    @property
+    def present(self) -> tuple[int, ...] | None:
+        """The present tasks' indices; None: all."""
+        return self._present
+
     def _restricted(self, buffer: Tensor) -> Tensor:
         return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
 

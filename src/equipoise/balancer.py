@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise._balancing import Balancing
-from equipoise._checks import check_tasks
+from equipoise._checks import check_priorities, check_tasks
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.graph.compiled import keep_buffers
@@ -41,6 +41,9 @@ class Balancer(nn.Module):
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
             layer); the weights found there are applied in one more backward pass: two through the trunk instead of K.
             In a step with a task that does not reach it, they are taken on all that is shared.
+        priorities: task → factor > 0, 1 where left out: how much a task is wanted, on top of what balances; equal ones
+            change nothing. It multiplies the objective's weight or, where there is an aggregator, is the preference
+            that this takes (see there), on the shared parameters.
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
             None: one on a CPU; on an accelerator both ways are timed in the first steps and the quicker is kept, and
             saved in `state_dict`. What cannot be batched (compiled graphs, operators without a rule) goes one by one.
@@ -91,6 +94,7 @@ class Balancer(nn.Module):
         shared: Parameters | None = None,
         probe: Parameters | None = None,
         *,
+        priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
         engine: Literal["rows", "layers"] | None = None,
         model: nn.Module | None = None,
@@ -117,6 +121,7 @@ class Balancer(nn.Module):
             self._shared,
             self._probe,
             self._company,
+            check_priorities(priorities, self.tasks),
             check_finite=check_finite,
             chunk_size=chunk_size,
             engine=engine,
@@ -235,7 +240,7 @@ class Balancer(nn.Module):
             >>> import torch, equipoise as eq
             >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
             >>> balancer = eq.Balancer(["a", "b"], eq.EMA())
-            >>> loss = balancer({"a": w.sum(), "b": w.square().sum()})  # learns, once a step
+            >>> loss = balancer({"a": w.sum(), "b": w.square().sum()})  # learns
             >>> with balancer.frozen():
             ...     loss = balancer({"a": w.sum(), "b": w.square().sum()})
         """
@@ -291,12 +296,6 @@ class Balancer(nn.Module):
         self._shared.restore(state["shared"])
         self._balancing.choose(state)
 
-    def _read(
-        self,
-        losses: Mapping[str, Tensor],
-        counts: Mapping[str, float | Tensor] | None,
-        scaler: torch.amp.GradScaler | None = None,
-        **options: Any,
-    ) -> Step:
+    def _read(self, *given: Any, **options: Any) -> Step:
         learns = self.training and not self._frozen and torch.is_grad_enabled()
-        return self._balancing.read(self, losses, counts, scaler, learns=learns, **options)
+        return self._balancing.read(self, *given, learns=learns, **options)
