@@ -60,17 +60,16 @@ class Balancer(nn.Module):
             changes no balancing state, and the loss shows in the gradients.
 
     A loss that the method cannot use in a step (0 or below, for one that divides by it or takes its logarithm) is left
-    out of it, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host
-    does not look at losses, parameters that such a task alone reaches get a gradient of zeros. Hooks run in every
-    backward pass, once a task where there are K.
+    out, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host looks at
+    no loss, parameters of such a task alone get a gradient of 0. Hooks run in every backward pass, K times where K are.
 
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
     the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
     that is as good as zero.
 
-    On several ranks a step gives the numbers of one process on all ranks' samples together. Every rank makes the same
-    calls; where one has no label of a task it leaves it out, and `backward({})` says that it has none at all: give
-    `model` for that. Under `fully_shard`, give a loss of 0 connected to the model, with the count 0, instead.
+    On several ranks a step gives the numbers of one process on all ranks' samples. Every rank makes the same calls;
+    where one has no label of a task it leaves it out, and `backward({})` says that it has none at all: give `model` for
+    that. Under `fully_shard`, give a loss of 0 connected to the model, with the count 0, instead.
 
     Raises:
         TypeError: an argument has the wrong type.

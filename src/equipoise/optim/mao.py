@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from equipoise._checks import check_number, check_tasks
+from equipoise._checks import check_number, check_priorities, check_tasks
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
@@ -25,7 +25,7 @@ from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
-from equipoise.optim._groups import grouped
+from equipoise.optim._groups import grouped, of_groups
 from equipoise.optim._pending import Pending, by_taking, guarded, split
 from equipoise.optim._states import check_state, drop_unused, note_chunk_size
 from equipoise.optim.moments import Moments, clipped, decay, update
@@ -63,6 +63,8 @@ class MAO(Optimizer):
         betas: decay rates β₁ and β₂ of the two moving averages, in [0, 1).
         eps: ε, at least 0.
         weight_decay: λ, decoupled, at least 0.
+        priorities: task → factor > 0, 1 where left out, that multiplies the task's update: how much it is wanted. Equal
+            ones change nothing. Tasks of one group have to have the same.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share. `streaming` takes one.
         groups: let tasks share moments: a mapping from group to tasks, or a number of groups that the tasks are dealt
             to in turn. A group's losses are summed, with one backward pass and one set of moments, so that a step costs
@@ -124,6 +126,7 @@ class MAO(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
         groups: int | Mapping[str, Iterable[str]] | None = None,
         max_norm: float | None = None,
@@ -135,6 +138,7 @@ class MAO(Optimizer):
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.groups = grouped(self.tasks, groups)
+        self.priorities = of_groups(check_priorities(priorities, self.tasks), self.groups)
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
@@ -335,7 +339,7 @@ class MAO(Optimizer):
                 own = [p for p in group["params"] if p in row]
                 if own:
                     moments = self._moments_of(group, task, own)
-                    update(own, [row[p] for p in own], moments, group, pending.taking.get(task))
+                    update(own, [row[p] for p in own], moments, self._preferring(group, task), pending.taking.get(task))
         watcher = self._watching.now
         if rows and watcher is not None:
             watcher.see_taken(self, rows)
@@ -345,6 +349,11 @@ class MAO(Optimizer):
     @property
     def _held(self) -> set[Tensor]:
         return {parameter for group in self.param_groups for parameter in group["params"]}
+
+    def _preferring(self, group: dict[str, Any], task: str) -> dict[str, Any]:
+        """The group's options with the task's learning rate."""
+        priority = self.priorities.get(task, 1.0)
+        return group if priority == 1 else {**group, "lr": group["lr"] * priority}
 
     def _decay(self, group: dict[str, Any], rows: TaskRows) -> None:
         """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
@@ -432,7 +441,8 @@ class MAO(Optimizer):
             decay([ahead[p] for p in decayed], group, taking=takes)
         if own:
             moments = [self._moments(group, task, p) for p in own]
-            update([ahead[p] for p in own], [row[p] for p in own], moments, group, taking.get(task))
+            preferring = self._preferring(group, task)
+            update([ahead[p] for p in own], [row[p] for p in own], moments, preferring, taking.get(task))
 
     def _make_room(self) -> None:
         """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
@@ -459,6 +469,7 @@ class MAO(Optimizer):
         own = {
             "tasks": self.tasks,
             "groups": self.groups,
+            "priorities": self.priorities,
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,
