@@ -124,8 +124,9 @@ class Balancing:
         earlier = self.rows.waiting.micro_batches
         if not step.tasks:
             if not step.accumulate:  # a step whose last micro-batch has no label on any rank
-                valid = self.collect.finish(step)
-                self.weigh.end(step, earlier.total(self._tasks) if earlier else None, None, valid)
+                outcome = self.collect.finish(step)
+                self.collect.held.keep(outcome.weights, outcome.valid)
+                self.weigh.end(step, earlier.total(self._tasks) if earlier else None, None, outcome.valid)
             return {}
         with self.weigh.step(step, begins=step.accumulate and not earlier) as state:
             valid = self._reader.validity(step)
@@ -142,7 +143,9 @@ class Balancing:
         elif not step.accumulate:
             self.weigh.take_back()
         own = dict(zip(step.tasks, coefficients.unbind(), strict=True))
-        self.held.keep(own)
+        if step.learns:
+            self.held.keep(own, outcome.valid)
+            self.collect.held.keep(outcome.weights, outcome.valid)
         result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own.items()}
         if self.watching.now is not None:
             self.watching.now.see_result(result)
@@ -180,7 +183,8 @@ class Balancing:
             leaves = () if ranks.active else (*step.graph.every_leaf, *learned)
             return balanced(step, value, self.backward, leaves)
         own = dict(zip(step.tasks, coefficients.unbind(), strict=True))
-        self.held.keep(own)
+        if step.learns:
+            self.held.keep(own, valid)
         if self.watching.now is not None:
             self.collect.show(step, coefficients)
             self.watching.now.see_result(own)

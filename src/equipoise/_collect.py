@@ -193,13 +193,13 @@ class Collect:
             return "there is one task"
         return None if any(step.cut.edges) else "the tasks' graphs merge at parameters alone"
 
-    def finish(self, step: Step) -> Tensor | None:
-        """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
+    def finish(self, step: Step) -> Outcome:
+        """Completes a step whose last micro-batch has no task."""
         self._company.now().finish()
         collected = self._rows.finish()
         outcome = Outcome({}, None) if collected is None else self._reduce(collected, step, None)
         self._rows.waiting.end()
-        return outcome.valid
+        return outcome
 
     def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
@@ -356,7 +356,6 @@ class Collect:
         if weights is None:
             return {}
         found = dict(zip(tasks, weights.unbind(), strict=True))
-        self.held.keep(found)
         watcher = self._watching.now
         if watcher is not None:
             watcher.see_weights(found, list(shared))
