@@ -36,6 +36,7 @@ def build_method(problem: Problem, trial: Trial, network: nn.Module) -> Method:
         [task.name for task in problem.tasks],
         lr=trial.lr,
         weight_decay=trial.weight_decay,
+        priorities=trial.priorities,
         **{"potentials": trial.potentials, **trial.hyperparameters},
     )
 
