@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise._collect import Collect
+from equipoise._collect import Collect, Outcome
 from equipoise._held import Held
 from equipoise._notices import Notices
 from equipoise._parts import check_prefers
@@ -107,6 +107,7 @@ class Balancing:
         )
         if step.cleared:
             self.weigh.take_back()
+            self.held.forget()
         self._notices.poll()
         self._counts = counts
         device = step.values.device
@@ -125,7 +126,7 @@ class Balancing:
         if not step.tasks:
             if not step.accumulate:  # a step whose last micro-batch has no label on any rank
                 outcome = self.collect.finish(step)
-                self.collect.held.keep(outcome.weights, outcome.valid)
+                self._hold(outcome)
                 self.weigh.end(step, earlier.total(self._tasks) if earlier else None, None, outcome.valid)
             return {}
         with self.weigh.step(step, begins=step.accumulate and not earlier) as state:
@@ -144,8 +145,9 @@ class Balancing:
             self.weigh.take_back()
         own = dict(zip(step.tasks, coefficients.unbind(), strict=True))
         if step.learns:
-            self.held.keep(own, outcome.valid)
-            self.collect.held.keep(outcome.weights, outcome.valid)
+            self.held.note(own, step.usable)
+            if not step.accumulate:
+                self._hold(outcome)
         result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own.items()}
         if self.watching.now is not None:
             self.watching.now.see_result(result)
@@ -184,7 +186,8 @@ class Balancing:
             return balanced(step, value, self.backward, leaves)
         own = dict(zip(step.tasks, coefficients.unbind(), strict=True))
         if step.learns:
-            self.held.keep(own, valid)
+            self.held.note(own, step.usable)
+            self.held.end(valid)
         if self.watching.now is not None:
             self.collect.show(step, coefficients)
             self.watching.now.see_result(own)
@@ -207,6 +210,7 @@ class Balancing:
         self.rows.waiting.forget()
         self._company.now().forget()
         self.weigh.take_back()
+        self.held.forget()
 
     def chosen(self) -> dict[str, Any]:
         """Returns what was chosen and found in earlier steps, for a checkpoint."""
@@ -220,6 +224,12 @@ class Balancing:
         self.held.restore(weights.get("objective", {}))
         self.collect.held.restore(weights.get("aggregator", {}))
         self._same_state = False
+
+    def _hold(self, outcome: Outcome) -> None:
+        """Holds the weights of a step, if it counts."""
+        self.held.end(outcome.valid)
+        self.collect.held.note(outcome.weights, outcome.usable)
+        self.collect.held.end(outcome.valid)
 
     def _wanted(self, coefficients: Tensor, step: Step) -> Tensor:
         """Returns the coefficients `[K']` times the tasks' priorities."""

@@ -40,10 +40,12 @@ class Outcome:
     Attributes:
         weights: task → the aggregator's weight; empty if it has none.
         valid: whether the step counts, 0-dim bool; None: it does.
+        usable: which of these tasks take part, bool; None: all.
     """
 
     weights: Mapping[str, Tensor]
     valid: Tensor | None
+    usable: Tensor | None = None
 
 
 class Collect:
@@ -260,7 +262,8 @@ class Collect:
                 for leaf in [leaf for leaf in row if leaf in shared]:
                     del row[leaf]
                 move_into(gradients, row)
-            return self._written(step.scale.gradients(gradients), step, found, state, valid)
+            outcome = Outcome(found, valid, balanced.usable)
+            return self._written(step.scale.gradients(gradients), step, outcome, state)
 
     def _aggregated(
         self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack, learns: bool
@@ -315,7 +318,8 @@ class Collect:
                 return weights
 
             weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
-            return self._written(gradients, step, self._by_task(step.tasks, weights, shared), state, valid)
+            outcome = Outcome(self._by_task(step.tasks, weights, shared), valid, step.usable)
+            return self._written(gradients, step, outcome, state)
 
     def _solved(
         self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool
@@ -327,21 +331,14 @@ class Collect:
         weights, state = stack.enter_context(solved)
         return weights if learns else self.held.instead_of(weights, step.tasks), state
 
-    def _written(
-        self,
-        gradients: Row,
-        step: Step,
-        weights: Mapping[str, Tensor],
-        state: StateStep | None,
-        valid: Tensor | None,
-    ) -> Outcome:
+    def _written(self, gradients: Row, step: Step, outcome: Outcome, state: StateStep | None) -> Outcome:
         """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
-        valid = self._valid(gradients.values(), step, valid)
+        valid = self._valid(gradients.values(), step, outcome.valid)
         self._rows.waiting.end()
         step.write(gradients)
         if state is not None and step.learns:
             state.commit(valid)
-        return Outcome(weights, valid)
+        return replace(outcome, valid=valid)
 
     def _valid(self, gradients: Iterable[Tensor], step: Step, valid: Tensor | None) -> Tensor | None:
         """Whether a step counts that comes to these gradients."""

@@ -17,19 +17,30 @@ class Held:
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
+        self._under_way: dict[str, Tensor] = {}  # those of the micro-batches so far
 
-    def keep(self, weights: Mapping[str, Tensor], valid: Tensor | None) -> None:
-        """Takes over the weights of a step, unless the 0-dim bool is false, for which the host does not wait."""
-        if valid is None or not weights:
-            self.weights.update(weights)
-            return
+    def note(self, weights: Mapping[str, Tensor], usable: Tensor | None) -> None:
+        """Takes note of a micro-batch's weights; `usable`: which of them mean something, bool `[K']`; None: all."""
+        self._under_way.update(self._where(usable, weights, {**self.weights, **self._under_way}))
+
+    def end(self, valid: Tensor | None) -> None:
+        """Takes over what was noted, unless the 0-dim bool is false, for which the host does not wait."""
+        self.weights.update(self._where(valid, self._under_way, self.weights))
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the micro-batches so far."""
+        self._under_way = {}
+
+    def _where(
+        self, condition: Tensor | None, weights: Mapping[str, Tensor], others: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        if condition is None or not weights:
+            return weights
         new = torch.stack(list(weights.values()))
-        old = [
-            self.weights[task].to(new) if task in self.weights else torch.full_like(new[0], torch.nan)
-            for task in weights
-        ]
-        kept = torch.where(valid.to(new.device), new, torch.stack(old))
-        self.weights.update(zip(weights, kept.unbind(), strict=True))
+        unknown = torch.full_like(new[0], torch.nan)
+        old = torch.stack([others.get(task, unknown).to(new) for task in weights])
+        return dict(zip(weights, torch.where(condition.to(new.device), new, old).unbind(), strict=True))
 
     def instead_of(self, found: Tensor, tasks: Sequence[str]) -> Tensor:
         """Returns the weights `[K']` that are held; where there is none yet, or none that is finite, the one found.
@@ -49,3 +60,4 @@ class Held:
     def restore(self, numbers: Mapping[str, float]) -> None:
         """Takes over what `numbers` gave."""
         self.weights = {task: torch.tensor(n, dtype=torch.float64, device="cpu") for task, n in numbers.items()}
+        self.forget()
