@@ -141,6 +141,23 @@ def check_counts(counts: Mapping[str, Any], losses: Collection[str], tasks: Coll
         )
 
 
+def check_priorities(priorities: Mapping[str, float] | None, tasks: Sequence[str]) -> dict[str, float]:
+    """Returns every task's priority, 1 where none is given; nothing where all are the same, for that says nothing.
+
+    Raises:
+        TypeError: `priorities` is no mapping.
+        ValueError: a name is no task's, or a priority is not above 0.
+    """
+    if priorities is None:
+        return {}
+    if not isinstance(priorities, Mapping):
+        raise TypeError(f"priorities must be a mapping from task to factor, found {priorities!r}.")
+    check_known("priorities", priorities, tasks)
+    given = {task: check_number(f"priorities[{task!r}]", factor, above=0) for task, factor in priorities.items()}
+    every = {task: given.get(task, 1.0) for task in tasks}
+    return every if len(set(every.values())) > 1 else {}
+
+
 def check_losses(losses: Mapping[str, Tensor], tasks: Collection[str] | None, *, graph: bool = True) -> None:
     """Checks what is passed to a backward pass: task → scalar tensor with a graph.
 

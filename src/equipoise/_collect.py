@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
+from equipoise._held import Held
 from equipoise._sharing import Sharing
 from equipoise._state_step import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
@@ -24,7 +25,7 @@ from equipoise.gradients.sparse import compact
 from equipoise.gradients.statistics import Statistics
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
-from equipoise.gradients.writing import all_finite, write
+from equipoise.gradients.writing import all_finite
 
 NO_STEP = "no step yet"
 
@@ -42,10 +43,12 @@ class Outcome:
     Attributes:
         weights: task → the aggregator's weight; empty if it has none.
         valid: whether the step counts, 0-dim bool; None: it does.
+        usable: which of these tasks take part, bool; None: all.
     """
 
     weights: Mapping[str, Tensor]
     valid: Tensor | None
+    usable: Tensor | None = None
 
 
 class Collect:
@@ -66,6 +69,7 @@ class Collect:
     Attributes:
         way: which way the last step took, and why.
         no_layers: engine → why this model has no Gramian by layers, once that is found; checkpoints keep it.
+        held: the aggregator's weights of the last step that learned something.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Collect:
         engine: str | None,
     ) -> None:
         self.way = NO_STEP
+        self.held = Held()
         self._engine = engine
         self._looked = False  # whether layers would save, once where they are not chosen
         self._hint = ""
@@ -214,13 +219,13 @@ class Collect:
             return "there is one task"
         return None if any(step.cut.edges) else "the tasks' graphs merge at parameters alone"
 
-    def finish(self, step: Step) -> Tensor | None:
-        """Completes a step whose last micro-batch has no task; returns whether it counts, as `Outcome.valid`."""
+    def finish(self, step: Step) -> Outcome:
+        """Completes a step whose last micro-batch has no task."""
         self._company.now().finish()
         collected = self._rows.finish()
         outcome = Outcome({}, None) if collected is None else self._reduce(collected, step, None)
         self._rows.waiting.end()
-        return outcome.valid
+        return outcome
 
     def _together(self, step: Step, coefficients: Tensor, valid: Tensor | None, ranks: Alone) -> Outcome:
         """One backward pass of the weighted sum, straight into `.grad`."""
@@ -274,7 +279,7 @@ class Collect:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
             balanced = collected.of(self._sharing.taking(shared, collected.reached))
-            combined, weights, state = self._aggregated(balanced, shared, stack)
+            combined, weights, state = self._aggregated(balanced, shared, stack, step.learns)
             found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             del combined
@@ -283,10 +288,11 @@ class Collect:
                 own = {leaf: gradient for leaf, gradient in row.items() if id(leaf) not in balancing}
                 row.clear()
                 move_into(gradients, own)
-            return self._written(step.scale.gradients(gradients), step, found, state, valid)
+            outcome = Outcome(found, valid, balanced.usable)
+            return self._written(step.scale.gradients(gradients), step, outcome, state)
 
     def _aggregated(
-        self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack
+        self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack, learns: bool
     ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
         """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
 
@@ -305,7 +311,7 @@ class Collect:
                 statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
             products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
-            weights, state = self._solved(stack, products, collected)
+            weights, state = self._solved(stack, products, collected, learns)
             combined = combine(matrix, weights, stacks)
         else:
             present = aggregator.positions(collected.tasks)
@@ -313,49 +319,52 @@ class Collect:
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
         return [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)], weights, state
 
+    def show(self, step: Step, coefficients: Tensor) -> None:
+        """Shows the rows of a step that does not make them to a watcher that asks for this step."""
+        watcher = self._watching.now
+        if watcher is None:
+            return
+        ranks, kept = self._company.now(), replace(step, retain_graph=True)
+        wanted = with_inputs(ranks, kept, ranks.leaves(kept))
+        found = ranks.rows(kept, wanted, step.scale.coefficients(coefficients), reduce=True)
+        watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
+
     def _by_statistics(
         self, step: Step, coefficients: Tensor, valid: Tensor | None, place: Place, shared: Mapping[Tensor, None]
     ) -> Outcome:
         """A step whose Gramian is taken at a place."""
         ranks = self._company.now()
-        watcher = self._watching.now
-        if watcher is not None:
-            kept = replace(step, retain_graph=True)
-            wanted = with_inputs(ranks, kept, ranks.leaves(kept))
-            found = ranks.rows(kept, wanted, step.scale.coefficients(coefficients), reduce=True)
-            watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
+        self.show(step, coefficients)
         state: StateStep | None = None
         with ExitStack() as stack:
 
             def solve(products: Tensor) -> Tensor:
                 nonlocal state
-                weights, state = self._solved(stack, products, step)
+                weights, state = self._solved(stack, products, step, step.learns)
                 return weights
 
             weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
-            return self._written(gradients, step, self._by_task(step.tasks, weights, shared), state, valid)
+            outcome = Outcome(self._by_task(step.tasks, weights, shared), valid, step.usable)
+            return self._written(gradients, step, outcome, state)
 
-    def _solved(self, stack: ExitStack, products: Tensor, step: Step | Collected) -> tuple[Tensor, StateStep | None]:
+    def _solved(
+        self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool
+    ) -> tuple[Tensor, StateStep | None]:
         """Finds the weights `[K']` of the rows with these products, and the state to commit before the stack ends."""
         assert isinstance(self._aggregator, GramianAggregator)
         present = self._aggregator.positions(step.tasks)
-        return stack.enter_context(self._aggregator.solved(products, step.values, present, step.usable))
+        solved = self._aggregator.solved(products, step.values, present, step.usable)
+        weights, state = stack.enter_context(solved)
+        return weights if learns else self.held.instead_of(weights, step.tasks), state
 
-    def _written(
-        self,
-        gradients: Row,
-        step: Step,
-        weights: Mapping[str, Tensor],
-        state: StateStep | None,
-        valid: Tensor | None,
-    ) -> Outcome:
+    def _written(self, gradients: Row, step: Step, outcome: Outcome, state: StateStep | None) -> Outcome:
         """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
-        valid = self._valid(gradients.values(), step, valid)
+        valid = self._valid(gradients.values(), step, outcome.valid)
         self._rows.waiting.end()
-        write(gradients)
-        if state is not None:
+        step.write(gradients)
+        if state is not None and step.learns:
             state.commit(valid)
-        return Outcome(weights, valid)
+        return replace(outcome, valid=valid)
 
     def _valid(self, gradients: Iterable[Tensor], step: Step, valid: Tensor | None) -> Tensor | None:
         """Whether a step counts that comes to these gradients."""

@@ -118,6 +118,19 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
             )
 
 
+def check_prefers(aggregator: Aggregator) -> None:
+    """Refuses priorities for an aggregator that takes none.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    if not (aggregator.takes_preferences or isinstance(aggregator, GramianAggregator)):
+        raise ValueError(
+            f"priorities: {describe(aggregator)} takes no preferences (see Aggregator.takes_preferences). Leave "
+            "priorities out, or put factors in front of the losses if it is not scale-invariant."
+        )
+
+
 def check_balancer_arguments(
     aggregator: Aggregator | None, shared: bool, probe: bool, engine: str | None, model: nn.Module | None
 ) -> None:

@@ -41,6 +41,11 @@ class StateView:
             value = torch.stack(self.learned(name))
         return value if value.dtype == self._dtype or not value.is_floating_point() else value.to(self._dtype)
 
+    @property
+    def present(self) -> tuple[int, ...] | None:
+        """The present tasks' indices; None: all."""
+        return self._present
+
     def learned(self, name: str) -> list[Tensor]:
         """Returns the K' parameters of this name."""
         parameters = list(self._module._modules[name]._parameters.values())  # type: ignore[union-attr]

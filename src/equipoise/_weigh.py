@@ -21,7 +21,6 @@ from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Collected
 from equipoise.gradients.owning import owned
 from equipoise.gradients.step import Step, above_bounds, stack
-from equipoise.gradients.writing import write
 from equipoise.objectives import Objective
 from equipoise.objectives._base import Derivatives
 
@@ -106,23 +105,30 @@ class Weigh:
             valid: whether the losses are finite, 0-dim bool; None: the host knows that they are. Where they are not, it
                 shows in the gradients.
         """
-        values = values if usable is None else torch.where(usable, values, 1.0)
+        values = self._without_unusable(values, usable)
         found = None if self._learns_more() else self._derivatives(values)
         if found is None:
-            coefficients, learned = self._by_autograd(values)
-            if valid is not None:
-                learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
-            learned = owned(learned)
+            _, coefficients, learned = self._by_autograd(values, valid)
         else:
             coefficients, derivatives = found
             if valid is not None:
                 derivatives = {name: torch.where(valid, d, 0) for name, d in derivatives.items()}
             learned = self._objective.gradients(derivatives)
+        return self._shown(coefficients, usable, valid), learned
+
+    def valued(self, values: Tensor, usable: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor, Row]:
+        """Returns the objective's value, 0-dim, and what `coefficients` returns; the arguments are the same."""
+        value, coefficients, learned = self._by_autograd(self._without_unusable(values, usable), valid)
+        return value, self._shown(coefficients, usable, valid), learned
+
+    def _without_unusable(self, values: Tensor, usable: Tensor | None) -> Tensor:
+        return values if usable is None else torch.where(usable, values, 1.0)
+
+    def _shown(self, coefficients: Tensor, usable: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Returns the coefficients, 0 of tasks that take no part, NaN where the step does not count."""
         if usable is not None:
             coefficients = torch.where(usable, coefficients, 0.0)
-        if valid is not None:
-            coefficients = torch.where(valid, coefficients, torch.nan)
-        return coefficients, learned
+        return coefficients if valid is None else torch.where(valid, coefficients, torch.nan)
 
     def _learns_more(self) -> bool:
         """Whether the objective learns other parameters than those that it has declared."""
@@ -139,9 +145,9 @@ class Weigh:
         with torch.no_grad():
             return self._objective.derivatives(values)
 
-    def _by_autograd(self, values: Tensor) -> tuple[Tensor, Row]:
-        """Returns the objective's derivatives by the losses, and by its own parameters."""
-        parameters = [p for p in self._objective.parameters() if p.requires_grad]
+    def _by_autograd(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Row]:
+        """Returns the objective's value, and its derivatives by the losses and by its own parameters."""
+        parameters: list[Tensor] = [p for p in self._objective.parameters() if p.requires_grad]
         with torch.enable_grad():
             values = values.clone().requires_grad_()
             total = self._objective(values)
@@ -151,7 +157,10 @@ class Weigh:
                     f"not detached from them, found {total!r}."
                 )
             coefficients, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-        return coefficients, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        learned = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        if valid is not None:
+            learned = {p: torch.where(valid, g, 0) for p, g in learned.items()}
+        return total.detach(), coefficients, owned(learned)
 
     @property
     def device(self) -> torch.device | None:
@@ -212,13 +221,13 @@ class Weigh:
                     part.end_step(total.values)
                 state.commit(finite)
         if learned:
-            self._watch_learned(learned)
-            write(step.scale.gradients(learned))
+            self.watch_learned(learned)
+            step.write(step.scale.gradients(learned))
         if self._before is not None and valid is not None:
             self._objective.restore(self._before, unless=valid)
         self._before = None
 
-    def _watch_learned(self, learned: Row) -> None:
+    def watch_learned(self, learned: Row) -> None:
         """Warns once if learned weights have had gradients for some steps, have not moved, and are in no optimizer.
 
         Optimizers are looked for only where weights have not moved: gradients may be accumulated by calling `backward`

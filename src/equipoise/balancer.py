@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equipoise._checks import check_tasks
-from equipoise._collect import Collect
-from equipoise._notices import Notices
+from equipoise._balancing import Balancing
+from equipoise._checks import check_priorities, check_tasks
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
-from equipoise._sharing import Sharing
-from equipoise._weigh import Weigh
 from equipoise.aggregators import Aggregator
-from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
-from equipoise.gradients.micro_batches import Waiting
 from equipoise.gradients.places import Representation
 from equipoise.gradients.ranks import Alone, Company
-from equipoise.gradients.reading import Reader
-from equipoise.gradients.rows import Rows
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
-from equipoise.gradients.watching import Watcher, Watching
+from equipoise.gradients.step import Step
+from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting
 
 
@@ -46,6 +41,8 @@ class Balancer(nn.Module):
         probe: a module or parameters on which the aggregator's gradient statistics are taken (say, the last shared
             layer); the weights found there are applied in one more backward pass: two through the trunk instead of K.
             In a step with a task that does not reach it, they are taken on all that is shared.
+        priorities: task → factor > 0 (else 1): how much a task is wanted, on top of what balances; equal ones change
+            nothing. It multiplies the objective's weight, or is the preference that the aggregator takes (see there).
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
             None: on a CPU all, where eight or more are little to compute, else one; on an accelerator the quicker in
             the first steps, saved in `state_dict`. What has no rule (compiled graphs, some operators) goes one by one.
@@ -64,17 +61,16 @@ class Balancer(nn.Module):
             changes no balancing state, and the loss shows in the gradients.
 
     A loss that the method cannot use in a step (0 or below, for one that divides by it or takes its logarithm) is left
-    out of it, with one warning, and the other tasks are balanced among themselves. On an accelerator, where the host
-    does not look at losses, parameters that such a task alone reaches get a gradient of zeros. Hooks run in every
-    backward pass, once a task where there are K.
+    out, with one warning, and the others are balanced. On an accelerator, where the host looks at no loss, parameters
+    of such a task alone get a gradient of 0. Hooks run in every backward pass, K times where there are K.
 
     Task gradients wait between micro-batches, beside `.grad`. Whatever clears `.grad` in between (the optimizer's or
     the model's `zero_grad`, setting it to None) forgets them: to see that, small parameters without `.grad` get one
     that is as good as zero.
 
-    On several ranks a step gives the numbers of one process on all ranks' samples together. Every rank makes the same
-    calls; where one has no label of a task it leaves it out, and `backward({})` says that it has none at all: give
-    `model` for that. Under `fully_shard`, give a loss of 0 connected to the model, with the count 0, instead.
+    On several ranks a step gives the numbers of one process on all ranks' samples. Every rank makes the same calls;
+    where one has no label of a task it leaves it out, and `backward({})` says that it has none at all: give `model` for
+    that. Under `fully_shard`, give a loss of 0 connected to the model, with the count 0, instead.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -98,6 +94,7 @@ class Balancer(nn.Module):
         shared: Parameters | None = None,
         probe: Parameters | None = None,
         *,
+        priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
         engine: Literal["rows", "layers"] | None = None,
         model: nn.Module | None = None,
@@ -116,17 +113,19 @@ class Balancer(nn.Module):
             if part is not None:
                 part.bind(self.tasks)
         self._company = Company(self._shared.given or (), model, process_group)
-        self._same_state = False
-        self._counts: Mapping[str, float | Tensor] | None = None
-        self._notices = Notices()
-        self._watching = Watching()
-        self._rows = Rows(self._company, self.tasks, Waiting())
-        self._batching = Batching(chunk_size)
-        self._reader = Reader(self._company, self.tasks, check_finite, self._rows.waiting, self._batching)
-        self._weigh = Weigh(self.tasks, self.objective, self.aggregator, self._notices)
-        about = (self._shared, self._probe, self._company, self._rows.waiting, self._notices)
-        sharing = Sharing(self.tasks, self.aggregator, *about)
-        self._collect = Collect(self.aggregator, sharing, self._company, self._rows, self._watching, engine)
+        self._frozen = False
+        self._balancing = Balancing(
+            self.tasks,
+            self.objective,
+            self.aggregator,
+            self._shared,
+            self._probe,
+            self._company,
+            check_priorities(priorities, self.tasks),
+            check_finite=check_finite,
+            chunk_size=chunk_size,
+            engine=engine,
+        )
         self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
 
@@ -143,7 +142,7 @@ class Balancer(nn.Module):
     @property
     def way(self) -> str:
         """Which way the last step took through the graphs, and why."""
-        return self._collect.way
+        return self._balancing.collect.way
 
     def extra_repr(self) -> str:
         """The tasks, and the way of the last step."""
@@ -162,7 +161,7 @@ class Balancer(nn.Module):
     @property
     def takes_empty(self) -> bool:
         """Whether `backward({})` means something: other ranks can have labels, or there are micro-batches to end."""
-        return self.ranks.active or bool(self._rows.waiting.micro_batches)
+        return self._balancing.takes_empty
 
     def backward(
         self,
@@ -202,40 +201,53 @@ class Balancer(nn.Module):
                 the rest (an aggregator that needs the whole Jacobian, accumulate, shared=, fully_shard). Nothing has
                 changed then. What is wrong on one rank is an error on all.
         """
-        step = self._reader.read(
-            losses,
-            counts,
-            scaler,
-            empty=self.takes_empty,
-            accumulate=accumulate,
-            retain_graph=retain_graph,
-            also=self._collect.reading(representation, losses, accumulate),
-        )
-        if step.cleared:
-            self._weigh.take_back()
-        self._notices.poll()
-        vars(self)["_counts"] = counts  # past `nn.Module.__setattr__`, which looks whether it is a parameter
-        self._follow(step.values.device)
-        step = self._weigh.usable(step, self._reader.looks(step))
-        earlier = self._rows.waiting.micro_batches
-        if not step.tasks:
-            if not accumulate:  # a step whose last micro-batch has no label on any rank
-                valid = self._collect.finish(step)
-                self._weigh.end(step, earlier.total(self.tasks) if earlier else None, None, valid)
-            return {}
-        with self._weigh.step(step, begins=accumulate and not earlier) as state:
-            valid = self._reader.validity(step)
-            coefficients, learned = self._weigh.coefficients(step.values, step.usable, valid)
-            outcome = self._collect.run(step, coefficients, valid)
-            state.commit(outcome.valid)
-        if not accumulate:
-            total = earlier.plus(step, {}, {}).total(self.tasks) if earlier else None
-            self._weigh.end(step, total, learned, outcome.valid)
-        own = zip(step.tasks, coefficients.unbind(), strict=True)
-        result = {task: c * outcome.weights[task] if task in outcome.weights else c for task, c in own}
-        if self._watching.now is not None:
-            self._watching.now.see_result(result)
-        return result
+        options = {"accumulate": accumulate, "retain_graph": retain_graph, "representation": representation}
+        return self._balancing.backward(self._read(losses, counts, scaler, **options))
+
+    def forward(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Returns a scalar whose backward pass balances, for frameworks that call `loss.backward()` themselves.
+
+        Its value is the objective's. `balancer(losses).backward()` is a step of its own and puts the gradients where
+        `balancer.backward(losses)` does; a factor (a gradient scaler's, `1/n`) multiplies them, and what is added, as
+        in `balancer(losses) + penalty`, gets its plain gradient. Without an aggregator it is an expression with
+        constant weights that goes wherever a loss goes, and state is committed at once; on several ranks the gradients
+        have to be averaged, as DistributedDataParallel does. With one, all happens in the scalar's backward pass.
+
+        Under `torch.no_grad()`, in evaluation mode and within `frozen()` nothing is learned: the weights are those of
+        the last step, and the value is `Σ_k w_k L_k` with them.
+
+        Args:
+            losses: as in `backward`.
+            counts: as in `backward`.
+
+        Raises:
+            TypeError: as in `backward`.
+            ValueError: as in `backward`; micro-batches of `backward` wait; an aggregator under `fully_shard`.
+            RuntimeError: in the backward pass, for `create_graph=True` with an aggregator.
+        """
+        return self._balancing.loss(self._read(losses, counts, graph=torch.is_grad_enabled()))
+
+    forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # compiled steps go around it
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Holds the weights: within, losses move no state, and weights are those of the last step.
+
+        For what computes the losses of one step several times, such as the closures of `torch.optim.LBFGS` or SAM.
+        Methods without weights (GradDrop) draw anew. Before the first step, the weights that it would have are held.
+
+        Example:
+            >>> import torch, equipoise as eq
+            >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+            >>> balancer = eq.Balancer(["a", "b"], eq.EMA())
+            >>> with balancer.frozen():
+            ...     loss = balancer({"a": w.sum(), "b": w.square().sum()})
+        """
+        before, self._frozen = self._frozen, True
+        try:
+            yield
+        finally:
+            self._frozen = before
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
@@ -249,12 +261,7 @@ class Balancer(nn.Module):
         """
         if not self.needs_after_step:
             return
-        known = isinstance(losses, Mapping) and all(task in (self._counts or {}) for task in losses)
-        step = self._reader.read(losses, self._counts if known else None, None, empty=self.ranks.active, graph=False)
-        step = self._weigh.usable(step, self._reader.looks(step))
-        if not step.tasks:
-            return
-        self._weigh.after_step(step, self._reader.validity(step))
+        self._balancing.after_step(losses)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
@@ -267,34 +274,27 @@ class Balancer(nn.Module):
             ValueError: unknown task, or an accuracy outside [0, 1].
         """
         accuracies = self.ranks.mean_metrics(metrics, self.tasks)
-        self._weigh.end_epoch(accuracies)
+        self._balancing.weigh.end_epoch(accuracies)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
-        self._watching.begin(watcher)
+        self._balancing.watching.begin(watcher)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
-        self._rows.waiting.forget()
-        self.ranks.forget()
-        self._weigh.take_back()
+        self._balancing.forget()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
         own = {"tasks": list(self.tasks), "method": self.method, "shared": self._shared.names}
-        return {**own, "chunk_size": self._batching.chosen, "no_layers": self._collect.no_layers}
+        return {**own, **self._balancing.chosen()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
         self._shared.restore(state["shared"])
-        self._batching.choose(state.get("chunk_size"))
-        self._collect.no_layers = state.get("no_layers", {})
-        self._same_state = False
+        self._balancing.choose(state)
 
-    def _follow(self, device: torch.device) -> None:
-        """Moves to the losses' device, so that a forgotten `.to(device)` is not an error."""
-        if self._weigh.device not in (None, device):
-            self.to(device)
-        if not self._same_state and self.ranks.share_state(self):
-            self._same_state = True
+    def _read(self, *given: Any, **options: Any) -> Step:
+        learns = self.training and not self._frozen and torch.is_grad_enabled()
+        return self._balancing.read(self, *given, learns=learns, **options)

@@ -9,20 +9,17 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import Optimizer
 
 from equipoise._checks import (
     check_choice,
-    check_counts,
     check_known,
-    check_losses,
-    check_metrics,
     check_number,
+    check_priorities,
     check_tasks,
 )
-from equipoise._parts import check_complete, check_state
+from equipoise._method import SINGLE, Method, SingleTask
 from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import refuse_wrappers
@@ -161,9 +158,6 @@ METHODS: dict[str, MethodSpec] = {
     "mao": MethodSpec("Adam with moments per task and parameter", "Hervella et al. 2024", PASS_PER_TASK, MAO),
 }
 
-SINGLE = "single:"
-"""Prefix of the baselines that train one task alone."""
-
 
 def list_methods() -> list[str]:
     """Returns the methods' names; beside them there is `single:<task>`, the baseline of one task alone.
@@ -174,127 +168,6 @@ def list_methods() -> list[str]:
         ['ew', 'static', 'rlw']
     """
     return list(METHODS)
-
-
-class Method:
-    """A balancing method with its optimizer: backward, step, and everything to save. Made by `make_method`.
-
-    Attributes:
-        name: the method's name.
-        tasks: the tasks' names.
-        optimizer: AdamW over the model's (and the objective's) parameters, or MAO; for learning-rate schedulers.
-        balancer: the Balancer; None for MAO.
-    """
-
-    def __init__(self, name: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer | None) -> None:
-        self.name = name
-        self.tasks = tasks
-        self.optimizer = optimizer
-        self.balancer = balancer
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, tasks={list(self.tasks)})"
-
-    @property
-    def needs_after_step(self) -> bool:
-        """Whether `after_step` has to be called (FAMO)."""
-        return self.balancer is not None and self.balancer.needs_after_step
-
-    @property
-    def needs_accuracies(self) -> bool:
-        """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
-        return self.balancer is not None and self.balancer.needs_accuracies
-
-    def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
-        """Computes the balanced gradients; arguments and result as in `Balancer.backward`."""
-        if isinstance(self.optimizer, MAO):
-            return self.optimizer.backward(losses, **options)
-        assert self.balancer is not None
-        return self.balancer.backward(losses, **options)
-
-    def step(self) -> None:
-        """Updates the parameters."""
-        self.optimizer.step()
-
-    def zero_grad(self) -> None:
-        """Clears the gradients."""
-        self.optimizer.zero_grad()
-        if self.balancer is not None:
-            self.balancer.zero_grad()
-
-    def after_step(self, losses: Mapping[str, Tensor]) -> None:
-        """Takes the same batch's losses again, where the method needs them; see `Balancer.after_step`."""
-        if self.balancer is not None:
-            self.balancer.after_step(losses)
-
-    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
-        """Tells the method that an epoch has ended, and each task's accuracy; see `Balancer.end_epoch`."""
-        if self.balancer is None:
-            check_metrics(metrics, self.tasks)
-        else:
-            self.balancer.end_epoch(metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that, beside the model's own state, is needed to go on bit for bit."""
-        return {
-            "method": self.name,
-            "tasks": list(self.tasks),
-            "optimizer": self.optimizer.state_dict(),
-            "balancer": None if self.balancer is None else self.balancer.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave.
-
-        Raises:
-            ValueError: the state is of another method or of other tasks; nothing has changed then.
-        """
-        expected = ("method", "tasks", "optimizer", "balancer")
-        missing = [key for key in expected if not isinstance(state, Mapping) or key not in state]
-        if missing:
-            raise ValueError(f"This is no state_dict of a method: it lacks {', '.join(map(repr, missing))}.")
-        for what, own in (("method", self.name), ("tasks", list(self.tasks))):
-            if state.get(what) != own:
-                raise ValueError(
-                    f"This state_dict is of another {what}: found {state.get(what)!r}, expected {own!r}. "
-                    f"Make the method with the same {what} first."
-                )
-        if self.balancer is not None:
-            check_state(self.balancer, state["balancer"], "")
-            check_complete(self.balancer, state["balancer"])
-        self.optimizer.load_state_dict(state["optimizer"])  # refuses the state of another model before any change
-        if self.balancer is not None:
-            self.balancer.load_state_dict(state["balancer"])
-
-
-class SingleTask(Method):
-    """The baseline of one task alone: the other tasks' losses are left out. Made by `make_method`."""
-
-    balancer: Balancer
-
-    def __init__(self, task: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer) -> None:
-        super().__init__(SINGLE + task, tasks, optimizer, balancer)
-        self.task = task
-
-    def backward(
-        self, losses: Mapping[str, Tensor], *, counts: Mapping[str, float | Tensor] | None = None, **options: Any
-    ) -> dict[str, Tensor]:
-        """Computes the gradients of the one task; does nothing where it is left out of `losses`."""
-        self.balancer.ranks.checked(self._check, losses, counts)
-        own = {self.task: losses[self.task]} if self.task in losses else {}
-        if counts is not None:
-            options["counts"] = {task: counts[task] for task in own}
-        return super().backward(own, **options) if own or self.balancer.takes_empty else {}
-
-    def _check(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> None:
-        if not isinstance(losses, Mapping) or losses or not self.balancer.takes_empty:
-            check_losses(losses, self.tasks)
-        if counts is not None:
-            check_counts(counts, losses, self.tasks)
-
-    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
-        """Does nothing beyond checking: there is nothing to balance."""
-        check_metrics(metrics, self.tasks)
 
 
 def make_method(
@@ -310,6 +183,7 @@ def make_method(
     engine: Literal["rows", "layers"] | None = None,
     check_finite: bool | None = None,
     process_group: Any = None,
+    priorities: Mapping[str, float] | None = None,
     **hyperparameters: Any,
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
@@ -332,6 +206,7 @@ def make_method(
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
+        priorities: as in `Balancer` and `MAO`; a single task has none.
         **hyperparameters: as the method's class takes them, for example `beta=0.2` for `ema`. (For TorchJD's, lists
             become tensors, and the number of tasks is filled in.)
 
@@ -358,6 +233,7 @@ def make_method(
     names = check_tasks(tasks)
     check_number("lr", lr, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)
+    check_priorities(priorities, names)
     if engine is not None:
         check_choice("engine", engine, ["rows", "layers"])
     for option, given in (("probe", probe is not None), ("engine='layers'", engine == "layers")):
@@ -377,7 +253,8 @@ def make_method(
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        return Method(name, names, MAO(parameters, names, lr, chunk_size=chunk_size, **hyperparameters), None)
+        mao = MAO(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
+        return Method(name, names, mao, None)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -393,6 +270,7 @@ def make_method(
         names,
         objective,
         aggregator,
+        priorities=priorities,
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         chunk_size=chunk_size,
         engine=engine,

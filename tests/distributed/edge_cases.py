@@ -377,7 +377,7 @@ def one_rank_decides_how_many_tasks_go_at_once(rank, size, checkpoints):
                 monkeypatch.setattr(Batching, "vote", property(lambda batching: 2 if rank else 0))
                 losses = losses_of(model, 0, mine(rank, size))
                 method.backward({t: losses[t] for t in losses if kind == "fsdp" or t == "c" or rank})
-                assert method.balancer._reader._batching.chosen == 2
+                assert method.balancer._balancing.batching.chosen == 2
                 method.backward(losses_of(model, 1, mine(rank, size)))
             assert alike_on_all_ranks(whole(model))
 

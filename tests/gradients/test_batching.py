@@ -317,7 +317,7 @@ def test_a_rank_that_has_timed_nothing_takes_the_others_choice():
 
 def balancer_of(model):
     balancer = eq.Balancer(TASKS, aggregator=eq.MGDA(), engine="rows")
-    return balancer, balancer._batching
+    return balancer, balancer._balancing.batching
 
 
 def mao_of(model):

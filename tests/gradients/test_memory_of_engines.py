@@ -55,7 +55,7 @@ def waiting_rows(model, chunk_size, kind):
         return optimizer._pending.rows, optimizer.step
     balancer = eq.Balancer(TASKS, aggregator=eq.MGDA(), chunk_size=chunk_size)
     balancer.backward(model.losses(0), accumulate=True)
-    return balancer._rows.waiting.micro_batches.rows, lambda: balancer.backward(model.losses(1))
+    return balancer._balancing.rows.waiting.micro_batches.rows, lambda: balancer.backward(model.losses(1))
 
 
 @pytest.mark.parametrize("kind", ["balancer", "mao"])

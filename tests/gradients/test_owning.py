@@ -144,7 +144,7 @@ def waiting(method, model):
     if isinstance(method, eq.MAO):
         rows = [*method._pending.rows.values(), *method._pending.micro_batches.rows.values()]
     else:
-        rows = list(method._rows.waiting.micro_batches.rows.values())
+        rows = list(method._balancing.rows.waiting.micro_batches.rows.values())
     return [*found, *(gradient for row in rows for gradient in row.values())]
 
 

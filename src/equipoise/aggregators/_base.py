@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +32,41 @@ class Aggregator(TaskModule, ABC):
         permutation_invariant: `d` does not depend on the order of the tasks.
         homogeneous: all gradients multiplied by a positive number give `d` multiplied by it.
         scale_invariant: `d` stays as it is where any task's gradient is multiplied by a positive number.
+
+    And, not inherited, as a subclass has another formula:
+
+    Attributes:
+        takes_preferences: the formula uses `self.preferences`. Else a Gramian aggregator takes the preferences as
+            factors of the rows, as if they were in front of the losses, and any other aggregator takes none.
     """
+
+    takes_preferences: bool = False
 
     non_conflicting: bool = False
     permutation_invariant: bool = False
     homogeneous: bool = False
     scale_invariant: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.takes_preferences = vars(cls).get("takes_preferences", False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._preferences: dict[str, float] = {}
+
+    def prefer(self, preferences: Mapping[str, float]) -> None:
+        """Takes how much each task is wanted: task → factor > 0; empty: all the same. Called by the Balancer."""
+        self._preferences = dict(preferences)
+
+    @property
+    def preferences(self) -> Tensor | None:
+        """How much each of the tasks present is wanted, `p_k > 0`, `[K']`, float64 on the CPU; None: all the same."""
+        if not self._preferences:
+            return None
+        known, present = self.tasks or (), self.state.present
+        tasks = known if present is None else [known[index] for index in present]
+        return torch.tensor([self._preferences[task] for task in tasks], dtype=torch.float64, device="cpu")
 
     @abstractmethod
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -126,7 +156,12 @@ class GramianAggregator(Aggregator):
         return combine(gradients, weights), weights
 
     def _finite_weights(self, products: Tensor, losses: Tensor) -> Tensor:
-        return self.weights(products, losses) if _is_finite(products) else torch.full_like(losses, torch.nan)
+        if not _is_finite(products):
+            return torch.full_like(losses, torch.nan)
+        factors = None if self.takes_preferences else self.preferences
+        if factors is None:
+            return self.weights(products, losses)
+        return factors * self.weights(products * factors * factors[:, None], losses)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GramianAggregator:
         """Moves and casts nothing: the state stays where the weights are found."""

@@ -29,6 +29,8 @@ class CAGrad(GramianAggregator):
     The problem is solved to rounding; the authors hand it to a general solver and add 1e-8 under the root, which
     gives `d = g_0` in that case as well.
 
+    Preferences `p_k` multiply the gradients, as if they were in front of the losses.
+
     Args:
         c: radius of the ball relative to `‖g_0‖`, at least 0. With 0, `d` is the mean gradient; below 1 the mean loss
             still converges.

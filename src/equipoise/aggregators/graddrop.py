@@ -23,6 +23,8 @@ class GradDrop(Aggregator):
     whose state is saved: the draw is the same on every rank, and cheap on an accelerator. Devices of different
     kinds draw different numbers.
 
+    Preferences `p_k` multiply the gradients, as if they were in front of the losses.
+
     Args:
         leak: the share of a task's gradient that always passes, in [0, 1]: one number for all tasks, or a mapping
             from task to number, 0 for a task it leaves out.
@@ -42,6 +44,7 @@ class GradDrop(Aggregator):
         tensor([ 4., -3.])
     """
 
+    takes_preferences = True
     masked = True  # the gradients of tasks that take no part are 0, and pass or not
     permutation_invariant = True
     homogeneous = True
@@ -66,6 +69,7 @@ class GradDrop(Aggregator):
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], None]:
         """Returns the combined gradient of every parameter; there are no weights."""
         leaks = self.state.task_leak.unbind() if isinstance(self.leak, dict) else self.leak
+        factors = None if self.preferences is None else self.preferences.tolist()
         seed = int(torch.randint(2**62, (), device="cpu", generator=self.generator))
         generator: torch.Generator | None = None
         combined = []
@@ -77,6 +81,8 @@ class GradDrop(Aggregator):
             shape = (*some.shape, 2) if some.is_complex() else some.shape
             draw = torch.rand(shape, dtype=dtype, device=some.device, generator=generator)
             parts = [None if gradient is None else as_real(local(gradient)) for gradient in column]
+            if factors is not None:
+                parts = [None if part is None else part * factor for part, factor in zip(parts, factors, strict=True)]
             dropped = _drop(parts, leaks, shard_of(draw, some))
             dropped = torch.view_as_complex(dropped) if some.is_complex() else dropped.to(some.dtype)
             combined.append(like(dropped, some))

@@ -24,6 +24,8 @@ class GradNorm(GramianAggregator):
 
     Where tasks are missing, means and sums are over those present, and the others keep their weights and moments.
 
+    Preferences `p_k` are the ratio of the norms that are aimed at: `mean_j ‖w_j g_j‖ · r_k^α · p_k / mean_j p_j`.
+
     Three things the paper leaves open or does otherwise. It names the rate 0.025 and no optimizer for the weights:
     here Adam with its usual settings (0.9, 0.999, 1e-8), whose moments are part of the state, and weights stay at
     or above 0.001 before scaling. It takes the norms on the last shared layer: pass `probe=` to the Balancer, as
@@ -46,6 +48,7 @@ class GradNorm(GramianAggregator):
         >>> balancer = eq.Balancer(["depth", "normals"], aggregator=eq.GradNorm(alpha=1.5))
     """
 
+    takes_preferences = True
     requires_positive = True
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
@@ -66,6 +69,8 @@ class GradNorm(GramianAggregator):
         state.initial_loss = torch.where(self.adam.state.updates == 0, losses, state.initial_loss)
         rates = losses / state.initial_loss
         target = (weights * norms).mean() * (rates / rates.mean()) ** self.alpha
+        if self.preferences is not None:
+            target = target * self.preferences / self.preferences.mean()
         gradient = norms * (weights * norms - target).sign()
 
         updated: Tensor = self.adam(weights, gradient)

@@ -29,6 +29,8 @@ class IMTLG(GramianAggregator):
     projections, that one is the answer and `d` is 0. A task whose gradient is 0 has no direction to project on: it
     gets weight 0. If the weights sum to 0, and so cannot be made to sum to 1, all are 0.
 
+    Preferences `p_k` are the ratio of the projections: `⟨d, u_k⟩ ∝ p_k`, `C β ∝ p`.
+
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021. IMTL is `IMTLL` with this.
 
     Example:
@@ -38,19 +40,22 @@ class IMTLG(GramianAggregator):
         tensor([0.7500, 0.7500])
     """
 
+    takes_preferences = True
     permutation_invariant = True
     homogeneous = True
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `α` `[K']`, which sums to 1."""
         rows = Normalized(gramian)
-        ones = (~rows.zero).to(gramian.dtype)[:, None]
+        projections = (~rows.zero).to(gramian.dtype)[:, None]
+        if self.preferences is not None:
+            projections = projections * self.preferences[:, None]
         matrix = rows.cosines.clone()
         matrix.diagonal().add_(REGULARIZATION)
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        beta = torch.linalg.lu_solve(factors, pivots, ones)
+        beta = torch.linalg.lu_solve(factors, pivots, projections)
         for _ in range(REFINEMENTS):
-            beta += torch.linalg.lu_solve(factors, pivots, torch.addmm(ones, rows.cosines, beta, alpha=-1))
+            beta += torch.linalg.lu_solve(factors, pivots, torch.addmm(projections, rows.cosines, beta, alpha=-1))
         alpha = beta[:, 0] * (rows.norms.amin() / rows.norms)
         total = float(alpha.sum())
         return alpha / total if abs(total) > CANCELLED * float(alpha.abs().sum()) else torch.zeros_like(alpha)

@@ -23,6 +23,9 @@ class MGDA(GramianAggregator):
     As in the authors' code, the scales `s_k` only serve to find the weights, which then apply to the gradients as
     they are: `Σ_k w_k g_k`. The losses in `s_k` are the raw ones.
 
+    Preferences `p_k` are the ratio in which the losses fall: `d` is the min-norm point of the rows `g_k/p_k`, which has
+    `⟨d, g_k⟩ = p_k ‖d‖²` for every task with a weight (without scales `s_k`), and the weights are `w_k/p_k`.
+
     Args:
         normalization: the scale `s_k`: `"none"` 1, `"l2"` `‖g_k‖`, `"loss"` `L_k`, `"loss+"` `L_k ‖g_k‖`.
 
@@ -41,6 +44,7 @@ class MGDA(GramianAggregator):
         tensor([0.4000, 0.8000])
     """
 
+    takes_preferences = True
     permutation_invariant = True
     homogeneous = True
 
@@ -57,7 +61,7 @@ class MGDA(GramianAggregator):
             return rows.zero / rows.zero.sum(dtype=gramian.dtype)
         norms = rows.norms
         scales = {"none": torch.ones_like(norms), "l2": norms, "loss": losses, "loss+": losses * norms}
-        weights, _ = minimize_on_simplex(
-            rows.cosines, norms / scales[self.normalization], linear=torch.zeros_like(norms), factor=1.0
-        )
-        return weights
+        preferences = torch.ones_like(norms) if self.preferences is None else self.preferences
+        lengths = norms / scales[self.normalization] / preferences
+        weights, _ = minimize_on_simplex(rows.cosines, lengths, linear=torch.zeros_like(norms), factor=1.0)
+        return weights / preferences

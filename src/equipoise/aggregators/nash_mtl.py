@@ -34,6 +34,9 @@ class NashMTL(GramianAggregator):
     divides `G` by its norm first, which scales `α`, and clips `‖d‖` to 1. This is the paper's equation, with no
     state. As `‖d‖ = √K` whatever the gradients' norms, the learning rate alone sets the size of the step.
 
+    Preferences `p_k` are the tasks' bargaining powers: `α_k (Gα)_k = p_k`, which maximises `Σ_k p_k log⟨g_k, d⟩` for
+    the norm `√Σ_k p_k` (Kalai's asymmetric Nash solution).
+
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
     Example:
@@ -43,6 +46,7 @@ class NashMTL(GramianAggregator):
         tensor([1., 1.])
     """
 
+    takes_preferences = True
     non_conflicting = True
     permutation_invariant = True
     scale_invariant = True
@@ -51,22 +55,24 @@ class NashMTL(GramianAggregator):
         """Returns `α` `[K']`."""
         rows = Normalized(gramian)
         rows.cosines.diagonal().add_(REGULARIZATION)
-        return torch.where(rows.zero, 0.0, _bargain(rows.cosines) / rows.norms)
+        powers = torch.ones_like(rows.norms) if self.preferences is None else self.preferences
+        least = powers.amin()
+        return torch.where(rows.zero, 0.0, _bargain(rows.cosines, powers / least) * least.sqrt() / rows.norms)
 
 
-def _bargain(gramian: Tensor) -> Tensor:
-    """Returns the `α > 0` with `Gα = 1/α` of a positive definite `G` `[K, K]`.
+def _bargain(gramian: Tensor, powers: Tensor) -> Tensor:
+    """Returns the `α > 0` with `α_k (Gα)_k = p_k` of a positive definite `G` `[K, K]` and powers `p_k ≥ 1` `[K]`.
 
-    Every Newton step is first scaled to the best point on its ray, where `αᵀGα = K`, and then shortened by
+    Every Newton step is first scaled to the best point on its ray, where `αᵀGα = Σ_k p_k`, and then shortened by
     `1/(1 + max_k |step_k/α_k|)`, which makes each lower the objective and the last ones converge quadratically.
     """
-    count = len(gramian)
+    total = powers.sum()
     alpha = torch.ones_like(gramian[0])
     for _ in range(ITERATIONS):
-        alpha = alpha * (count / (alpha @ (gramian @ alpha))).sqrt()
+        alpha = alpha * (total / (alpha @ (gramian @ alpha))).sqrt()
         matrix = gramian * alpha * alpha[:, None]  # in units of the current weights
-        defect = 1 - matrix.sum(1)
-        matrix.diagonal().add_(1.0)
+        defect = powers - matrix.sum(1)
+        matrix.diagonal().add_(powers)
         step, _ = torch.linalg.solve_ex(matrix, defect)
         longest = step.abs().amax()
         alpha = alpha * (1 + step / (1 + longest))

@@ -19,6 +19,8 @@ class PCGrad(GramianAggregator):
     The order is drawn on the CPU from the aggregator's own generator, whose state is saved: the same on every
     device and rank. It makes the result depend on the order of the tasks, but only through the draw.
 
+    Preferences `p_k` multiply the gradients, as if they were in front of the losses: that is `Σ_i p_i v_i`.
+
     Args:
         seed: of the random orders; None takes one from PyTorch's default generator.
 

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from equipoise.bench.experiment.comparison import methods_of
-from equipoise.bench.experiment.settings import Settings, SettingsError, parse_hyperparameters
+from equipoise.bench.experiment.settings import PRIORITIES, Settings, SettingsError, parse_hyperparameters
 from equipoise.bench.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.bench.problems import load_problem
 from equipoise.methods import METHODS
@@ -85,6 +85,7 @@ def read_settings(
         ProblemError: the problem cannot be had.
     """
     own = load_problem(problem).training(quick)
+    hyperparameters = parse_hyperparameters(set_ or [], config)
     names = tuple(METHODS) if methods.strip() == "all" else methods_of(methods.split(","))
     if not names:
         raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
@@ -116,7 +117,8 @@ def read_settings(
         lr=own.lr if lr is None else lr,
         weight_decay=own.weight_decay if weight_decay is None else weight_decay,
         schedule=own.schedule,
-        hyperparameters=parse_hyperparameters(set_ or [], config),
+        priorities=hyperparameters.pop(PRIORITIES, {}),
+        hyperparameters=hyperparameters,
         device=device,
         tune=tune,
         grid=() if not tune else GRID if grid is None else _parse_grid(grid),

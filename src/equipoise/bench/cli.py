@@ -139,7 +139,10 @@ def compare(
     quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer epochs; the table says so.")] = False,
     set_: Hyperparameters = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of hyperparameters, a table per method; `--set` wins over it.")
+        Path | None,
+        typer.Option(
+            help="TOML file of hyperparameters, a table per method, and of tasks' `priorities`; `--set` wins over it."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")

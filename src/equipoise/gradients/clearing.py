@@ -93,6 +93,18 @@ class Marks:
         _add_specks(hidden.values(), -1)
         return found
 
+    def multiplied_by(self) -> Tensor | None:
+        """Returns by what the marks have been multiplied since, 0-dim, as a gradient scaler does that unscales.
+
+        None: it cannot be seen, since every mark is hidden by what has been added.
+        """
+        self._look(self._marked)
+        for leaf, mark in self._marked.items():
+            speck = _speck(mark.gradient)
+            if mark.ours and speck and leaf.grad is mark.gradient:
+                return _first(_real(mark.gradient)).flatten()[0] / speck
+        return None
+
     def remove(self) -> None:
         """Takes the marks away, and `.grad` where there is nothing else in it."""
         if not self._marked:

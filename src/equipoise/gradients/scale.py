@@ -67,6 +67,23 @@ class ScalerScale(Scale):
         return products / self._factor.to(products.dtype).square()
 
 
+class Factor(Scale):
+    """A factor that stays in the gradients, of which nobody knows what it is made of.
+
+    Args:
+        factor: 0-dim.
+    """
+
+    checked = True
+
+    def __init__(self, factor: Tensor) -> None:
+        self.factor = factor
+
+    def coefficients(self, coefficients: Tensor) -> Tensor:
+        """See `Scale`."""
+        return coefficients * self.factor
+
+
 UNSCALED = Scale()
 
 

@@ -16,7 +16,9 @@ from equipoise.gradients.batching import Batching
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.graph.cut import Cut
 from equipoise.gradients.graph.walk import Graph
+from equipoise.gradients.jacobian import Row
 from equipoise.gradients.scale import UNSCALED, Scale
+from equipoise.gradients.writing import write
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Step:
         cleared: gradients have been cleared since the micro-batch before.
         scale: the gradient scaler's.
         batching: how many tasks go through what they share at once.
+        learns: state and learned weights take the step in; else the weights are those of the last step that they did.
+        write: takes the gradients: into `.grad`, or to who asks for them.
     """
 
     tasks: tuple[str, ...]
@@ -56,6 +60,8 @@ class Step:
     cleared: bool = False
     scale: Scale = UNSCALED
     batching: Batching = field(default_factory=Batching)
+    learns: bool = True
+    write: Callable[[Row], None] = write
 
     @cached_property
     def held(self) -> list[Tensor]:
@@ -91,6 +97,18 @@ class Step:
     def at_held(self, per_task: Sequence[list[Tensor]]) -> list[list[Tensor]]:
         """Returns the entries of those tasks whose losses this rank has."""
         return [entry for entry, loss in zip(per_task, self.losses, strict=True) if loss is not None]
+
+    def taking(self, vector: Tensor, others: float) -> Tensor:
+        """Returns the `[K']` numbers of the tasks that take part, and this number for the others."""
+        return vector if self.usable is None else torch.where(self.usable, vector, others)
+
+    def inside(self, scale: Scale, retain_graph: bool, write: Callable[[Row], None]) -> Step:
+        """Returns the step inside of somebody else's backward pass; what is known of its graph goes with it."""
+        step = replace(self, scale=scale, retain_graph=retain_graph, write=write)
+        vars(step).update(
+            {name: value for name, value in vars(self).items() if name in ("graph", "cut", "cut_in_turn")}
+        )
+        return step
 
     def without(self, left_out: Sequence[int], usable: Tensor | None) -> Step:
         """Returns the step in which the tasks at these places of `tasks` are left out.

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from equipoise._method import Method
 from equipoise.balancer import Balancer
-from equipoise.methods import Method
 from equipoise.optim import MAO
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from equipoise._method import Method
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import parameter_names
 from equipoise.gradients.jacobian import TaskRows
@@ -21,7 +22,6 @@ from equipoise.gradients.ranks import Alone
 from equipoise.gradients.shards import is_sharded
 from equipoise.gradients.sparse import added
 from equipoise.gradients.step import Step
-from equipoise.methods import Method
 from equipoise.monitor.rates import check_optimizer
 from equipoise.monitor.recording import Record, Recording
 from equipoise.monitor.sums import Sums, fetch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from equipoise._checks import check_known
 
@@ -29,3 +29,20 @@ def grouped(tasks: tuple[str, ...], groups: int | Mapping[str, Iterable[str]] | 
     if empty:
         raise ValueError(f"groups must not be empty, found no task in {', '.join(map(repr, empty))}.")
     return members
+
+
+def of_groups(priorities: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Returns group → the priority of its tasks; nothing where there are none.
+
+    Raises:
+        ValueError: those of a group differ: its losses are summed, with one update.
+    """
+    found = {}
+    for group, members in groups.items() if priorities else ():
+        factors = {task: priorities[task] for task in members}
+        if len(set(factors.values())) > 1:
+            raise ValueError(
+                f"priorities: the tasks of group {group!r} share an update and need the same priority, found {factors}."
+            )
+        found[group] = factors[members[0]]
+    return found

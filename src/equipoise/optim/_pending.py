@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.micro_batches import Waiting, add_rows, move_into, sparse_in, taking_part
+from equipoise.gradients.scale import times
 from equipoise.gradients.sparse import zero_unless
 
 
@@ -21,6 +22,7 @@ class Pending(Waiting):
         rows: task → its row, of the steps since gradients were cleared.
         taking: task → whether it takes part, 0-dim bool, where the host does not know it.
         ahead: streaming: parameter → its value after `step`.
+        factors: what the scalars were multiplied by whose gradients are in the rows, 0-dim.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class Pending(Waiting):
         self.rows: TaskRows = {}
         self.taking: dict[str, Tensor] = {}
         self.ahead: dict[Tensor, Tensor] = {}
+        self.factors: list[Tensor] = []
 
     def add(self, rows: TaskRows, taking: dict[str, Tensor]) -> None:
         """Adds the rows of a step."""
@@ -45,6 +48,25 @@ class Pending(Waiting):
         self.ahead = ahead
         self.marks.put(ahead)
 
+    def unscaled(self) -> TaskRows:
+        """Returns the rows, multiplied by what `.grad` has been multiplied by since: a scaler unscales that alone.
+
+        Raises:
+            RuntimeError: there was a factor, and it cannot be seen whether it has been taken back.
+        """
+        if not self.factors:
+            return self.rows
+        multiplied_by = self.marks.multiplied_by()
+        if multiplied_by is not None:
+            return {task: times(row, multiplied_by) for task, row in self.rows.items()}
+        if any(float(factor) != 1 for factor in self.factors):  # sync: only where nothing else tells
+            raise RuntimeError(
+                "The scalar of MAO.loss() was multiplied, by a gradient scaler perhaps, and every small parameter has "
+                "other gradients in .grad, so that it cannot be seen whether it has been unscaled: call "
+                "backward(losses, scaler=...) in place of loss()."
+            )
+        return self.rows
+
     def cleared(self) -> bool:
         """See `Waiting`."""
         return bool(self.micro_batches or self.rows or self.ahead) and self.marks.cleared()
@@ -55,6 +77,7 @@ class Pending(Waiting):
         self.rows = {}
         self.taking = {}
         self.ahead = {}
+        self.factors = []
 
 
 def _zero_unless_taking(row: Row, taking: Tensor | None) -> Row:

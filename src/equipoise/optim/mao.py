@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from equipoise._checks import check_number, check_tasks
+from equipoise._checks import check_number, check_priorities, check_tasks
+from equipoise._scalar import balanced, refuse_sharded, refuse_waiting
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.jacobian import Row, TaskRows
@@ -18,12 +19,13 @@ from equipoise.gradients.owning import owned
 from equipoise.gradients.ranks import Company
 from equipoise.gradients.reading import Reader
 from equipoise.gradients.rows import Rows, with_inputs
+from equipoise.gradients.scale import Factor
 from equipoise.gradients.shards import local, locals_of, total_norm
 from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
-from equipoise.optim._groups import grouped
+from equipoise.optim._groups import grouped, of_groups
 from equipoise.optim._listing import NO_TASK, Listing
 from equipoise.optim._pending import Pending, by_taking, guarded, split
 from equipoise.optim._states import check_state, drop_unused, note_chunk_size, number_counts, restore_counts
@@ -59,6 +61,8 @@ class MAO(Optimizer):
         betas: decay rates β₁ and β₂ of the two moving averages, in [0, 1).
         eps: ε, at least 0.
         weight_decay: λ, decoupled, at least 0.
+        priorities: task → factor > 0, 1 where left out, that multiplies the task's update: how much it is wanted. Equal
+            ones change nothing. Tasks of one group have to have the same.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share. `streaming` takes one.
         groups: let tasks share moments: a mapping from group to tasks, or a number of groups that the tasks are dealt
             to in turn. A group's losses are summed, with one backward pass and one set of moments, so that a step costs
@@ -120,6 +124,7 @@ class MAO(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
         groups: int | Mapping[str, Iterable[str]] | None = None,
         max_norm: float | None = None,
@@ -131,6 +136,7 @@ class MAO(Optimizer):
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.groups = grouped(self.tasks, groups)
+        self.priorities = of_groups(check_priorities(priorities, self.tasks), self.groups)
         self.streaming = streaming
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
         self.check_finite = check_finite
@@ -221,14 +227,45 @@ class MAO(Optimizer):
             raise ValueError(ONE_BACKWARD)
         empty = self._company.now().active or bool(self._pending.micro_batches)
         step = self._reader.read(losses, counts, scaler, empty=empty, accumulate=accumulate, retain_graph=retain_graph)
+        if accumulate and counts is not None and step.tasks and self.defaults["groups"] is not None:
+            raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
+        return self._collect(step)
+
+    def loss(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Returns the sum of the losses as a scalar whose backward pass does what `backward(losses)` does.
+
+        For frameworks that call `loss.backward()` themselves; see `Balancer.forward`. A factor in front of it stays in
+        the task gradients; what `.grad` is multiplied by before `step()` multiplies them, too, so that a gradient
+        scaler that steps this optimizer unscales them.
+
+        Args:
+            losses: as in `backward`.
+            counts: as in `backward`.
+
+        Raises:
+            TypeError: as in `backward`.
+            ValueError: as in `backward`; `streaming`, whose updates are made before `.grad` is unscaled; micro-batches
+                of `backward` wait; parameters are sharded.
+        """
+        if self.streaming:
+            raise ValueError(ONE_BACKWARD + " For the same reason there is no loss().")
+        ranks, with_graph = self._company.now(), torch.is_grad_enabled()
+        step = self._reader.read(losses, counts, None, empty=ranks.active, graph=with_graph)
+        total = step.taking(step.values, 0.0).sum()
+        if not with_graph:
+            return total
+        refuse_sharded(ranks, "MAO.loss()")
+        refuse_waiting(self._pending)
+        return balanced(step, total, self._collect, scale=Factor)
+
+    def _collect(self, step: Step) -> dict[str, Tensor]:
+        """Computes the task gradients of a step, and keeps them unless further micro-batches follow."""
         if not step.tasks:
-            if not accumulate:
+            if not step.accumulate:
                 self._take(self._rows.finish(), step)
             return {}
         names = step.tasks
         if self.defaults["groups"] is not None:
-            if accumulate and counts is not None:
-                raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
             step = step.joined(self.groups)
         ones = torch.ones_like(step.values)
         if self.streaming:
@@ -255,6 +292,8 @@ class MAO(Optimizer):
         self._pending.add({task: owned(row) for task, row in held.items()}, taking)
         if scale.checked:
             self._pending.marks.spoil(unless=valid)
+        if isinstance(scale, Factor):
+            self._pending.factors.append(scale.factor)
         write(scale.gradients(others))
 
     @overload
@@ -286,7 +325,7 @@ class MAO(Optimizer):
             if not gradients or not total_norm(gradients):  # else it is a warm-up's first step
                 self._make_room()
                 return loss
-        rows = pending.rows
+        rows = pending.unscaled()
         if self.max_norm is not None:
             rows = {task: clipped(row, self.max_norm) for task, row in rows.items()}
         if pending.ahead:
@@ -297,7 +336,7 @@ class MAO(Optimizer):
             if group["weight_decay"]:
                 self._decay(group, {task: lists[index] for task, (lists, _) in listed.items()}, every)
             for task, (lists, gradients) in listed.items():
-                update(lists[index], gradients, group, pending.taking.get(task))
+                update(lists[index], gradients, self._preferring(group, task), pending.taking.get(task))
         watcher = self._watching.now
         if rows and watcher is not None:
             watcher.see_taken(self, rows)
@@ -307,6 +346,11 @@ class MAO(Optimizer):
     @property
     def _held(self) -> set[Tensor]:
         return {parameter for group in self.param_groups for parameter in group["params"]}
+
+    def _preferring(self, group: dict[str, Any], task: str) -> dict[str, Any]:
+        """The group's options with the task's learning rate."""
+        priority = self.priorities.get(task, 1.0)
+        return group if priority == 1 else {**group, "lr": group["lr"] * priority}
 
     def _decay(self, group: dict[str, Any], lists: Mapping[str, Lists], rows: TaskRows) -> None:
         """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
@@ -348,7 +392,7 @@ class MAO(Optimizer):
                 ahead.update({p: local(p).detach().clone() for p in new})
                 for takes, decayed in by_taking(reaching, taking, new):
                     decay([ahead[p] for p in decayed], group, taking=takes)
-                update(lists.on(ahead), gradients, group, taking.get(task))
+                update(lists.on(ahead), gradients, self._preferring(group, task), taking.get(task))
             if self._watching.now is not None:
                 self._watching.now.see_taken(self, {task: own})
             del own, gradients  # before the next one is computed
@@ -380,6 +424,7 @@ class MAO(Optimizer):
         own = {
             "tasks": self.tasks,
             "groups": self.groups,
+            "priorities": self.priorities,
             "max_norm": self.max_norm,
             "streaming": self.streaming,
             "check_finite": self.check_finite,

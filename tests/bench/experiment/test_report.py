@@ -214,6 +214,7 @@ def test_names_are_escaped(tmp_path):
                 "ema": {"lr": 3e-4, "list": [0.9, 0.99], "text": "a 'b' \"c\" $d"},
                 "single": {"on": True},
             },
+            priorities={"a task": 2.5, "b.c": 1.0},
             devices=2,
             precision="bf16-mixed",
             strategy="ddp",

@@ -20,6 +20,14 @@ def test_hyperparameters_from_file_and_command_line(tmp_path):
     }
 
 
+def test_priorities_from_file_and_command_line(tmp_path):
+    file = tmp_path / "methods.toml"
+    file.write_text('[priorities]\nleft = 4.0\n"a.b" = 2\n')
+    assert parse_hyperparameters(["priorities.left=3", "priorities.c.d=0.5"], file) == {
+        "priorities": {"left": 3, "a.b": 2, "c.d": 0.5}
+    }
+
+
 @pytest.mark.parametrize("assignment", ["beta=0.2", "ema.beta", "ema.=1", ".beta=1", "ema.beta="])
 def test_assignments_of_another_form(assignment):
     with pytest.raises(SettingsError, match=r"METHOD\.NAME=VALUE"):
@@ -59,6 +67,7 @@ def test_more_methods_and_seeds_extend():
         ({"epochs": 2, "quick": True}, "quick is False there and True here; epochs is 8 there and 2 here"),
         ({"problem": "other"}, "problem is 'digits' there"),
         ({"source": "0123"}, "the file of digits was another one there"),
+        ({"priorities": {"left": 2.0}}, r"priorities is {} there and {'left': 2.0} here"),
         ({"hyperparameters": {}}, r"ema's hyperparameters are {'beta': 0.2} there and {} here"),
         ({"hyperparameters": {"ema": {"beta": 0.2}, "single": {"lr": 0.1}}}, "single's hyperparameters"),
     ],

@@ -355,3 +355,10 @@ def test_precision_is_fabrics(precision):
     assert other["status"] == "finished"
     assert other["epochs"][-1]["loss"] != plain["epochs"][-1]["loss"]
     assert other["epochs"][-1]["loss"] == pytest.approx(plain["epochs"][-1]["loss"], rel=0.1)
+
+
+def test_priorities_reach_the_method_and_no_single_task_run():
+    problem = Recording()
+    learner = Learner(problem, replace(TRIAL, priorities={"a": 3.0}))
+    outputs = {task: learner.network[task](torch.ones(4, 8)).square().mean() for task in ("a", "b")}
+    assert {task: float(weight) for task, weight in learner.method.backward(outputs).items()} == {"a": 3.0, "b": 1.0}

@@ -418,6 +418,7 @@ def _plain_trial(
         weight_decay=given.pop("weight_decay", settings.weight_decay),
         schedule=settings.schedule,
         hyperparameters={name: value for name, value in given.items() if name != "lr"},
+        priorities={} if run.method.startswith("single:") else settings.priorities,
         device=settings.device,
         devices=settings.devices,
         precision=settings.precision,

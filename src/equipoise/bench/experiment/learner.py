@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from equipoise._method import Method
 from equipoise.bench.experiment.trial import SHARDED, Trial, Values
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset, Predictions
 from equipoise.integrations.fabric import backward
-from equipoise.methods import Method, make_method
+from equipoise.methods import make_method
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +36,7 @@ def build_method(problem: Problem, trial: Trial, network: nn.Module) -> Method:
         [task.name for task in problem.tasks],
         lr=trial.lr,
         weight_decay=trial.weight_decay,
+        priorities=trial.priorities,
         **{"potentials": trial.potentials, **trial.hyperparameters},
     )
 

@@ -20,6 +20,10 @@ OWN = ("lr", "weight_decay")
 """What may stand among a method's hyperparameters though it is not the method's: they replace the common value."""
 
 
+PRIORITIES = "priorities"
+"""The table of tasks among the tables of methods."""
+
+
 class SettingsError(Exception):
     """The settings are wrong or do not fit the run folder; the message says how and what to do."""
 
@@ -36,6 +40,7 @@ class Settings:
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
             for all single-task baselines.
+        priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
         device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first.
@@ -54,6 +59,7 @@ class Settings:
     weight_decay: float
     schedule: str
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    priorities: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     tune: bool = False
     grid: tuple[float, ...] = ()
@@ -133,6 +139,8 @@ def source_of(problem: str) -> str:
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:
     """Reads hyperparameters: a TOML file with a table per method, then assignments that replace what it says.
 
+    A table `priorities` is of tasks; it is returned under that name.
+
     Args:
         assignments: `METHOD.NAME=VALUE` each, the value as TOML has it (a bare word is a string).
         file: the TOML file, if there is one.
@@ -152,7 +160,8 @@ def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict
             found[method] = dict(table)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        method, dot, hyperparameter = name.strip().rpartition(".")
+        split = str.partition if name.strip().startswith(f"{PRIORITIES}.") else str.rpartition  # a task may have dots
+        method, dot, hyperparameter = split(name.strip(), ".")
         if not (equals and dot and method and hyperparameter and text.strip()):
             raise SettingsError(f"--set takes METHOD.NAME=VALUE, as in ema.beta=0.2; found {assignment!r}.")
         found.setdefault(method, {})[hyperparameter] = _value(text.strip())

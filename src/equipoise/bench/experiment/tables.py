@@ -39,6 +39,8 @@ def notes(result: Result) -> list[str]:
         f"{settings.batch_size}, {_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
+    if settings.priorities:
+        lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
     if summary.seeds >= MIN_SEEDS:
         lines.append(

@@ -25,6 +25,7 @@ class Trial:
         seed: decides initial weights, order of the batches and everything random.
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
         hyperparameters: the method's own; `potentials` among them stand in place of those below.
+        priorities: task → how much it is wanted; none for a single-task run.
         device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
             each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
             states over them by `fully_shard`; such a run has no checkpoint.
@@ -42,6 +43,7 @@ class Trial:
     weight_decay: float
     schedule: str = "constant"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    priorities: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     devices: int = 1
     precision: str = "32-true"

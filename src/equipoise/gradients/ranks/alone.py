@@ -78,6 +78,10 @@ class Alone:
         """Returns this rank's part of the coefficients `[K']`, which add up over the ranks to `coefficients`."""
         return coefficients
 
+    def averaged(self, step: Step, coefficients: Tensor) -> Tensor:
+        """Returns this rank's part of the coefficients `[K']` where gradients are then averaged over the ranks."""
+        return coefficients
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Adds up a small tensor over the ranks, in place."""
         return tensor

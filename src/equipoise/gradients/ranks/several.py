@@ -201,7 +201,7 @@ class Several(Alone):
         losses do not reach all its parameters, since it waits for them, and it need not where the caller accumulates:
         then gradients go past its hooks.
         """
-        weights = self.rank_share(step, coefficients) * self.ranks.size
+        weights = self.averaged(step, coefficients)
         if self._wrapped.averaged and step.everywhere and not step.accumulate:
             leaves = self.walked(step, step.retain_graph)
             averages = self._wrapped.averages(leaves) and all(leaf in leaves for leaf in self._unreduced)
@@ -240,6 +240,10 @@ class Several(Alone):
     def rank_share(self, step: Step, coefficients: Tensor) -> Tensor:
         """See `Alone`."""
         return coefficients if step.shares is None else coefficients * step.shares
+
+    def averaged(self, step: Step, coefficients: Tensor) -> Tensor:
+        """See `Alone`."""
+        return self.rank_share(step, coefficients) * self.ranks.size
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """See `Alone`."""

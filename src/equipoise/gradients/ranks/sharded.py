@@ -55,8 +55,7 @@ class Sharded(Several):
                 f"PyTorch {'.'.join(map(str, FULLY_SHARD_AGAIN))} or later; this is {torch.__version__}. Take a method "
                 "of one backward pass, such as 'uw' or 'ema', or DistributedDataParallel."
             )
-        size = self.ranks.size  # FSDP gives the mean over the ranks, where a sum is wanted
-        weights = step.weights(self.rank_share(step, coefficients) * size)
+        weights = step.weights(self.averaged(step, coefficients))  # FSDP gives the mean over the ranks
         step.batching.reason = "one after the other: parameters are sharded"
         before = {leaf: leaf.grad for leaf in [*self.order.parameters(), *self.walked(step, repeatable=True)]}
         last = len(step.held) - 1
@@ -89,7 +88,7 @@ class Sharded(Several):
     def one_pass(self, step: Step, coefficients: Tensor) -> list[Tensor]:
         """See `Alone`."""
         leaves = dict.fromkeys([*self.order.parameters(), *self.walked(step, step.retain_graph)])
-        weights = self.rank_share(step, coefficients) * self.ranks.size
+        weights = self.averaged(step, coefficients)
         # what is not trained, but for parameters, which FSDP may have gathered
         inputs = {p: p.grad for p in leaves if not (isinstance(p, nn.Parameter) or self.order.is_trained(p))}
         for leaf in inputs:

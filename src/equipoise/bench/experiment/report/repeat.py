@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.bench.experiment.settings import Settings
+from equipoise.bench.experiment.settings import PRIORITIES, Settings
 
 
 def command(settings: Settings) -> str:
@@ -21,7 +21,8 @@ def command(settings: Settings) -> str:
         words += ["--tune", "--grid", ",".join(map(str, settings.grid))]
     else:
         words += ["--lr", str(settings.lr)]
-    for method, values in settings.hyperparameters.items():
+    tables = {**settings.hyperparameters, PRIORITIES: settings.priorities}
+    for method, values in tables.items():
         for name, value in values.items():
             words += ["--set", f"{method}.{name}={json.dumps(value, ensure_ascii=False)}"]
     for name in ("device", "devices", "precision", "strategy", "monitor_every"):
