@@ -15,7 +15,7 @@ LAYERS = (
     ("_checks", "_active", "_kept", "_state", "_state_step", "_adam", "_notices", "labels", "loaders"),
     ("gradients",),
     ("objectives", "aggregators"),
-    ("balancer", "_balancing", "_held", "_parts", "_weigh", "_collect", "_scalar", "_sharing", "optim"),
+    ("balancer", "_balancing", "_held", "_parts", "_saved", "_weigh", "_collect", "_scalar", "_sharing", "optim"),
     ("methods", "_method", "monitor", "integrations"),
     ("__init__",),
     ("bench",),

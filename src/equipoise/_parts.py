@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from equipoise._checks import check_choice
+from equipoise._saved import unpacked
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
@@ -82,14 +83,15 @@ def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object
         ValueError: it is of another, or of no Balancer.
     """
     found = state.get(f"{prefix}_extra_state")
-    if found is None:
+    if not isinstance(found, Tensor):
         if prefix and not any(name.startswith(prefix) for name in state):
             return  # the checkpoint of a module without a Balancer; PyTorch reports it where strict
         raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
+    kept = unpacked(found)
     for what, own in (("tasks", list(balancer.tasks)), ("method", balancer.method)):
-        if found[what] != own:
+        if kept[what] != own:
             raise ValueError(
-                f"This state_dict is of other {what}: found {found[what]!r}, expected {own!r}. "
+                f"This state_dict is of other {what}: found {kept[what]!r}, expected {own!r}. "
                 "Load it into a Balancer made with the same arguments."
             )
 

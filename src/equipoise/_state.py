@@ -318,14 +318,14 @@ class TaskModule(nn.Module):
         shown = {name: value for name, value in given.items() if isinstance(value, int | float | str | tuple | dict)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The generator's state (random methods), for `state_dict`."""
-        return {} if self.generator is None else {"generator": self.generator.get_state()}
+    def get_extra_state(self) -> Any:
+        """The generator's state (random methods; else a zero), for `state_dict`: a tensor, as safetensors wants it."""
+        return torch.zeros(1, dtype=torch.uint8, device="cpu") if self.generator is None else self.generator.get_state()
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Takes over what `get_extra_state` gave."""
         if self.generator is not None:
-            self.generator.set_state(state["generator"].cpu())
+            self.generator.set_state(state.cpu())
 
     def __getattr__(self, name: str) -> Any:
         modules: dict[str, nn.Module] = vars(self).get("_modules", {})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equipoise._balancing import Balancing
 from equipoise._checks import check_priorities, check_tasks
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
+from equipoise._saved import packed, unpacked
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.places import Representation
@@ -259,9 +260,8 @@ class Balancer(nn.Module):
             TypeError: losses is not a mapping of tensors.
             ValueError: unknown task, no loss, a loss that is not a scalar, or is NaN or infinite.
         """
-        if not self.needs_after_step:
-            return
-        self._balancing.after_step(losses)
+        if self.needs_after_step:
+            self._balancing.after_step(losses)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
@@ -285,15 +285,15 @@ class Balancer(nn.Module):
         super().zero_grad(set_to_none)
         self._balancing.forget()
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def get_extra_state(self) -> Tensor:
         """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        own = {"tasks": list(self.tasks), "method": self.method, "shared": self._shared.names}
-        return {**own, **self._balancing.chosen()}
+        return packed(list(self.tasks), self.method, self._shared, self._balancing.chosen())
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
-        self._shared.restore(state["shared"])
-        self._balancing.choose(state)
+        found = unpacked(state)
+        self._shared.restore(found["shared"])
+        self._balancing.choose(found)
 
     def _read(self, *given: Any, **options: Any) -> Step:
         learns = self.training and not self._frozen and torch.is_grad_enabled()

@@ -124,6 +124,19 @@ def test_goes_on_as_a_copy(name, how):
 
 
 @every_method
+def test_a_balancers_state_is_tensors_whose_sizes_stay(name):
+    """Formats of checkpoints ask for it: safetensors for the one, PyTorch's distributed ones for the other."""
+    if name == "mao":
+        return
+    model, method = make(name)
+    shapes = [{key: value.shape for key, value in method.balancer.state_dict().items()}]
+    for stop in (3, 12):
+        train(model, method, stop=stop)
+        shapes.append({key: value.shape for key, value in method.balancer.state_dict().items()})
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+@every_method
 def test_goes_back_to_a_saved_state(name):
     """Loading into a method that has gone on forgets what came after."""
     model, method = make(name)

@@ -12,6 +12,7 @@ import torch
 from architectures import TASKS, make
 
 import equipoise as eq
+from equipoise._saved import unpacked
 from equipoise.gradients import batching as module
 from equipoise.gradients.batching import TIMED, WARM_UP, Batching, Together
 from equipoise.gradients.ranks.several import Several
@@ -392,7 +393,7 @@ def test_a_step_that_cannot_be_batched_ends_the_timing(accelerator, monkeypatch)
         balancer.backward(model.losses(step))
     assert balancer.way == "rows: one after the other: no rule"
     assert accelerator.events == 4
-    assert balancer.state_dict()["_extra_state"]["chunk_size"] == batching.chosen == 1
+    assert unpacked(balancer.state_dict()["_extra_state"])["chunk_size"] == batching.chosen == 1
 
 
 def test_streaming_takes_one(quick_at_once):

@@ -103,6 +103,11 @@ class SharedParameters:
         return {} if self._model is None else parameter_names(self._model)
 
     @property
+    def possible_names(self) -> list[str]:
+        """The names of all parameters that the model has."""
+        return list(self._named)
+
+    @property
     def names(self) -> list[str]:
         """The names of the found parameters that the model has."""
         return [name for name, leaf in self._named.items() if leaf in self._found]

@@ -203,13 +203,14 @@ class _Adapter(TaskModule):
         """Takes over what `more_state` gave."""
         self._restore(kept)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The generator's state, and what the stateful modules keep."""
-        return super().get_extra_state() | self.more_state()
+    def get_extra_state(self) -> Any:
+        """The generator's state; in a dictionary with what the stateful modules keep, where there are any."""
+        generator, more = super().get_extra_state(), self.more_state()
+        return {"generator": generator, **more} if more else generator
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Takes over what `get_extra_state` gave."""
-        super().set_extra_state(state)
+        super().set_extra_state(state["generator"] if self.stateful() else state)
         self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""What a Balancer keeps beside tensors, as a tensor.
+
+Hugging Face's checkpoints take tensors alone, and PyTorch's distributed ones load a tensor into another of its size.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.gradients.shared import SharedParameters
+
+LONGEST = -sys.float_info.min
+"""A number that takes as many characters as any does."""
+
+
+def packed(tasks: list[str], method: str, shared: SharedParameters, chosen: Mapping[str, Any]) -> Tensor:
+    """Returns what a checkpoint is checked against and what was found, `[N]` uint8.
+
+    N depends on how the Balancer was made alone, not on the steps that it has taken.
+
+    Args:
+        tasks: the tasks' names.
+        method: what describes the method.
+        shared: knows the names of shared parameters.
+        chosen: the number of tasks that go at once, or None; and "weights": kind → task → weight.
+    """
+    state = {"tasks": tasks, "method": method, "shared": shared.names, **chosen}
+    weights = {kind: dict.fromkeys(tasks, LONGEST) for kind in chosen["weights"]}
+    fullest = {**state, "shared": shared.possible_names, "chunk_size": sys.maxsize, "weights": weights}
+    text = json.dumps(state).encode().ljust(len(json.dumps(fullest)))
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def unpacked(state: Tensor) -> dict[str, Any]:
+    """Returns what `packed` took."""
+    found: dict[str, Any] = json.loads(bytes(state.tolist()))
+    return found
