@@ -12,7 +12,7 @@ import equipoise
 PACKAGE = Path(equipoise.__file__).parent
 
 LAYERS = (
-    ("_checks", "_active", "_state", "_adam", "_notices", "labels", "loaders"),
+    ("_checks", "_active", "_state", "_adam", "_notices", "labels", "loaders", "_passes"),
     ("gradients",),
     ("objectives", "aggregators"),
     ("balancer", "_balancing", "_held", "_parts", "_weigh", "_collect", "_scalar", "_sharing", "optim"),
