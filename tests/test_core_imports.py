@@ -12,10 +12,23 @@ import equipoise
 PACKAGE = Path(equipoise.__file__).parent
 
 LAYERS = (
-    ("_checks", "_active", "_kept", "_state", "_state_step", "_adam", "_notices", "labels", "loaders"),
+    ("_checks", "_active", "_kept", "_state", "_state_step", "_adam", "_notices", "labels", "loaders", "_passes"),
     ("gradients",),
     ("objectives", "aggregators"),
-    ("balancer", "_balancing", "_held", "_parts", "_saved", "_weigh", "_collect", "_scalar", "_sharing", "optim"),
+    (
+        "balancer",
+        "_balancing",
+        "_saved",
+        "_saving",
+        "_intersection",
+        "_held",
+        "_parts",
+        "_weigh",
+        "_collect",
+        "_scalar",
+        "_sharing",
+        "optim",
+    ),
     ("methods", "_method", "monitor", "integrations"),
     ("__init__",),
     ("bench",),

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from equipoise._checks import check_counts, check_losses, check_metrics
-from equipoise._parts import check_complete, check_state
+from equipoise._checks import check_choice, check_counts, check_losses, check_metrics
+from equipoise._intersection import MATCHES, Match, in_common, learned_names, optimizer_state
+from equipoise._saving import balancer_in_common, check_complete, check_state
 from equipoise.balancer import Balancer
+from equipoise.gradients.graph.wrappers import parameter_names
 from equipoise.optim import MAO
+from equipoise.optim._states import moments_in_common
 
 SINGLE = "single:"
 """Prefix of the baselines that train one task alone."""
@@ -27,11 +30,19 @@ class Method:
         balancer: the Balancer; None for MAO.
     """
 
-    def __init__(self, name: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        tasks: tuple[str, ...],
+        model: nn.Module,
+        optimizer: Optimizer,
+        balancer: Balancer | None,
+    ) -> None:
         self.name = name
         self.tasks = tasks
         self.optimizer = optimizer
         self.balancer = balancer
+        self._parameters = [*parameter_names(model), *([] if balancer is None else learned_names(balancer))]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, tasks={list(self.tasks)})"
@@ -88,32 +99,50 @@ class Method:
         return {
             "method": self.name,
             "tasks": list(self.tasks),
+            "parameters": list(self._parameters),
             "optimizer": self.optimizer.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, tasks: Match = "equal") -> None:
         """Takes over what `state_dict` gave.
 
+        Args:
+            state: of the same method.
+            tasks: "equal": it has to be of the same tasks and parameters. "intersection": of others, too, where tasks
+                (and their heads) were added or dropped: what the balancing keeps of the tasks of both, and what the
+                optimizer keeps of the parameters of both, is taken over, by their names; the rest stays as it is. The
+                model's own state is yours to load: `model.load_state_dict(..., strict=False)`.
+
         Raises:
-            ValueError: the state is of another method or of other tasks; nothing has changed then.
+            ValueError: the state is of another method, of other tasks or parameters where they have to be equal, or no
+                task is in both; nothing has changed then.
         """
+        check_choice("tasks", tasks, MATCHES)
         expected = ("method", "tasks", "optimizer", "balancer")
         missing = [key for key in expected if not isinstance(state, Mapping) or key not in state]
         if missing:
             raise ValueError(f"This is no state_dict of a method: it lacks {', '.join(map(repr, missing))}.")
         for what, own in (("method", self.name), ("tasks", list(self.tasks))):
-            if state.get(what) != own:
+            if state.get(what) != own and not (what == "tasks" and tasks == "intersection"):
                 raise ValueError(
                     f"This state_dict is of another {what}: found {state.get(what)!r}, expected {own!r}. "
                     f"Make the method with the same {what} first."
                 )
+        optimizer, balancer = state["optimizer"], state["balancer"]
+        if tasks == "intersection":
+            in_common(state["tasks"], self.tasks)
+            if "parameters" not in state:
+                raise ValueError("This state_dict does not name its parameters, by which those of both are told.")
+            take = moments_in_common if isinstance(self.optimizer, MAO) else optimizer_state
+            optimizer = take(self.optimizer, optimizer, self._parameters, state["parameters"])
+            balancer = None if self.balancer is None else balancer_in_common(self.balancer, balancer)
         if self.balancer is not None:
-            check_state(self.balancer, state["balancer"], "")
-            check_complete(self.balancer, state["balancer"])
-        self.optimizer.load_state_dict(state["optimizer"])  # refuses the state of another model before any change
+            check_state(self.balancer, balancer, "")
+            check_complete(self.balancer, balancer)
+        self.optimizer.load_state_dict(optimizer)  # refuses the state of another model before any change
         if self.balancer is not None:
-            self.balancer.load_state_dict(state["balancer"])
+            self.balancer.load_state_dict(balancer)
 
 
 class SingleTask(Method):
@@ -121,8 +150,10 @@ class SingleTask(Method):
 
     balancer: Balancer
 
-    def __init__(self, task: str, tasks: tuple[str, ...], optimizer: Optimizer, balancer: Balancer) -> None:
-        super().__init__(SINGLE + task, tasks, optimizer, balancer)
+    def __init__(
+        self, task: str, tasks: tuple[str, ...], model: nn.Module, optimizer: Optimizer, balancer: Balancer
+    ) -> None:
+        super().__init__(SINGLE + task, tasks, model, optimizer, balancer)
         self.task = task
 
     def backward(

@@ -1,14 +1,13 @@
-"""What a Balancer is made of: what is given as objective and aggregator, its name, and the states that fit it."""
+"""What a Balancer is made of: what is given as objective and aggregator, and its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise._checks import check_choice
-from equipoise._saved import unpacked
 from equipoise.aggregators import Aggregator, GramianAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
@@ -74,50 +73,6 @@ def describe(module: nn.Module) -> str:
     """Returns the classes of a method, say `GeometricMean(DWA)`."""
     inner = [describe(child) for child in module.children()]
     return type(module).__name__ + (f"({', '.join(inner)})" if inner else "")
-
-
-def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Refuses the state of another method or other tasks before a Balancer loads any of it.
-
-    Raises:
-        ValueError: it is of another, or of no Balancer.
-    """
-    found = state.get(f"{prefix}_extra_state")
-    if not isinstance(found, Tensor):
-        if prefix and not any(name.startswith(prefix) for name in state):
-            return  # the checkpoint of a module without a Balancer; PyTorch reports it where strict
-        raise ValueError("This state_dict holds no Balancer: save and load balancer.state_dict().")
-    kept = unpacked(found)
-    for what, own in (("tasks", list(balancer.tasks)), ("method", balancer.method)):
-        if kept[what] != own:
-            raise ValueError(
-                f"This state_dict is of other {what}: found {kept[what]!r}, expected {own!r}. "
-                "Load it into a Balancer made with the same arguments."
-            )
-
-
-def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
-    """Checks that all of a Balancer's state is there, in the right shapes, before any of it is loaded.
-
-    Raises:
-        ValueError: something is missing, too much, or of another shape.
-    """
-    own = balancer.state_dict()
-    own, state = ({n: v for n, v in values.items() if ".part." not in n} for values in (own, state))  # TorchJD's change
-    missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
-    if missing or unknown:
-        raise ValueError(
-            "This state_dict does not fit the Balancer: "
-            f"it lacks {', '.join(map(repr, missing)) or 'nothing'} and has "
-            f"{', '.join(map(repr, unknown)) or 'nothing'} that is unknown. Load it into a Balancer made with the "
-            "same arguments."
-        )
-    for name, value in own.items():
-        if isinstance(value, Tensor) and getattr(state[name], "shape", None) != value.shape:
-            raise ValueError(
-                f"This state_dict does not fit the Balancer: {name!r} is {state[name]!r}, expected a tensor of shape "
-                f"{tuple(value.shape)}."
-            )
 
 
 def check_prefers(aggregator: Aggregator) -> None:

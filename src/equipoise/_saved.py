@@ -15,6 +15,9 @@ from torch import Tensor
 
 from equipoise.gradients.shared import SharedParameters
 
+REASON = 100
+"""Most characters of a reason that are kept."""
+
 LONGEST = -sys.float_info.min
 """A number that takes as many characters as any does."""
 
@@ -28,12 +31,20 @@ def packed(tasks: list[str], method: str, shared: SharedParameters, chosen: Mapp
         tasks: the tasks' names.
         method: what describes the method.
         shared: knows the names of shared parameters.
-        chosen: the number of tasks that go at once, or None; and "weights": kind → task → weight.
+        chosen: the number of tasks that go at once, or None; "no_layers": pairs of an engine, or None, and why it has no
+            Gramian by layers; and "weights": kind → task → weight.
     """
     state = {"tasks": tasks, "method": method, "shared": shared.names, **chosen}
     weights = {kind: dict.fromkeys(tasks, LONGEST) for kind in chosen["weights"]}
-    fullest = {**state, "shared": shared.possible_names, "chunk_size": sys.maxsize, "weights": weights}
-    text = json.dumps(state).encode().ljust(len(json.dumps(fullest)))
+    reasons = [["layers", "." * REASON]] * 2
+    room = {"shared": shared.possible_names, "chunk_size": sys.maxsize, "no_layers": reasons, "weights": weights}
+    text = json.dumps(state).encode().ljust(len(json.dumps({**state, **room})))
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def repacked(own: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """Returns another state in the size of what `packed` gave for the same Balancer, `[N]` uint8."""
+    text = json.dumps(state).encode().ljust(own.numel())
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equipoise._balancing import Balancing
 from equipoise._checks import check_priorities, check_tasks
-from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments, check_state, describe
-from equipoise._saved import packed, unpacked
+from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments
+from equipoise._saving import Saving
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.places import Representation
@@ -23,7 +23,7 @@ from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting
 
 
-class Balancer(nn.Module):
+class Balancer(Saving):
     """Takes the place of `loss.backward()`: decides how much each task moves each shared parameter.
 
     The objective turns the K losses into one scalar and thereby gives every task a coefficient
@@ -127,18 +127,12 @@ class Balancer(nn.Module):
             chunk_size=chunk_size,
             engine=engine,
         )
-        self.register_load_state_dict_pre_hook(check_state)  # type: ignore[no-untyped-call]
         keep_buffers()
 
     @property
     def ranks(self) -> Alone:
         """What goes over the ranks that train together."""
         return self._company.now()
-
-    @property
-    def method(self) -> str:
-        """The classes of objective and aggregator, which a checkpoint has to agree with."""
-        return " + ".join(describe(part) for part in (self.objective, self.aggregator) if part is not None)
 
     @property
     def way(self) -> str:
@@ -284,16 +278,6 @@ class Balancer(nn.Module):
         """Clears the gradients of the objective's own parameters, and task gradients kept by `accumulate=True`."""
         super().zero_grad(set_to_none)
         self._balancing.forget()
-
-    def get_extra_state(self) -> Tensor:
-        """What a checkpoint is checked against: tasks and method; with `model`, the names of shared parameters."""
-        return packed(list(self.tasks), self.method, self._shared, self._balancing.chosen())
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Takes over what `get_extra_state` gave; `load_state_dict` has checked it before."""
-        found = unpacked(state)
-        self._shared.restore(found["shared"])
-        self._balancing.choose(found)
 
     def _read(self, *given: Any, **options: Any) -> Step:
         learns = self.training and not self._frozen and torch.is_grad_enabled()

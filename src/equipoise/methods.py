@@ -248,13 +248,14 @@ def make_method(
         alone = Balancer(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
-        return SingleTask(task, names, torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused), alone)
+        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
+        return SingleTask(task, names, model, optimizer, alone)
     spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.takes is MAO:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
         mao = MAO(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
-        return Method(name, names, mao, None)
+        return Method(name, names, model, mao, None)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -284,7 +285,8 @@ def make_method(
         device = next((p.device for p in parameters), torch.device("cpu"))
         balancer.to(device)
         groups.append({"params": learned, "weight_decay": 0.0})
-    return Method(name, names, torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused), balancer)
+    optimizer = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused)
+    return Method(name, names, model, optimizer, balancer)
 
 
 def _last_shared_layer(model: nn.Module) -> nn.Module | None:

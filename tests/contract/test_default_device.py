@@ -149,7 +149,7 @@ def test_monitor(name):
     both_ways(run)
 
 
-@pytest.mark.parametrize("order", ["concatenated", "proportional", "round_robin"])
+@pytest.mark.parametrize("order", ["concatenated", "proportional", "round_robin", "sampled"])
 def test_mixed_loader(order):
     loaders = {"left": [1, 2, 3, 4, 5], "right": [6, 7]}
     both_ways(lambda: list(eq.MixedLoader(loaders, order=order, seed=3)))

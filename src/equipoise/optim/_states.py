@@ -1,13 +1,48 @@
-"""What MAO saves: whose state it is, and what of it is left out."""
+"""What MAO saves: whose state it is, what of it is left out, and what of others' it takes over."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
+
+from equipoise._checks import check_choice
+from equipoise._intersection import MATCHES, Match, in_common, optimizer_state, put
+
+
+class SavedByTask(Optimizer):
+    """The part of MAO that is about its state."""
+
+    def _register(self) -> None:
+        self.register_state_dict_pre_hook(note_chunk_size)
+        self.register_load_state_dict_pre_hook(check_state)
+        self.register_load_state_dict_pre_hook(number_counts)
+        self.register_load_state_dict_post_hook(restore_counts)
+        self.register_load_state_dict_post_hook(drop_unused)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, tasks: Match = "equal") -> None:
+        """Takes over what `state_dict()` gave.
+
+        Args:
+            state_dict: of a MAO.
+            tasks: "equal": it has to be of the same tasks, groups and parameters. "intersection": of others, too: the
+                moments of the tasks (or of groups of the same tasks) of both are taken over, by their names; what this
+                optimizer has of its other tasks stays as it is. Parameters are told by their names, where both were
+                made with `model.named_parameters()`, else by their places. Options of the groups are taken over.
+
+        Raises:
+            ValueError: it is of another optimizer, of other tasks or parameters where they have to be equal, or no task
+                is in both. Nothing has changed then.
+        """
+        if check_choice("tasks", tasks, MATCHES) == "intersection":
+            check_mao(state_dict)
+            names = _names(self.param_groups), _names(state_dict["param_groups"])
+            state_dict = moments_in_common(self, state_dict, *names)
+        super().load_state_dict(state_dict)
 
 
 def counts_device(parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
@@ -48,13 +83,23 @@ def drop_unused(optimizer: Optimizer) -> None:
                 state.pop(name, None)
 
 
-def check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Refuses the state of another optimizer or of other tasks before anything is loaded."""
+def check_mao(state_dict: Mapping[str, Any]) -> None:
+    """Refuses the state of another optimizer.
+
+    Raises:
+        ValueError: it is one.
+    """
     if "param_groups" not in state_dict:
         raise ValueError("This is no state_dict of an optimizer: it has no 'param_groups'.")
     for group in state_dict["param_groups"]:
         if "tasks" not in group:
             raise ValueError("This state_dict is not of MAO: it names no tasks. Load it into the optimizer it is of.")
+
+
+def check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuses the state of another optimizer or of other tasks before anything is loaded."""
+    check_mao(state_dict)
+    for group in state_dict["param_groups"]:
         for what in ("tasks", "groups"):
             expected = optimizer.defaults[what]
             if group[what] != expected:
@@ -62,6 +107,56 @@ def check_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                     f"This state_dict is of other {what}: found {group[what]}, expected {expected}. "
                     f"Load it into a MAO made with the same {what} in the same order."
                 )
+
+
+def moments_in_common(
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    own_names: Sequence[str] | None,
+    found_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Returns the state of a MAO after taking over another's, of the tasks and parameters of both.
+
+    Args:
+        optimizer: takes over.
+        state: the other's.
+        own_names: see `optimizer_state`.
+        found_names: see `optimizer_state`.
+
+    Raises:
+        ValueError: no task is in both; or see `optimizer_state`.
+    """
+    own_groups, found_groups = _groups(optimizer.defaults), _groups(state["param_groups"][0])
+    at = in_common([set(tasks) for tasks in found_groups.values()], [set(tasks) for tasks in own_groups.values()])
+    pairs = [(list(own_groups)[own], list(found_groups)[found]) for own, found in at.items()]
+
+    def merge(own: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        merged = {**own, **{kind: value for kind, value in found.items() if kind.startswith("grad_")}}
+        if "step" in found:
+            steps: Tensor = own.get("step", torch.zeros(len(own_groups), device="cpu"))
+            merged["step"] = put(steps, found["step"], at)
+        for task, named in pairs:
+            for kind in ("exp_avg", "exp_avg_sq"):
+                merged.pop(f"{kind}.{task}", None)
+                if f"{kind}.{named}" in found:
+                    merged[f"{kind}.{task}"] = found[f"{kind}.{named}"]
+        return merged
+
+    result = optimizer_state(optimizer, state, own_names, found_names, merge)
+    for group, own in zip(result["param_groups"], optimizer.param_groups, strict=True):
+        group.update({what: own[what] for what in ("tasks", "groups", "chunk_size")})
+    return result
+
+
+def _groups(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Group → its tasks."""
+    return options["groups"] or {task: [task] for task in options["tasks"]}
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The parameters' names, if the optimizer was given any."""
+    named = [group["param_names"] for group in groups if "param_names" in group]
+    return list(chain.from_iterable(named)) if len(named) == len(groups) else None
 
 
 def note_chunk_size(optimizer: Any) -> None:

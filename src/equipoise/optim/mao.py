@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from equipoise._checks import check_number, check_priorities, check_tasks
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting
@@ -28,7 +28,7 @@ from equipoise.gradients.writing import all_finite, write
 from equipoise.optim._groups import grouped, of_groups
 from equipoise.optim._listing import NO_TASK, Listing
 from equipoise.optim._pending import Pending, by_taking, guarded, split
-from equipoise.optim._states import check_state, drop_unused, note_chunk_size, number_counts, restore_counts
+from equipoise.optim._states import SavedByTask
 from equipoise.optim.moments import Lists, clipped, decay, update
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -39,7 +39,7 @@ ONE_BACKWARD = (
 )
 
 
-class MAO(Optimizer):
+class MAO(SavedByTask):
     """Adam with moments of its own for every task: each task moves each parameter by a step of like size.
 
     Per task n and parameter θ, with exponential moving averages `m_n` of the gradient `g_n` and `v_n` of its square:
@@ -156,13 +156,6 @@ class MAO(Optimizer):
         super().__init__(params, defaults)
         self._register()
         keep_buffers()
-
-    def _register(self) -> None:
-        self.register_state_dict_pre_hook(note_chunk_size)
-        self.register_load_state_dict_pre_hook(check_state)
-        self.register_load_state_dict_pre_hook(number_counts)
-        self.register_load_state_dict_post_hook(restore_counts)
-        self.register_load_state_dict_post_hook(drop_unused)
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
         """Makes what a step needs beside the parameters and their state."""
