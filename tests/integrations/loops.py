@@ -71,6 +71,28 @@ def plain(name: str, autocast: torch.dtype | None = None, micro_batches: int = 1
     return model.state_dict()
 
 
+def plain_scalars(name: str, micro_batches: int = 1, clip: float = torch.inf) -> dict[str, Tensor]:
+    """The same, each micro-batch balanced by itself: what frameworks do that are given a scalar and divide it."""
+    model = Model()
+    balancer, optimizer = parts(name, model)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for _ in range(EPOCHS):
+        for index, (x,) in enumerate(loader()):
+            losses = losses_of(model(x), x)
+            if balancer is None:
+                optimizer.backward({task: loss / micro_batches for task, loss in losses.items()})
+            else:
+                balancer.backward(losses)
+            if (index + 1) % micro_batches == 0:
+                if balancer is not None:
+                    for p in trained:
+                        p.grad /= micro_batches
+                    nn.utils.clip_grad_norm_(trained, clip)
+                optimizer.step()
+                optimizer.zero_grad()
+    return model.state_dict()
+
+
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     start = Model().state_dict()
     for key, value in expected.items():

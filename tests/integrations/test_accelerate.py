@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
+from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain, plain_scalars
 from networks import assert_same
 
 from equipoise.integrations.accelerate import backward
@@ -12,6 +13,8 @@ from equipoise.integrations.accelerate import backward
 pytest.importorskip("accelerate")
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+
+AVERAGE = "objective.weighting.average.value"
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +48,41 @@ def test_their_gradient_accumulation(name: str) -> None:
     assert_close(trained(name, Accelerator(cpu=True, gradient_accumulation_steps=2)), plain(name, micro_batches=2))
 
 
-def test_state_in_their_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_by_a_scalar(name: str, precision: str) -> None:
+    """`accelerator.backward(loss)`, which divides by the number of micro-batches."""
+    micro_batches, dtype = (2, None) if precision == "no" else (1, torch.bfloat16)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches, mixed_precision=precision)
+    inner = Model()
+    balancer, mao = parts(name, inner)
+    model, optimizer, data = accelerator.prepare(inner, mao, loader())
+    for _ in range(EPOCHS):
+        for (x,) in data:
+            with accelerator.accumulate(model):
+                accelerator.backward((balancer or mao.loss)(losses_of(model(x), x)))
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_close(inner.state_dict(), plain(name, dtype) if dtype else plain_scalars(name, micro_batches))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_state_in_their_checkpoints(tmp_path: Path, inside: bool) -> None:
+    """Beside the model, registered, or as a part of it."""
     accelerator = Accelerator(cpu=True)
     model = Model()
     balancer, optimizer = parts("ema", model)
+    if inside:
+        model.balancer = balancer
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(balancer)
+    if not inside:
+        accelerator.register_for_checkpointing(balancer)
     (x,) = next(iter(loader()))
     backward(accelerator, balancer, losses_of(model(x), x))
     optimizer.step()
-    expected = {key: value.clone() for key, value in balancer.state_dict().items() if torch.is_tensor(value)}
+    expected = copy.deepcopy(balancer.state_dict())
     accelerator.save_state(str(tmp_path))
-    backward(accelerator, balancer, losses_of(model(x), x))
+    accelerator.backward(balancer(losses_of(model(x), x)))
+    assert not torch.equal(balancer.state_dict()[AVERAGE], expected[AVERAGE])
     accelerator.load_state(str(tmp_path))
-    assert_same({key: value for key, value in balancer.state_dict().items() if torch.is_tensor(value)}, expected)
+    assert_same(balancer.state_dict(), expected)

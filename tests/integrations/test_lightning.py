@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain
+from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain, plain_scalars
 from networks import assert_same
 from torch import Tensor
 
@@ -39,7 +39,34 @@ class Module(lightning.LightningModule):
         optimizer.zero_grad()
 
 
-def fit(module: Module, path: Path, epochs: int = EPOCHS, resume: Path | None = None, **options: Any) -> Path:
+class Automatic(lightning.LightningModule):
+    """The person's module in automatic optimization: its training step returns the scalar."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.model = Model()
+        self.balancer, self.optimizer = parts(name, self.model)
+        self.validated: list[Tensor] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (self.balancer or self.optimizer.loss)(losses_of(self.model(x), x))
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return self.loss(batch[0])
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        self.validated.append(self.loss(batch[0]))
+
+
+def fit(
+    module: lightning.LightningModule, path: Path, epochs: int = EPOCHS, resume: Path | None = None, **options: Any
+) -> Path:
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -86,3 +113,28 @@ def test_their_checkpoints_hold_everything(name: str, tmp_path: Path) -> None:
     fit(resumed, tmp_path, resume=checkpoint)
     assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
     assert_same(resumed.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize(("name", "micro_batches"), [*((name, 2) for name in METHODS), ("uw", 1), ("mao", 1)])
+def test_automatic_optimization(name: str, micro_batches: int, tmp_path: Path) -> None:
+    """With a validation, that learns nothing, before the training and after each epoch."""
+    module = Automatic(name)
+    fit(module, tmp_path, accumulate_grad_batches=micro_batches, num_sanity_val_steps=-1)
+    assert len(module.validated) == (EPOCHS + 1) * len(loader())
+    assert not any(value.requires_grad for value in module.validated)
+    assert_close(module.model.state_dict(), plain_scalars(name, micro_batches))
+
+
+@pytest.mark.parametrize("name", ["ema", "imtl", "mao"])
+def test_automatic_optimization_in_bfloat16(name: str, tmp_path: Path) -> None:
+    module = Automatic(name)
+    fit(module, tmp_path, precision="bf16-mixed")
+    assert_close(module.model.state_dict(), plain(name, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["ema", "pcgrad", "mao"])
+def test_checkpoints_of_automatic_optimization(name: str, tmp_path: Path) -> None:
+    whole, resumed = Automatic(name), Automatic(name)
+    fit(whole, tmp_path)
+    fit(resumed, tmp_path, resume=fit(Automatic(name), tmp_path, epochs=1))
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))

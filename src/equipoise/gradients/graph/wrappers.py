@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 UNSUPPORTED = {
-    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard (FSDP2), which keeps parameters apart",
+    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard (FSDP2), which keeps parameters apart, or the "
+    "scalar of an objective without an aggregator, balancer(losses), with a Balancer made without model=",
     "DataParallel": "DistributedDataParallel, one process a device",
     "DeepSpeedEngine": "fully_shard (FSDP2) or DistributedDataParallel, or an objective without an aggregator by the "
     "loss that the engine's own backward() takes",
