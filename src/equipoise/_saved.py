@@ -31,7 +31,7 @@ def packed(tasks: list[str], method: str, shared: SharedParameters, chosen: Mapp
         tasks: the tasks' names.
         method: what describes the method.
         shared: knows the names of shared parameters.
-        chosen: "chunk_size": the number of tasks that go at once, or None; "no_layers": pairs of an engine, or None, and
+        chosen: "chunk_size": how many tasks go at once, or None; "no_layers": pairs of an engine, or None, and
             why it has no Gramian by layers; "weights": kind → task → weight.
     """
     state = {"tasks": tasks, "method": method, "shared": shared.names, **chosen}
