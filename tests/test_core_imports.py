@@ -17,6 +17,7 @@ LAYERS = (
     ("objectives", "aggregators"),
     (
         "balancer",
+        "per_sample",
         "_balancing",
         "_saved",
         "_saving",

@@ -36,6 +36,7 @@ from equipoise.objectives import (
     Weighting,
 )
 from equipoise.optim import MAO
+from equipoise.per_sample import PerSample
 
 __all__ = [
     "DTP",
@@ -64,6 +65,7 @@ __all__ = [
     "NashMTL",
     "Objective",
     "PCGrad",
+    "PerSample",
     "Static",
     "WeightedSum",
     "Weighting",

@@ -156,10 +156,10 @@ class _Adapter(TaskModule):
         Raises:
             ValueError: tasks are missing (`count` is not the number of tasks), and the part keeps state for all.
         """
-        assert self.tasks is not None
-        if count != len(self.tasks) and self.stateful():
+        known = self.tasks or ()
+        if count != len(known) and self.stateful():
             raise ValueError(
-                f"TorchJD's {type(self.part).__name__} keeps state for all {len(self.tasks)} tasks, and would lose it "
+                f"TorchJD's {type(self.part).__name__} keeps state for all {len(known)} tasks, and would lose it "
                 f"where tasks are left out; found {count}. Leave out none, or take one of equipoise's methods."
             )
         for module in self.part.modules():  # preference vectors and the like are neither moved nor cast with a module
