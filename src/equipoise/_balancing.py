@@ -175,7 +175,8 @@ class Balancing:
             plain, coefficients = coefficients, self._wanted(coefficients, step)
             if not step.learns:
                 coefficients, learned = self._held_instead_of(coefficients, step), {}
-                value = (coefficients * step.taking(step.values, 0.0)).sum()
+                weights = coefficients * self.collect.held.known(torch.ones_like(coefficients), step.tasks)
+                value = (weights * step.taking(step.values, 0.0)).sum()
             elif self._priorities:
                 value = value + ((coefficients - plain) * step.taking(step.values, 0.0)).sum()
             if step.learns and not later:

@@ -47,11 +47,15 @@ class Held:
 
         That one is held from here on, so that all calls that learn nothing have the same.
         """
-        held = [self.weights.get(task, weight) for task, weight in zip(tasks, found.unbind(), strict=True)]
-        stacked = torch.stack([weight.to(found) for weight in held])
-        stacked = torch.where(stacked.isfinite(), stacked, found)
-        self.weights.update(zip(tasks, stacked.unbind(), strict=True))
-        return stacked
+        held = self.known(found, tasks)
+        self.weights.update(zip(tasks, held.unbind(), strict=True))
+        return held
+
+    def known(self, otherwise: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Returns the weights `[K']` that are held, and `otherwise` `[K']` where there is none that is finite."""
+        held = [self.weights.get(task, weight) for task, weight in zip(tasks, otherwise.unbind(), strict=True)]
+        stacked = torch.stack([weight.to(otherwise) for weight in held])
+        return torch.where(stacked.isfinite(), stacked, otherwise)
 
     def numbers(self) -> dict[str, float]:
         """Returns the weights for a checkpoint."""

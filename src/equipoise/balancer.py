@@ -208,8 +208,8 @@ class Balancer(Saving):
         constant weights that goes wherever a loss goes, and state is committed at once; on several ranks the gradients
         have to be averaged, as DistributedDataParallel does. With one, all happens in the scalar's backward pass.
 
-        Under `torch.no_grad()`, in evaluation mode and within `frozen()` nothing is learned: the weights are those of
-        the last step, and the value is `Σ_k w_k L_k` with them.
+        Under `torch.no_grad()`, in evaluation mode and within `frozen()` nothing is learned: the value is `Σ_k w_k L_k`
+        with the weights of the last step, which `backward` returned; so is its gradient, on what all tasks share.
 
         Args:
             losses: as in `backward`.

@@ -182,13 +182,12 @@ def test_nothing_is_learned_and_weights_stay(name, how):
     for index in range(2):
         method.zero_grad()
         weights = method.backward(model.losses(batch(index)))
-    own = method.balancer._balancing.held.weights
-    objective = {task: float(own[task]) for task in TASKS}
+    held = {task: float(weight) for task, weight in weights.items()}
     before = copy.deepcopy(method.balancer.state_dict())
     losses = model.losses(batch(7))
     with how(method):
         value = method.loss(losses)
-        expected = sum(objective[task] * float(losses[task].detach()) for task in TASKS)
+        expected = sum(held[task] * float(losses[task].detach()) for task in TASKS)
         assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
         if torch.is_grad_enabled():
             value.backward()
@@ -331,3 +330,37 @@ def test_lbfgs_converges_on_held_weights(name):
     for first, again, last in values:
         assert again == first  # the same function when it is asked again
         assert last < first
+
+
+class Plain(torch.nn.Module):
+    """All parameters are every task's, as in a physics-informed network."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+
+    def losses(self, x):
+        y, x = self.layers(x.double()), x.double()
+        return {
+            "a": y.square().mean(),
+            "b": 900 * (y - x.sum(1, keepdim=True)).square().mean(),
+            "c": (y - 1).exp().mean(),
+        }
+
+
+@pytest.mark.parametrize("name", [name for name in BALANCERS if has_aggregator(name) and name != "graddrop"])
+def test_a_held_aggregators_value_is_what_its_gradient_is_of(name):
+    """Where all is shared; a line search compares the two."""
+    torch.manual_seed(0)
+    model = Plain()
+    balancer = eq.make_method(name, model, TASKS).balancer
+    for index in range(2):
+        weights = balancer.backward(model.losses(batch(index)))
+    with balancer.frozen():
+        losses = model.losses(batch(2))
+        loss = balancer(losses)
+        held = sum(weights[task] * losses[task] for task in TASKS)
+        torch.testing.assert_close(loss, held.detach())
+        expected = torch.autograd.grad(held, list(model.parameters()), retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), expected)
