@@ -14,7 +14,6 @@ from equipoise._collect import Collect, Outcome
 from equipoise._held import Held
 from equipoise._notices import Notices
 from equipoise._parts import check_prefers
-from equipoise._saved import REASON
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting, weighted
 from equipoise._sharing import Sharing
 from equipoise._weigh import Weigh
@@ -217,10 +216,8 @@ class Balancing:
     def chosen(self) -> dict[str, Any]:
         """Returns what was chosen and found in earlier steps, for a checkpoint."""
         weights = {"objective": self.held.numbers(), "aggregator": self.collect.held.numbers()}
-        reasons = [
-            [engine, why.encode("ascii", "replace").decode()[:REASON]] for engine, why in self.collect.no_layers.items()
-        ]
-        return {"chunk_size": self.batching.chosen, "no_layers": reasons, "weights": weights}
+        refused = list(map(list, self.collect.no_layers.items()))
+        return {"chunk_size": self.batching.chosen, "no_layers": refused, "weights": weights}
 
     def choose(self, state: Mapping[str, Any]) -> None:
         """Takes over what `chosen` gave."""

@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from equipoise._held import Held
+from equipoise._saved import shortened
 from equipoise._sharing import Sharing
 from equipoise._state_step import StateStep
 from equipoise.aggregators import Aggregator, GramianAggregator
@@ -174,7 +175,7 @@ class Collect:
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
             self.way = "layers" if layers.refused is None else f"rows, not layers ({layers.refused})"
         if layers.refused is not None:
-            self.no_layers = {self._engine: layers.refused}
+            self.no_layers = {self._engine: shortened(layers.refused)}
         return outcome
 
     def _layers(

@@ -22,6 +22,11 @@ LONGEST = -sys.float_info.min
 """A number that takes as many characters as any does."""
 
 
+def shortened(reason: str) -> str:
+    """Returns a reason as a checkpoint keeps it: in ASCII, and cut off."""
+    return reason.encode("ascii", "replace").decode()[:REASON]
+
+
 def packed(tasks: list[str], method: str, shared: SharedParameters, chosen: Mapping[str, Any]) -> Tensor:
     """Returns what a checkpoint is checked against and what was found, `[N]` uint8.
 
