@@ -169,11 +169,11 @@ class Collect:
         if isinstance(layers, str):
             return self._by_rows(step, coefficients, valid, leaves, layers)
         if layers.refused is not None:
-            outcome = self._by_rows(step, coefficients, valid, leaves, layers.refused)
+            outcome = self._by_rows(step, coefficients, valid, leaves, shortened(layers.refused))
         else:
             self._sharing.note(shared, reached)
             outcome = self._by_statistics(step, coefficients, valid, layers, shared)
-            self.way = "layers" if layers.refused is None else f"rows, not layers ({layers.refused})"
+            self.way = "layers" if layers.refused is None else f"rows, not layers ({shortened(layers.refused)})"
         if layers.refused is not None:
             self.no_layers = {self._engine: shortened(layers.refused)}
         return outcome

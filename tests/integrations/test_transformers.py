@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,30 @@ def test_numbers_of_a_plain_loop(name: str, micro_batches: int, tmp_path: Path) 
     assert_close(made.model.state_dict(), plain_scalars(name, micro_batches, CLIP))
 
 
+class Keywords(Model):
+    """Takes keywords, as the library's own models do, so that the Trainer believes that it normalises its loss."""
+
+    accepts_loss_kwargs = False
+
+    def forward(self, x: Tensor, **_: Any) -> dict[str, Tensor]:
+        return super().forward(x)
+
+
+def test_a_model_that_takes_keywords_leaves_it_to_them_to_divide(tmp_path: Path) -> None:
+    one, other = Keywords(), Keywords()
+    one.balancer, balancer = eq.Balancer(TASKS, eq.EMA()), eq.Balancer(TASKS, eq.EMA())
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.01)
+    arguments = trainer("ema", tmp_path, gradient_accumulation_steps=2, eval_strategy="no", max_grad_norm=0.0).args
+    arguments.max_steps = 1
+    made = Balanced(one, arguments, optimizers=(optimizer, None))
+    made.get_train_dataloader = lambda: [{"x": x, "labels": torch.zeros(4)} for (x,) in loader()]
+    made.train()
+    for (x,) in list(loader())[:2]:
+        balancer.backward(losses_of(other(x), x))
+    for found, start in zip(one.parameters(), other.parameters(), strict=False):
+        torch.testing.assert_close(found, start - 0.01 * start.grad / 2)
+
+
 def test_mao_of_their_making(tmp_path: Path) -> None:
     """By its class: the Trainer makes groups with and without weight decay."""
     expected = trainer("mao", tmp_path)
@@ -105,7 +130,7 @@ def test_an_evaluation_learns_nothing_and_says_the_weighted_loss(tmp_path: Path)
     weights = made.model.balancer._balancing.held.weights
     x = torch.stack([sample["x"] for sample in samples()[:8]])
     losses = losses_of(made.model(x), x)
-    expected = sum(float(weights[task] * losses[task]) for task in TASKS)
+    expected = sum(float(weights[task] * losses[task].detach()) for task in TASKS)
     assert made.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert_same(made.model.state_dict(), before)
 
@@ -133,3 +158,11 @@ def test_learned_weights_go_to_their_optimizer(name: str, tmp_path: Path) -> Non
     for p, start in zip(made.model.balancer.parameters(), before, strict=True):
         assert not torch.equal(p, start)
         assert p.grad is None  # cleared with the model's
+
+
+def test_the_example() -> None:
+    path = Path(__file__).parents[2] / "examples" / "hugging_face.py"
+    results = runpy.run_path(str(path))["main"](steps=60)
+    assert results["equal weights"]["eval_accuracy"] < 0.5
+    assert results["EMA + IMTL-G"]["eval_accuracy"] > 0.95
+    assert results["EMA + IMTL-G"]["eval_euros"] < results["equal weights"]["eval_euros"] + 5
