@@ -402,3 +402,20 @@ def test_streaming_takes_one(quick_at_once):
     optimizer.backward(model.losses(0))
     assert optimizer._batching.reason == "chunk_size=1"
     assert quick_at_once.events == 0
+
+
+def test_losses_that_are_outputs_of_one_node_go_together():
+    """As those of `losses.unbind()`: nothing is a task's alone."""
+    torch.manual_seed(0)
+    trunk = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5)).double()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    tasks = [str(index) for index in range(5)]
+    gradients = []
+    for chunk_size, way in ((1, "chunk_size=1"), (5, "chunk_size=5"), (2, "chunk_size=2")):
+        balancer = eq.Balancer(tasks, aggregator=eq.IMTLG(), chunk_size=chunk_size)
+        balancer.backward(dict(zip(tasks, trunk(x).square().mean(0).unbind(), strict=True)))
+        assert balancer.way == f"rows: {way}"
+        gradients.append([p.grad for p in trunk.parameters()])
+        trunk.zero_grad()
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-12, atol=1e-12)

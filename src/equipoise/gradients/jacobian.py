@@ -158,9 +158,20 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
 
 def stacked_at(starts: Sequence[Mapping[GradientEdge, Tensor]]) -> tuple[list[GradientEdge], list[Tensor]]:
     """Returns the edges at which any of n tasks starts, and for each edge the tasks' gradients there `[n, *shape]`."""
-    edges = list(dict.fromkeys(edge for at in starts for edge in at))
-    some = {edge: gradient for at in starts for edge, gradient in at.items()}
-    return edges, [torch.stack([at[e] if e in at else torch.zeros_like(some[e]) for at in starts]) for e in edges]
+    stacks: dict[GradientEdge, Tensor] = {}
+    owners: dict[GradientEdge, list[int]] = {}
+    for place, at in enumerate(starts):
+        for edge in at:
+            owners.setdefault(edge, []).append(place)
+    for edge, places in owners.items():
+        gradients = [starts[place][edge] for place in places]
+        if len(places) == len(starts):
+            stacks[edge] = torch.stack(gradients)
+        else:  # zeros at once for the others, of which there can be hundreds
+            stacks[edge] = gradients[0].new_zeros(len(starts), *gradients[0].shape)
+            for place, gradient in zip(places, gradients, strict=True):
+                stacks[edge][place] = gradient
+    return list(stacks), list(stacks.values())
 
 
 def _in_two_parts(

@@ -21,7 +21,7 @@ class Cut:
 
     A backward pass can then be made in two parts, down to the cut and on from there. Not of every loss: where a leaf
     lies on both sides, or one edge of the cut below another, autograd cannot tell the parts apart; and a hook of a
-    tensor at the cut would act in both. Such a loss is cut at its own output.
+    tensor at the cut would act in both. Such a loss is cut at its own output, as is one that has nothing of its own.
 
     Args:
         graph: the graphs of two or more losses.
@@ -31,7 +31,7 @@ class Cut:
     Attributes:
         edges: for each loss the edges at which its own graph ends, into nodes that other losses reach as well.
         above: for each loss the leaves that its own graph leads to without passing the cut.
-        uncut: the losses that are cut at their own output.
+        uncut: the losses that are cut at their own output, with nodes of their own below it.
         below: for each loss the nodes of its own graph that lie below the cut, where it is cut at its own output.
     """
 
@@ -72,7 +72,8 @@ class Cut:
                 or any(below[leaf] >> index & 1 for leaf in above[index])
                 or (changed and any(edge in changed for edge in edges[index]))
             ):
-                self.uncut.append(index)
+                if nodes_above[index]:
+                    self.uncut.append(index)
                 edges[index] = {GradientEdge(loss.grad_fn, loss.output_nr): None}
                 self.below[index] = nodes_above[index]
             else:
