@@ -119,7 +119,7 @@ class Method:
                 task is in both; nothing has changed then.
         """
         check_choice("tasks", tasks, MATCHES)
-        expected = ("method", "tasks", "optimizer", "balancer")
+        expected = ("method", "tasks", "parameters", "optimizer", "balancer")
         missing = [key for key in expected if not isinstance(state, Mapping) or key not in state]
         if missing:
             raise ValueError(f"This is no state_dict of a method: it lacks {', '.join(map(repr, missing))}.")
@@ -132,8 +132,6 @@ class Method:
         optimizer, balancer = state["optimizer"], state["balancer"]
         if tasks == "intersection":
             in_common(state["tasks"], self.tasks)
-            if "parameters" not in state:
-                raise ValueError("This state_dict does not name its parameters, by which those of both are told.")
             take = moments_in_common if isinstance(self.optimizer, MAO) else optimizer_state
             optimizer = take(self.optimizer, optimizer, self._parameters, state["parameters"])
             balancer = None if self.balancer is None else balancer_in_common(self.balancer, balancer)

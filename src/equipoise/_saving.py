@@ -118,7 +118,8 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
             "same arguments."
         )
     for name, value in own.items():
-        if isinstance(value, Tensor) and getattr(state[name], "shape", None) != value.shape:
+        sized = isinstance(value, Tensor) and not name.endswith("_extra_state")  # which is as long as its names are
+        if sized and getattr(state[name], "shape", None) != value.shape:
             raise ValueError(
                 f"This state_dict does not fit the Balancer: {name!r} is {state[name]!r}, expected a tensor of shape "
                 f"{tuple(value.shape)}."

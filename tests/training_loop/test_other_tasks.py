@@ -110,7 +110,7 @@ def test_what_does_not_fit_changes_nothing(name: str) -> None:
     states = {
         "another method": make(other, "ab")[1].state_dict(),
         "of another tasks|of other tasks": earlier.state_dict(),
-        "does not name its parameters": {k: v for k, v in earlier.state_dict().items() if k != "parameters"},
+        "lacks 'parameters'": {k: v for k, v in earlier.state_dict().items() if k != "parameters"},
     }
     for words, state in states.items():
         with pytest.raises(ValueError, match=words):
