@@ -40,12 +40,12 @@ class Settings:
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them. The method `single` stands
             for all single-task baselines.
-        priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
         device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
         source: what `source_of` says about the problem.
+        priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
     """
 
     problem: str
@@ -59,7 +59,6 @@ class Settings:
     weight_decay: float
     schedule: str
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    priorities: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     tune: bool = False
     grid: tuple[float, ...] = ()
@@ -68,6 +67,7 @@ class Settings:
     precision: str = "32-true"
     strategy: str = "auto"
     source: str = ""
+    priorities: Mapping[str, float] = field(default_factory=dict)
 
     def hyperparameters_of(self, method: str) -> dict[str, Any]:
         """Returns what is given for a method, `lr` and `weight_decay` included."""

@@ -25,13 +25,13 @@ class Trial:
         seed: decides initial weights, order of the batches and everything random.
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
         hyperparameters: the method's own; `potentials` among them stand in place of those below.
-        priorities: task → how much it is wanted; none for a single-task run.
         device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
             each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
             states over them by `fully_shard`; such a run has no checkpoint.
         reference: each task's main measure on validation by the single-task run of the same seed, against which
             epochs are scored; None for a single-task run.
         potentials: each task's validation accuracy by that run, for the methods that need it.
+        priorities: task → how much it is wanted; none for a single-task run.
     """
 
     method: str
@@ -43,13 +43,13 @@ class Trial:
     weight_decay: float
     schedule: str = "constant"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    priorities: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     devices: int = 1
     precision: str = "32-true"
     strategy: str = "auto"
     reference: Mapping[str, float] | None = None
     potentials: Mapping[str, float] | None = None
+    priorities: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def single(self) -> str | None:
