@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from equipoise._collect import Collect, Outcome
 from equipoise._held import Held
+from equipoise._kept import constants
 from equipoise._notices import Notices
 from equipoise._parts import check_prefers
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting, weighted
@@ -109,7 +109,8 @@ class Balancing:
             self.weigh.take_back()
             self.held.forget()
         self._notices.poll()
-        self._counts = counts
+        if learns:
+            self._counts = counts  # of the step that after_step is about
         device = step.values.device
         if self.weigh.device not in (None, device):
             balancer.to(device)
@@ -239,15 +240,9 @@ class Balancing:
         if not self._priorities:
             return coefficients
         priorities = tuple(self._priorities[task] for task in step.tasks)
-        return coefficients * _constants(priorities, coefficients.dtype, coefficients.device)
+        return coefficients * constants(priorities, coefficients.dtype, coefficients.device)
 
     def _held_instead_of(self, coefficients: Tensor, step: Step) -> Tensor:
         """Returns the coefficients `[K']` of a step that learns nothing."""
         held = self.held.instead_of(step.taking(coefficients, torch.nan), step.tasks)
         return step.taking(held, 0.0)
-
-
-@lru_cache(maxsize=1024)
-def _constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from operator import is_
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -44,3 +46,9 @@ def _written(*values: object) -> list[object]:
     """How often the tensors among the values have been written to; for those of inference mode it is not known."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     return [object() if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+@lru_cache(maxsize=1024)
+def constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers on the device; kept, since copying them in every step would cost on a GPU."""
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)

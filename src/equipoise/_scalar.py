@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.gradients.jacobian import Row
 from equipoise.gradients.micro_batches import Waiting
 from equipoise.gradients.ranks import Alone
-from equipoise.gradients.scale import Scale, ScalerScale
+from equipoise.gradients.scale import UNSCALED, Scale, ScalerScale
 from equipoise.gradients.step import Step
 from equipoise.gradients.writing import write
 
@@ -97,6 +97,7 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
+        """Returns the derivatives times the factor, 0-dim, that reaches the value."""
         derivatives = ctx.saved_tensors
         gradients = [derivative * factor.to(derivative.device) for derivative in derivatives]
         return None, *[None] * len(derivatives), *gradients
@@ -121,6 +122,11 @@ class _Balanced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
+        """Makes the step, scaled by the factor, 0-dim, that reaches the value; returns its gradients.
+
+        Raises:
+            RuntimeError: a second derivative is asked for, or a hook was put on a parameter since.
+        """
         assert ctx.saved_tensors
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -134,7 +140,6 @@ class _Balanced(torch.autograd.Function):
             )
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         gradients: Row = {}
-
         own = set(ctx.leaves)
 
         def take(row: Row) -> None:
@@ -143,7 +148,7 @@ class _Balanced(torch.autograd.Function):
             write(row)
 
         plain = factor.device.type == "cpu" and factor == 1
-        ctx.run(ctx.step.inside(Scale() if plain else ctx.scale(factor), keep, take))
+        ctx.run(ctx.step.inside(UNSCALED if plain else ctx.scale(factor), keep, take))
         if not keep:
             ctx.run = ctx.step = None
         return *[None] * 6, *(gradients.get(leaf) for leaf in ctx.leaves)

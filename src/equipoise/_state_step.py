@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from equipoise._active import Active
+from equipoise._kept import constants
 
 if TYPE_CHECKING:
     from equipoise._state import TaskModule
@@ -52,7 +52,7 @@ class StateView:
         return parameters if self._present is None else [parameters[index] for index in self._present]
 
     def _restricted(self, buffer: Tensor) -> Tensor:
-        return buffer if self._present is None else buffer[_index(self._present, buffer.device)]
+        return buffer if self._present is None else buffer[constants(self._present, torch.int64, buffer.device)]
 
     def _leave_out(self, tasks: Tensor) -> None:
         vars(self).update(_active=self._active.without(tasks))
@@ -77,7 +77,7 @@ class StateView:
             if taken is not None:
                 new = torch.where(taken, new.to(buffer.dtype), self._restricted(buffer))
             if self._present is not None:
-                new = buffer.index_copy(0, _index(self._present, buffer.device), new.to(buffer.dtype))
+                new = buffer.index_copy(0, constants(self._present, torch.int64, buffer.device), new.to(buffer.dtype))
             changes.append((buffer, new))
         return changes
 
@@ -128,9 +128,3 @@ def _copy(buffers: list[Tensor], new: list[Tensor]) -> None:
         replaced = {buffer.data_ptr() for buffer in buffers}
         new = [value.clone() if value.data_ptr() in replaced else value for value in new]
     torch._foreach_copy_(buffers, new)
-
-
-@lru_cache(maxsize=1024)
-def _index(present: tuple[int, ...], device: torch.device) -> Tensor:
-    """The indices on the device; kept, since copying them in every step would cost on a GPU."""
-    return torch.tensor(present, dtype=torch.int64, device="cpu").to(device, non_blocking=True)

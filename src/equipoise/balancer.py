@@ -45,8 +45,8 @@ class Balancer(Saving):
         priorities: task → factor > 0 (else 1): how much a task is wanted, on top of what balances; equal ones change
             nothing. It multiplies the objective's weight, or is the preference that the aggregator takes (see there).
         chunk_size: how many tasks go at once, under `torch.vmap`, through what they share; 1: one after the other.
-            None: on a CPU all, where eight or more are little to compute, else one; on an accelerator the quicker in
-            the first steps, saved in `state_dict`. What has no rule (compiled graphs, some operators) goes one by one.
+            None: one on a CPU; on an accelerator the quicker in the first steps, saved in `state_dict`. What has no
+            rule (compiled graphs, some operators) goes one by one.
         engine: "rows": the task gradients are held, `[K]` times the shared parameters. "layers": only their Gramian is,
             for Gramian aggregators, in one process, without accumulation, and rows elsewhere; hooks in the trunk then
             see tensors of `torch.vmap`'s, and the tasks' weighted sum. None: layers on a CPU where shapes say that they

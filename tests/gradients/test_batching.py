@@ -57,13 +57,13 @@ def accelerator(monkeypatch):
     """Has the CPU taken for an accelerator."""
     accelerator = Accelerator()
     monkeypatch.setattr(module.torch, "Event", accelerator.event)
-    monkeypatch.setattr(module, "UNTIMED", ())
+    monkeypatch.setattr(module, "NO_GAIN", ())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     return accelerator
 
 
-def begin(batching, count=4, row_bytes=8, device=CUDA, against=None, hooked=False, widest=8):
-    return batching.begin(device, count, lambda: Together(count, row_bytes, against, hooked, lambda: widest))
+def begin(batching, count=4, row_bytes=8, device=CUDA, against=None, hooked=False):
+    return batching.begin(device, lambda: Together(count, row_bytes, against, hooked))
 
 
 def steps(batching, accelerator, costs, number=TRIALS, count=4, **options):
@@ -106,69 +106,6 @@ def test_one_on_a_cpu_whatever_has_been_chosen_elsewhere():
     assert batching.reason == "one after the other: on a CPU more gain nothing"
     assert begin(batching) == (4, None)
     assert batching.reason == "4 at once: the quicker in the first steps"
-
-
-@pytest.mark.parametrize("chosen", [None, 1, 4])
-def test_on_a_cpu_shapes_decide(chosen):
-    batching = Batching(None)
-    batching.choose(chosen)
-
-    def size(count=module.MANY, **found):
-        return begin(batching, count, device=torch.device("cpu"), **found)[0]
-
-    assert size() == size(module.MANY) == module.MANY
-    assert batching.reason == f"{module.MANY} at once: there is little to compute for each"
-    assert size(row_bytes=module.LITTLE_ROWS // module.MANY) == size(widest=module.LITTLE // module.MANY) == module.MANY
-    for more in (
-        {"count": module.MANY - 1},
-        {"row_bytes": module.LITTLE_ROWS // module.MANY + 1},
-        {"widest": module.LITTLE // module.MANY + 1},
-    ):
-        assert size(**more) == 1
-        assert batching.reason == "one after the other: on a CPU more gain nothing"
-    assert size(hooked=True) == 1
-
-
-def test_few_tasks_on_a_cpu_are_not_looked_at():
-    assert Batching(None).begin(torch.device("cpu"), module.MANY - 1, pytest.fail) == (1, None)
-
-
-def many(trunk, **options):
-    """`.grad` after a step of many tasks on one trunk, and which way it took."""
-    torch.manual_seed(0)
-    heads = torch.nn.ModuleList(torch.nn.Linear(8, 1, dtype=torch.float64) for _ in range(module.MANY))
-    weight = torch.nn.Parameter(torch.randn(8, 8, dtype=torch.float64))
-    balancer = eq.Balancer([f"task{index}" for index in range(module.MANY)], aggregator=eq.IMTLG(), **options)
-    features = trunk(torch.randn(4, 8, dtype=torch.float64) @ weight)
-    losses = {task: head(features).square().mean() for task, head in zip(balancer.tasks, heads, strict=True)}
-    balancer.backward(losses)
-    return [p.grad for p in (weight, *heads.parameters())], balancer.way
-
-
-def test_many_little_tasks_on_a_cpu_go_at_once():
-    found, way = many(torch.tanh)
-    expected, _ = many(torch.tanh, chunk_size=1)
-    assert way == f"rows: {module.MANY} at once: there is little to compute for each"
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def wide(features):
-    return features.repeat(1, 1 << 12).view(4, -1, 8).tanh().mean(1)
-
-
-def without_a_rule(features):
-    """Its formula goes task by task under `torch.vmap`, which costs more than the tasks by themselves."""
-    pooled = torch.nn.functional.fractional_max_pool2d(features[None], 2, output_size=(2, 4))
-    return pooled.view(1, 8)
-
-
-@pytest.mark.parametrize(("trunk", "why"), [(wide, "more gain nothing"), (without_a_rule, "performance drop")])
-def test_other_tasks_on_a_cpu_do_not(trunk, why):
-    found, way = many(trunk)
-    expected, _ = many(trunk, chunk_size=1)
-    assert way.startswith("rows: one after the other: ")
-    assert why in way
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("chosen", [None, 4])

@@ -10,7 +10,7 @@ import torch
 from architectures import SCALES, TASKS, make
 from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
-from ways import assert_close, balanced, gradients_of, run, tensors
+from ways import NeedsValues, assert_close, balanced, gradients_of, run, tensors
 
 import equipoise as eq
 
@@ -277,16 +277,6 @@ def test_a_hook_above_the_cut_is_called_a_task():
     found = run(change, balanced(ways))
     assert ways == ["layers", "layers"]
     assert_close(found, run(change, balanced(engine="rows")), 1e-10)
-
-
-class NeedsValues(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (2 if gradient.sum().item() > 0 else 3)
 
 
 @pytest.mark.usefixtures("saving")

@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from ways import NeedsValues
 
 from equipoise.gradients.layers import Unsupported, gramian_by_layers, layers_save
 
@@ -196,16 +197,6 @@ def test_a_released_graph_is_autograds_error():
     z.sum().backward()
     with pytest.raises(RuntimeError, match="a second time"):
         gramian_by_layers([get_gradient_edge(z)], cotangents_of([z]), list(model.parameters()))
-
-
-class NeedsValues(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (2 if gradient.sum().item() > 0 else 3)
 
 
 def test_what_takes_one_task_at_a_time_is_unsupported():

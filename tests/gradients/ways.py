@@ -16,6 +16,18 @@ WAYS = {
 ONE_BY_ONE = {"engine": "rows", "chunk_size": 1}
 
 
+class NeedsValues(torch.autograd.Function):
+    """Its backward pass looks at a number, which `torch.vmap` has none of."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (2 if gradient.sum().item() > 1e9 else 3)
+
+
 def tensors(tree, path=""):
     """All tensors of nested mappings and sequences, by path; numbers as tensors, too."""
     if isinstance(tree, Tensor):

@@ -8,8 +8,9 @@ import torch
 from catalogue import METHODS
 from conftest import TASKS
 
-from equipoise import _state, _state_step
+from equipoise import _state
 from equipoise._adam import Adam
+from equipoise._kept import constants
 from equipoise.aggregators import GradNorm
 from equipoise.objectives import EMA, RLW, UW, WeightedSum
 
@@ -199,7 +200,7 @@ def test_what_is_undecided_is_decided_in_order(elsewhere):
 @pytest.fixture
 def meta_by_default():
     """A default device on which nothing can be computed: all that is made has to say where it lies."""
-    _state_step._index.cache_clear()
+    constants.cache_clear()
     torch.set_default_device("meta")
     yield
     torch.set_default_device(None)

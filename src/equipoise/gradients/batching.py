@@ -19,19 +19,8 @@ WARM_UP = 2
 TIMED = 3
 """Steps of each way that are timed."""
 
-UNTIMED = ("cpu", "meta")
-"""Types of devices on which shapes decide: several at once are quicker where operators cost little but their call."""
-
-MANY = 8
-"""Tasks at once from which the calls that are saved pay for what `torch.vmap` costs by itself, on such a device."""
-
-LITTLE = 1 << 19
-"""Bytes of all tasks' gradients of one tensor on the way up to which the calls are what counts, on such a device."""
-
-LITTLE_ROWS = 1 << 23
-"""Bytes of all tasks' rows up to which they are."""
-
-NO_GAIN = "one after the other: on a CPU more gain nothing"
+NO_GAIN = ("cpu", "meta")
+"""Types of devices on which several at once are no quicker."""
 
 FREE_SHARE = 0.5
 """Share of the free memory that a chunk's rows may take; what they are computed from takes about as much again."""
@@ -56,17 +45,13 @@ class Together(NamedTuple):
     hooked: bool
     """Their leaves have hooks, which would be called with what stands for several tasks."""
 
-    widest: Callable[[], int] = int
-    """Returns the bytes of the largest of one task's gradients on the way."""
-
 
 class Batching:
     """Decides how many tasks go through what they share at once, and remembers what a model allows.
 
-    A given number is taken. Otherwise it is one where deterministic algorithms are asked for. On a CPU shapes decide,
-    so that every run does the same: many tasks that are little to compute go at once, others one after the other. On an
-    accelerator both ways are timed in the first steps, without waiting for it, and the quicker is kept: where the
-    host's launches bound a step several at once win, where the device is busy they lose.
+    A given number is taken. Otherwise it is one on a CPU, which gains nothing by more, and where deterministic
+    algorithms are asked for. On an accelerator both ways are timed in the first steps, without waiting for it, and the
+    quicker is kept: where the host's launches bound a step several at once win, where the device is busy they lose.
 
     Args:
         chunk_size: the number, at least 1; None: chosen.
@@ -94,19 +79,18 @@ class Batching:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_trials": []}
 
-    def begin(self, device: torch.device, tasks: int, together: Callable[[], Together]) -> tuple[int, _Trial | None]:
+    def begin(self, device: torch.device, together: Callable[[], Together]) -> tuple[int, _Trial | None]:
         """Returns how many tasks go at once in this step; and, while both ways are timed, what times it to its `end`.
 
         Args:
             device: where they are.
-            tasks: how many there are in the step.
             together: finds what there is to take through the graph together; called where it matters.
         """
-        size, self.reason = self._without_looking(device, tasks)
+        size, self.reason = self._without_looking(device)
         if size is not None:
             return size, None
         found = together()
-        size, self.reason = self._known(device, found)
+        size, self.reason = self._known(found)
         if size is not None:
             return min(size, max(found.tasks, 1)), None
         turn = len(self._trials)
@@ -117,22 +101,21 @@ class Batching:
         self._trials.append(trial)
         return size, trial
 
-    def _without_looking(self, device: torch.device, tasks: int) -> tuple[int | None, str]:
+    def _without_looking(self, device: torch.device) -> tuple[int | None, str]:
         """Returns one, and why, where more are out of the question."""
         if self.chunk_size == 1:
             return 1, "chunk_size=1"
         if self._refused is not None:
             return 1, f"one after the other: {self._refused}"
-        untimed = device.type in UNTIMED
-        if self.chunk_size is None and untimed and tasks < MANY:
-            return 1, NO_GAIN
+        if self.chunk_size is None and device.type in NO_GAIN:
+            return 1, "one after the other: on a CPU more gain nothing"
         if self.chunk_size is None and torch.are_deterministic_algorithms_enabled():
             return 1, "one after the other: deterministic algorithms are asked for"
-        if self.chunk_size is None and self.chosen == 1 and not untimed:
+        if self.chunk_size is None and self.chosen == 1:
             return 1, "one after the other: the quicker in the first steps"
         return None, ""
 
-    def _known(self, device: torch.device, together: Together) -> tuple[int | None, str]:
+    def _known(self, together: Together) -> tuple[int | None, str]:
         """Returns how many go at once, and why; None: both ways are timed."""
         if together.against is not None:
             return 1, f"one after the other: {together.against}"
@@ -140,11 +123,6 @@ class Batching:
             return self.chunk_size, f"chunk_size={self.chunk_size}"
         if together.hooked:
             return 1, "one after the other: there are hooks on parameters"
-        if device.type in UNTIMED:
-            rows_are_little = together.tasks >= MANY and together.tasks * together.row_bytes <= LITTLE_ROWS
-            if rows_are_little and together.tasks * together.widest() <= LITTLE:
-                return together.tasks, f"{together.tasks} at once: there is little to compute for each"
-            return 1, NO_GAIN
         if self.chosen is not None:
             return self.chosen, f"{self.chosen} at once: the quicker in the first steps"
         return None, "both ways are being timed"
@@ -205,8 +183,6 @@ class Batching:
         """
         found: list[Tensor] = []
         proven = self.knows(kinds)
-        # A formula that goes task by task is slower than the tasks by themselves: not where nothing is timed.
-        slow = "error" if self.chunk_size is None and not proven and outer[0].device.type in UNTIMED else "ignore"
 
         def backward(cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
             keep = retain_graph or not proven
@@ -216,7 +192,7 @@ class Batching:
 
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(slow, "There is a performance drop")  # type: ignore[arg-type]
+                warnings.filterwarnings("ignore", "There is a performance drop")  # a formula that goes task by task
                 rows = torch.vmap(backward, randomness="same")(list(outer))
         except Exception as error:
             if proven:

@@ -88,7 +88,7 @@ def rows_of(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Te
         for loss, leaves, weight in zip(step.held, wanted, weights, strict=True):
             yield gradients_of([loss], leaves, [weight], step.retain_graph)
         return
-    size, trial = step.batching.begin(step.values.device, len(step.held), lambda: _together(step, wanted))
+    size, trial = step.batching.begin(step.values.device, lambda: _together(step, wanted))
     yield from _at_once(step, wanted, weights, size) if size > 1 else _one_by_one(step, wanted, weights)
     if trial is not None:
         trial.end()
@@ -100,14 +100,14 @@ def _together(step: Step, wanted: Sequence[Sequence[Tensor]]) -> Together:
     assert cut is not None
     below = [_divided(leaves, above)[1] for leaves, above in zip(wanted, cut.above, strict=True)]
     tasks = [k for k, leaves in enumerate(below) if leaves and k not in cut.uncut]
-    shared = _distinct(below[k] for k in tasks)
+    shared = {leaf for k in tasks for leaf in below[k]}
     against = None
     if step.graph.compiled:
         against = "torch.compile made the graph"
     elif len(tasks) < 2:
         against = WHOLE if cut.uncut else "no two tasks share a part of the graph"
     row_bytes = sum(leaf.numel() * leaf.element_size() for leaf in shared)
-    return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared), cut.widest)
+    return Together(len(tasks), row_bytes, against, any(leaf._backward_hooks for leaf in shared))
 
 
 def _one_by_one(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> Iterator[Row]:
@@ -127,7 +127,7 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
         to_cut(loss, above, weight, edges if under else [], step.retain_graph)
         for loss, (above, under), weight, edges in zip(step.held, parts, weights, cut.edges, strict=True)
     ]
-    kinds = frozenset(node.name() for node in cut.common)
+    kinds = frozenset(node.name() for node in step.graph.by_node()[0])
     batchable = [k for k, (at_cut, _) in enumerate(found) if at_cut and k not in cut.uncut]
     chunks = [batchable[i : i + size] for i in range(0, len(batchable), size)]
     chunks += [[k] for k in cut.uncut if found[k][0]]
@@ -141,15 +141,15 @@ def _at_once(step: Step, wanted: Sequence[Sequence[Tensor]], weights: Sequence[T
             row.update(gradients_of(list(at_cut), below[chunk[0]], list(at_cut.values()), retain))
             continue
         edges, outer = stacked_at([found[k][0] for k in chunk])
-        leaves = _distinct(below[k] for k in chunk)
+        leaves = list(dict.fromkeys(leaf for k in chunk for leaf in below[k]))
         try:
             stacks = step.batching.run(edges, leaves, outer, retain, kinds)
         except Unbatchable:
             chunks = [[k] for some in (chunk, *chunks) for k in some]
             continue
-        rows = {id(leaf): stack.unbind() for leaf, stack in stacks.items()}
+        rows = {leaf: stack.unbind() for leaf, stack in stacks.items()}
         for place, k in enumerate(chunk):
-            found[k][1].update({leaf: rows[id(leaf)][place] for leaf in below[k] if id(leaf) in rows})
+            found[k][1].update({leaf: rows[leaf][place] for leaf in below[k] if leaf in rows})
     if not step.retain_graph:
         release(cut.not_reached_by(chunk if known else []))
     while found:
@@ -184,11 +184,6 @@ def _in_two_parts(
     if not retain_graph:
         release(cut.below[index])
     return row
-
-
-def _distinct(rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    """Returns the leaves of the rows, each once."""
-    return list({id(leaf): leaf for row in rows for leaf in row}.values())
 
 
 def _divided(leaves: Sequence[Tensor], above: Mapping[Tensor, None]) -> tuple[list[Tensor], list[Tensor]]:

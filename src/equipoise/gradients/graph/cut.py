@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -81,18 +79,6 @@ class Cut:
         self.edges = [list(row) for row in edges]
         self._tasks = tasks
 
-    @property
-    def common(self) -> list[Node]:
-        """The nodes that two losses or more reach."""
-        return [node for node, own in self._tasks.items() if own & (own - 1)]
-
-    def widest(self) -> int:
-        """Returns the bytes of the largest gradient of a loss that arrives at one of them, those of leaves aside."""
-        arriving = [metadata for node in self.common if not _leads_to_leaf(node) for metadata in node._input_metadata]
-        if any(metadata.is_nested_tensor for metadata in arriving):  # of no one shape
-            return sys.maxsize
-        return max((math.prod(metadata.shape) * metadata.dtype.itemsize for metadata in arriving), default=0)
-
     def not_reached_by(self, losses: Sequence[int]) -> list[Node]:
         """Returns the nodes below the cut, or of losses that are not cut, that none of these losses reaches."""
         mask = sum(1 << index for index in losses)
@@ -118,12 +104,6 @@ def _nested(inputs: Mapping[Node, Inputs], edges: Sequence[Mapping[GradientEdge,
         for index in several
         if any(over.get(edge.node, 0) & sum({bits[other.node] for other in edges[index]}) for edge in edges[index])
     }
-
-
-def _leads_to_leaf(node: Node) -> bool:
-    """Whether what arrives is a leaf's gradient, or that of a view of it."""
-    children = node.next_functions
-    return not children or (len(children) == 1 and isinstance(children[0][0], AccumulateGrad))
 
 
 def zeros_at(edge: GradientEdge) -> Tensor:
