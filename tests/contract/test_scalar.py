@@ -364,3 +364,28 @@ def test_a_held_aggregators_value_is_what_its_gradient_is_of(name):
         torch.testing.assert_close(loss, held.detach())
         expected = torch.autograd.grad(held, list(model.parameters()), retain_graph=True)
         torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), expected)
+
+
+def test_mao_does_not_unscale_what_never_was_scaled():
+    """Task gradients of `backward` beside those of a scaled scalar, in one step."""
+    model = Network()
+    optimizer = eq.MAO(model.parameters(), TASKS, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    optimizer.backward(model.losses(batch(0)), scaler=scaler)
+    scaler.scale(optimizer.loss(model.losses(batch(1)))).backward()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="one of both"):
+        scaler.step(optimizer)
+    assert_same(model.state_dict(), before)
+
+
+def test_mao_adds_up_scalars_with_factors_of_their_own():
+    models = [Network() for _ in range(2)]
+    optimizers = [eq.MAO(model.parameters(), TASKS, lr=0.1) for model in models]
+    optimizers[0].backward(models[0].losses(batch(0)))
+    optimizers[0].backward({task: loss / 2 for task, loss in models[0].losses(batch(1)).items()})
+    optimizers[1].loss(models[1].losses(batch(0))).backward()
+    (optimizers[1].loss(models[1].losses(batch(1))) / 2).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(*(dict(model.named_parameters()) for model in models))

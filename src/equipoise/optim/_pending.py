@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.micro_batches import Waiting, add_rows, move_into, sparse_in, taking_part
-from equipoise.gradients.scale import times
+from equipoise.gradients.scale import Factor, Scale, times
 from equipoise.gradients.sparse import zero_unless
 
 
@@ -23,6 +23,7 @@ class Pending(Waiting):
         taking: task → whether it takes part, 0-dim bool, where the host does not know it.
         ahead: streaming: parameter → its value after `step`.
         factors: what the scalars were multiplied by whose gradients are in the rows, 0-dim.
+        without: whether there are gradients in the rows that no factor is in.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,14 @@ class Pending(Waiting):
         self.taking: dict[str, Tensor] = {}
         self.ahead: dict[Tensor, Tensor] = {}
         self.factors: list[Tensor] = []
+        self.without = False
+
+    def note(self, scale: Scale) -> None:
+        """Takes note of the scale of rows that are added."""
+        if isinstance(scale, Factor):
+            self.factors.append(scale.factor)
+        else:
+            self.without = True
 
     def add(self, rows: TaskRows, taking: dict[str, Tensor]) -> None:
         """Adds the rows of a step."""
@@ -52,12 +61,18 @@ class Pending(Waiting):
         """Returns the rows, multiplied by what `.grad` has been multiplied by since: a scaler unscales that alone.
 
         Raises:
-            RuntimeError: there was a factor, and it cannot be seen whether it has been taken back.
+            RuntimeError: there was a factor, and it cannot be seen whether it has been taken back; or it has been, and
+                other gradients are without.
         """
         if not self.factors:
             return self.rows
         multiplied_by = self.marks.multiplied_by()
         if multiplied_by is not None:
+            if self.without and float(multiplied_by) != 1:  # sync: only where both are there
+                raise RuntimeError(
+                    "Task gradients of backward() wait beside those of loss(), which a gradient scaler has unscaled; "
+                    "the former are not scaled. Call one of both between two steps."
+                )
             return {task: times(row, multiplied_by) for task, row in self.rows.items()}
         if any(float(factor) != 1 for factor in self.factors):  # sync: only where nothing else tells
             raise RuntimeError(
@@ -78,6 +93,7 @@ class Pending(Waiting):
         self.taking = {}
         self.ahead = {}
         self.factors = []
+        self.without = False
 
 
 def _zero_unless_taking(row: Row, taking: Tensor | None) -> Row:

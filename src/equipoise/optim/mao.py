@@ -285,8 +285,7 @@ class MAO(SavedByTask):
         self._pending.add({task: owned(row) for task, row in held.items()}, taking)
         if scale.checked:
             self._pending.marks.spoil(unless=valid)
-        if isinstance(scale, Factor):
-            self._pending.factors.append(scale.factor)
+        self._pending.note(scale)
         write(scale.gradients(others))
 
     @overload
