@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import equipoise as eq
-from equipoise.methods import METHODS, PASS_PER_TASK
+from equipoise.registry import METHODS, PASS_PER_TASK
 
 CASES = {
     "300 heads, target 0.5 s": (300, False),

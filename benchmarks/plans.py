@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peers import LIBMTL, TORCHJD
 
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
 GRADIENT_BASED = [name for name, spec in METHODS.items() if spec.passes == "K"]

@@ -13,7 +13,7 @@ from workloads import Workload
 
 import equipoise as eq
 from equipoise.gradients.batching import TIMED, WARM_UP
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 SETTLING = 2 * (WARM_UP + TIMED) + 2
 """Steps on a GPU after which it is chosen how many tasks go at once."""

@@ -12,7 +12,19 @@ import equipoise
 PACKAGE = Path(equipoise.__file__).parent
 
 LAYERS = (
-    ("_checks", "_active", "_kept", "_state", "_state_step", "_adam", "_notices", "labels", "loaders", "_passes"),
+    (
+        "_checks",
+        "search_space",
+        "_active",
+        "_kept",
+        "_state",
+        "_state_step",
+        "_adam",
+        "_notices",
+        "labels",
+        "loaders",
+        "_passes",
+    ),
     ("gradients",),
     ("objectives", "aggregators"),
     (
@@ -30,7 +42,7 @@ LAYERS = (
         "_sharing",
         "optim",
     ),
-    ("methods", "_method", "monitor", "integrations"),
+    ("methods", "registry", "_method", "monitor", "integrations"),
     ("__init__",),
     ("bench",),
     ("__main__",),

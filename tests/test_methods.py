@@ -8,7 +8,7 @@ from networks import TASKS, Network, assert_same, batch, snapshot
 from torch import nn
 
 import equipoise as eq
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
 

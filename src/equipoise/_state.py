@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from equipoise._active import Active
 from equipoise._checks import check_seed, check_tasks
 from equipoise._state_step import StateStep, StateView
+from equipoise.search_space import SearchSpace
 
 
 class Undecided:
@@ -64,12 +65,15 @@ class TaskModule(nn.Module):
         requires_positive: the method is undefined for losses ≤ 0; a task with one takes no part in the step.
         needs_after_step: `after_step` wants the same batch's losses again after the optimizer's step.
         needs_accuracies: `observe` wants each task's accuracy after every evaluation.
+        search_space: hyperparameter → what it may be when it is tuned: the range that its paper tried, or, where the
+            paper names none, a decade to each side of its default.
     """
 
     masked: bool = False
     requires_positive: bool = False
     needs_after_step: bool = False
     needs_accuracies: bool = False
+    search_space: ClassVar[SearchSpace] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -1,10 +1,8 @@
-"""The registry: every method by name, ready to train a model."""
+"""Methods by name, ready to train a model."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,143 +18,11 @@ from equipoise._checks import (
     check_tasks,
 )
 from equipoise._method import SINGLE, Method, SingleTask
-from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations import torchjd
-from equipoise.objectives import (
-    DTP,
-    DWA,
-    DWEMA,
-    EMA,
-    FAMO,
-    IMTLL,
-    REMA,
-    RLW,
-    UW,
-    Achievement,
-    Equal,
-    GeometricMean,
-    Objective,
-    Static,
-    Weighting,
-)
-from equipoise.optim import MAO
 from equipoise.optim.mao import FUSED_DEVICES
-
-ONE_PASS = "1"
-PASS_PER_TASK = "K"
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """What the registry knows of a method.
-
-    Attributes:
-        description: one line.
-        source: the paper.
-        passes: backward passes through the shared part in a step, "1" or "K".
-        takes: the class (or classes) whose arguments are the method's hyperparameters.
-        objective: makes the objective from the hyperparameters; None: equal weights.
-        aggregator: makes the aggregator; None: there is none.
-        needs_potentials: the method wants every task's single-task accuracy.
-        probes_last_layer: its paper takes gradient statistics on the last shared layer.
-    """
-
-    description: str
-    source: str
-    passes: str
-    takes: Callable[..., Any]
-    objective: Callable[..., nn.Module] | None = None
-    aggregator: Callable[..., nn.Module] | None = None
-    needs_potentials: bool = False
-    probes_last_layer: bool = False
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
-        parameters = inspect.signature(self.takes).parameters.values()
-        own = (
-            {"params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group"}
-            if self.takes is MAO
-            else {"potentials"}
-        )
-        return {p.name: p.default for p in parameters if p.name not in own}
-
-
-def _objective(
-    takes: Callable[..., Objective | Weighting], description: str, source: str, **details: Any
-) -> MethodSpec:
-    return MethodSpec(description, source, ONE_PASS, takes, objective=takes, **details)
-
-
-def _mean_of(takes: Callable[..., Weighting], description: str, source: str, **details: Any) -> MethodSpec:
-    def objective(**hyperparameters: Any) -> Objective:
-        return GeometricMean(takes(**hyperparameters))
-
-    return MethodSpec(description, source, ONE_PASS, takes, objective=objective, **details)
-
-
-def _aggregator(takes: Callable[..., Aggregator], description: str, source: str, **details: Any) -> MethodSpec:
-    return MethodSpec(description, source, PASS_PER_TASK, takes, aggregator=takes, **details)
-
-
-def _famo(
-    weights_lr: float = 0.025, weights_decay: float = 1e-3, lower_bounds: Mapping[str, float] | None = None
-) -> FAMO:
-    """FAMO by names that leave `lr` and `weight_decay` to the model."""
-    check_number("weights_lr", weights_lr, above=0)
-    check_number("weights_decay", weights_decay, at_least=0)
-    return FAMO(weights_lr, weights_decay, lower_bounds)
-
-
-def _gradnorm(alpha: float = 1.5, weights_lr: float = 0.025) -> GradNorm:
-    """GradNorm by names that leave `lr` to the model."""
-    return GradNorm(alpha, check_number("weights_lr", weights_lr, above=0))
-
-
-METHODS: dict[str, MethodSpec] = {
-    "ew": _objective(Equal, "equal weights: the plain sum of the losses", "baseline"),
-    "static": _objective(Static, "fixed weights that you give; 1 for every task if you give none", "baseline"),
-    "rlw": _objective(RLW, "random weights, drawn anew each step", "Lin et al. 2022"),
-    "uw": _objective(UW, "uncertainty weighting: a variance per task is learned with the model", "Kendall et al. 2018"),
-    "dwa": _objective(DWA, "more weight for losses that fall slowly", "Liu et al. 2019"),
-    "ema": _objective(EMA, "each loss divided by its moving average", "Lakkapragada et al. 2023"),
-    "rema": _objective(REMA, "EMA, times the loss's training rate", "Lakkapragada et al. 2023"),
-    "dwema": _objective(DWEMA, "EMA, times DWA's weights", "Lakkapragada et al. 2023"),
-    "gls": _mean_of(Equal, "geometric mean of the losses", "Chennupati et al. 2019"),
-    "dwa-g": _mean_of(DWA, "geometric mean with DWA's weights", "Yun & Cho 2023"),
-    "rlw-g": _mean_of(RLW, "geometric mean with random weights", "Yun & Cho 2023"),
-    "dtp": _objective(DTP, "more weight for tasks with low accuracy", "Guo et al. 2018"),
-    "dtp-g": _mean_of(DTP, "geometric mean with DTP's weights", "Yun & Cho 2023"),
-    "amtl": _mean_of(
-        Achievement,
-        "geometric mean, more weight far below single-task accuracy",
-        "Yun & Cho 2023",
-        needs_potentials=True,
-    ),
-    "amtl-a": _objective(
-        Achievement, "weighted sum, more weight far below single-task accuracy", "Yun & Cho 2023", needs_potentials=True
-    ),
-    "imtl-l": _objective(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
-    "famo": _objective(_famo, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
-    "gradnorm": _aggregator(
-        _gradnorm,
-        "gradient norms on the model's last shared layer, where it names one, drawn together, by training rate",
-        "Chen et al. 2018",
-        probes_last_layer=True,
-    ),
-    "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
-    "imtl": MethodSpec(
-        "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
-    ),
-    "mgda": _aggregator(MGDA, "shortest vector in the convex hull of the gradients", "Sener & Koltun 2018"),
-    "pcgrad": _aggregator(PCGrad, "conflicting parts projected away", "Yu et al. 2020"),
-    "graddrop": _aggregator(GradDrop, "one random sign kept per element", "Chen et al. 2020"),
-    "cagrad": _aggregator(CAGrad, "the worst task's improvement near the mean gradient", "Liu et al. 2021"),
-    "nash-mtl": _aggregator(NashMTL, "Nash bargaining between the gradients", "Navon et al. 2022"),
-    "mao": MethodSpec("Adam with moments per task and parameter", "Hervella et al. 2024", PASS_PER_TASK, MAO),
-}
+from equipoise.registry import METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec
 
 
 def list_methods() -> list[str]:
@@ -252,10 +118,10 @@ def make_method(
         return SingleTask(task, names, model, optimizer, alone)
     spec = _spec(name, len(names))
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
-    if spec.takes is MAO:
+    if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        mao = MAO(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
-        return Method(name, names, model, mao, None)
+        own = spec.optimizer(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
+        return Method(name, names, model, own, None)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(

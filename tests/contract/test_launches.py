@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import equipoise as eq
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
 

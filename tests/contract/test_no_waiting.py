@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from networks import TASKS, Network
-from registry import METRICS, POTENTIALS, has_aggregator
+from registry import GRAMIAN, METRICS, POTENTIALS, is_optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -192,7 +192,7 @@ class Scaler:
 
 
 EVERY = [*eq.list_methods(), "single:a"]
-SOLVED = {name for name in EVERY if has_aggregator(name) and name != "graddrop"}
+SOLVED = set(EVERY) & GRAMIAN
 """Methods that find weights from the Gramian on the host, and wait for it once."""
 
 every_method = pytest.mark.parametrize("name", EVERY)
@@ -201,7 +201,7 @@ every_method = pytest.mark.parametrize("name", EVERY)
 def make_there(name, **options):
     """A network on the device, and its method."""
     model = Network().to("meta")
-    if name == "mao":
+    if is_optimizer(name):
         options.setdefault("fused", True)
     if name.startswith("amtl"):
         options["potentials"] = POTENTIALS

@@ -13,7 +13,7 @@ from equipoise.bench.experiment.comparison import methods_of
 from equipoise.bench.experiment.settings import PRIORITIES, Settings, SettingsError, parse_hyperparameters
 from equipoise.bench.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.bench.problems import load_problem
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor."""

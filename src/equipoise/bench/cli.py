@@ -62,7 +62,7 @@ from equipoise.bench.experiment.settings import Settings, SettingsError
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
 from equipoise.bench.problems import PROBLEMS, ProblemError, load_problem, split_options
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
 

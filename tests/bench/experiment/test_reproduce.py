@@ -24,7 +24,7 @@ from equipoise.bench.experiment.reproduce import (
 )
 from equipoise.bench.experiment.reproduce.table import printed
 from equipoise.bench.problems import load_problem, split_options
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 
 def run(*arguments, code=0):

@@ -42,7 +42,7 @@ from equipoise.bench.experiment.tables import (
     seeds_of,
     verdict,
 )
-from equipoise.methods import METHODS
+from equipoise.registry import METHODS
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result

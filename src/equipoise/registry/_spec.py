@@ -1,0 +1,60 @@
+"""What the registry knows of a method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from equipoise.search_space import SearchSpace
+
+ONE_PASS = "1"
+PASS_PER_TASK = "K"
+
+OWN = {"params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group", "priorities"}
+"""Arguments of an optimizer's class that are `make_method`'s, and no hyperparameters."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What the registry knows of a method.
+
+    Attributes:
+        description: one line.
+        source: the paper.
+        passes: backward passes through the shared part in a step, "1" or "K".
+        takes: the class (or function) whose arguments are the method's hyperparameters.
+        objective: makes the objective from the hyperparameters; None: equal weights.
+        aggregator: makes the aggregator; None: there is none.
+        optimizer: makes the optimizer that balances by itself, from parameters, tasks, `lr` and the hyperparameters;
+            None: the method works with any optimizer.
+        needs_potentials: the method wants every task's single-task accuracy.
+        probes_last_layer: its paper takes gradient statistics on the last shared layer.
+        search_space: hyperparameter → what it may be when it is tuned; by default what `takes` declares.
+    """
+
+    description: str
+    source: str
+    passes: str
+    takes: Callable[..., Any]
+    objective: Callable[..., nn.Module] | None = None
+    aggregator: Callable[..., nn.Module] | None = None
+    optimizer: Callable[..., Optimizer] | None = None
+    needs_potentials: bool = False
+    probes_last_layer: bool = False
+    search_space: SearchSpace = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.search_space:
+            object.__setattr__(self, "search_space", dict(getattr(self.takes, "search_space", {})))
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
+        parameters = inspect.signature(self.takes).parameters.values()
+        own = {"potentials"} if self.optimizer is None else OWN
+        return {p.name: p.default for p in parameters if p.name not in own}

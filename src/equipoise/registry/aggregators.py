@@ -1,0 +1,39 @@
+"""The methods that reduce the tasks' gradients to one: a backward pass a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from equipoise._checks import check_number
+from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
+from equipoise.objectives import IMTLL
+from equipoise.registry._spec import PASS_PER_TASK, MethodSpec
+
+
+def _aggregator(takes: Callable[..., Aggregator], description: str, source: str, **details: Any) -> MethodSpec:
+    return MethodSpec(description, source, PASS_PER_TASK, takes, aggregator=takes, **details)
+
+
+def _gradnorm(alpha: float = 1.5, weights_lr: float = 0.025) -> GradNorm:
+    """GradNorm by names that leave `lr` to the model."""
+    return GradNorm(alpha, check_number("weights_lr", weights_lr, above=0))
+
+
+AGGREGATORS: dict[str, MethodSpec] = {
+    "gradnorm": _aggregator(
+        _gradnorm,
+        "gradient norms on the model's last shared layer, where it names one, drawn together, by training rate",
+        "Chen et al. 2018",
+        probes_last_layer=True,
+    ),
+    "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
+    "imtl": MethodSpec(
+        "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
+    ),
+    "mgda": _aggregator(MGDA, "shortest vector in the convex hull of the gradients", "Sener & Koltun 2018"),
+    "pcgrad": _aggregator(PCGrad, "conflicting parts projected away", "Yu et al. 2020"),
+    "graddrop": _aggregator(GradDrop, "one random sign kept per element", "Chen et al. 2020"),
+    "cagrad": _aggregator(CAGrad, "the worst task's improvement near the mean gradient", "Liu et al. 2021"),
+    "nash-mtl": _aggregator(NashMTL, "Nash bargaining between the gradients", "Navon et al. 2022"),
+}
