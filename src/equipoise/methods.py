@@ -55,7 +55,8 @@ def make_method(
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
     The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay.
+    task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, whose
+    learning rate is the hyperparameter `weights_lr`; None, the default: `lr`.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
@@ -122,6 +123,9 @@ def make_method(
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
         own = spec.optimizer(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
         return Method(name, names, model, own, None)
+    weights_lr = hyperparameters.pop("weights_lr", None) if spec.learns_weights else None
+    if weights_lr is not None:
+        check_number("weights_lr", weights_lr, at_least=0)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -150,7 +154,8 @@ def make_method(
     if learned:
         device = next((p.device for p in parameters), torch.device("cpu"))
         balancer.to(device)
-        groups.append({"params": learned, "weight_decay": 0.0})
+        own_lr = {} if weights_lr is None else {"lr": weights_lr}
+        groups.append({"params": learned, "weight_decay": 0.0, **own_lr})
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused)
     return Method(name, names, model, optimizer, balancer)
 
