@@ -17,25 +17,27 @@ from equipoise._state_step import StateStep, StateView
 from equipoise.search_space import SearchSpace
 
 
-class Undecided:
-    """State to go back to, should a flag that another device has yet to compute turn out false.
+class Flag:
+    """A 0-dim bool that is on its way to the host while the host goes on; only who asks for its truth waits for it."""
 
-    The flag is on its way to the host while the host goes on, and only `valid` waits for it.
-    """
-
-    def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
-        self.old = old
-        self._event = None if unless.device.type == "cpu" else torch.Event(unless.device)
-        self._valid = unless.to("cpu", non_blocking=True)
+    def __init__(self, flag: Tensor) -> None:
+        self._event = None if flag.device.type == "cpu" else torch.Event(flag.device)
+        self._value = flag.to("cpu", non_blocking=True)
         if self._event is not None:
             self._event.record()
 
-    @property
-    def valid(self) -> bool:
-        """The flag."""
+    def __bool__(self) -> bool:
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._valid)
+        return bool(self._value)
+
+
+class Undecided:
+    """State to go back to, should a flag that another device has yet to compute turn out false."""
+
+    def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
+        self.old = old
+        self.valid = Flag(unless)
 
 
 Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]

@@ -88,6 +88,7 @@ class StateStep:
     def __init__(
         self, modules: Sequence[TaskModule], present: tuple[int, ...] | None, dtype: torch.dtype, active: Active
     ) -> None:
+        self.present = present
         self._views = {module: StateView(module, present, dtype, active) for module in modules}
         self._generators: list[tuple[torch.Generator, Tensor]] = []
         self.committed = False

@@ -46,6 +46,7 @@ def make_method(
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
     chunk_size: int | None = None,
     engine: Literal["rows", "layers"] | None = None,
+    every: int = 1,
     check_finite: bool | None = None,
     process_group: Any = None,
     priorities: Mapping[str, float] | None = None,
@@ -57,7 +58,7 @@ def make_method(
     task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
     `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
     parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
-    are, they are AdamW's beside Muon.
+    are, they are AdamW's beside Muon. Their learning rate is the hyperparameter `weights_lr`; None, the default: `lr`.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
@@ -72,6 +73,7 @@ def make_method(
             else all shared parameters.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share.
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
+        every: as in `Balancer`; above 1 for methods that find weights from the Gramian.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         priorities: as in `Balancer` and `MAO`; a single task has none.
@@ -106,7 +108,8 @@ def make_method(
         check_choice("engine", engine, ["rows", "layers"])
     method, optimizer_name = split_optimizer(name, names)
     spec = None if method.startswith(SINGLE) else _spec(method, len(names))
-    for option, given in (("probe", probe is not None), ("engine='layers'", engine == "layers")):
+    statistics = (("probe", probe is not None), ("engine='layers'", engine == "layers"), ("every", every != 1))
+    for option, given in statistics:
         if given and (spec is None or spec.optimizer is not None):
             raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
     base = BASE_OPTIMIZERS[optimizer_name]
@@ -128,6 +131,9 @@ def make_method(
             list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
         )
         return Method(name, names, model, own, None)
+    weights_lr = hyperparameters.pop("weights_lr", None) if spec.learns_weights else None
+    if weights_lr is not None:
+        check_number("weights_lr", weights_lr, at_least=0)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
@@ -147,6 +153,7 @@ def make_method(
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         chunk_size=chunk_size,
         engine=engine,
+        every=every,
         model=model,
         check_finite=check_finite,
         process_group=process_group,
@@ -155,7 +162,8 @@ def make_method(
     if learned:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         balancer.to(device)
-        groups.append({"params": learned, "weight_decay": 0.0})
+        own_lr = {} if weights_lr is None else {"lr": weights_lr}
+        groups.append({"params": learned, "weight_decay": 0.0, **own_lr})
     return Method(name, names, model, base.make(groups, lr, weight_decay), balancer)
 
 

@@ -29,7 +29,13 @@ AGGREGATORS: dict[str, MethodSpec] = {
     ),
     "imtl-g": _aggregator(IMTLG, "equal projections on every task's gradient", "Liu et al. 2021"),
     "imtl": MethodSpec(
-        "IMTL-L's loss scales, then IMTL-G", "Liu et al. 2021", PASS_PER_TASK, IMTLG, objective=IMTLL, aggregator=IMTLG
+        "IMTL-L's loss scales, then IMTL-G",
+        "Liu et al. 2021",
+        PASS_PER_TASK,
+        IMTLG,
+        objective=IMTLL,
+        aggregator=IMTLG,
+        learns_weights=True,
     ),
     "mgda": _aggregator(MGDA, "shortest vector in the convex hull of the gradients", "Sener & Koltun 2018"),
     "pcgrad": _aggregator(PCGrad, "conflicting parts projected away", "Yu et al. 2020"),
