@@ -9,12 +9,3 @@ training in percent, with the same rate and epochs. The time is that of the step
 """
 
 from __future__ import annotations
-
-import argparse
-import statistics
-import time
-
-import torch
-
-import equipoise as eq
-from equipoise.bench.problems import PROBLEMS

@@ -50,6 +50,14 @@ TABLE = {
     "graddrop": ("Equal", "GradDrop"),
     "cagrad": ("Equal", "CAGrad"),
     "nash-mtl": ("Equal", "NashMTL"),
+    "fairgrad": ("Equal", "FairGrad"),
+    "aligned-mtl": ("Equal", "AlignedMTL"),
+    "config": ("Equal", "ConFIG"),
+    "upgrad": ("Equal", "UPGrad"),
+    "dualproj": ("Equal", "DualProj"),
+    "gradvac": ("Equal", "GradVac"),
+    "pcd": ("Equal", "PCD"),
+    "krum": ("Equal", "Krum"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},
@@ -64,6 +72,11 @@ DEFAULTS = {
     "mgda": {"normalization": "none"},
     "cagrad": {"c": 0.5},
     "graddrop": {"leak": 0.0},
+    "fairgrad": {"alpha": 1.0},
+    "aligned-mtl": {"scale": "min"},
+    "gradvac": {"beta": 0.5},
+    "pcd": {"primary": None, "tau": 0.02, "beta": 0.999, "eps": 1e-8},
+    "krum": {"byzantine": 1, "selected": 1},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
 }
 
