@@ -59,13 +59,15 @@ class Regime:
 
     Attributes:
         name: "scale", "size", "opposed" or "speed".
-        found: whether the strength is beyond the threshold.
-        confidence: the probability, from 0 to 1, with which the strength is on its side of the threshold given how much
-            it varies from step to step; NaN where there is too little to judge by.
+        found: whether it is there, more probably than not.
+        confidence: the probability, from 0 to 1, of that answer at least, given how much the numbers vary from step to
+            step and how many pairs of tasks there are; NaN where there is too little to judge by.
         strength: a ratio between two tasks, or for "opposed" a cosine; of the two tasks that stand out most.
         threshold: where the regime begins.
         pair: those two tasks: the larger first, or the slower.
-        evidence: what was measured, by task; of "opposed" by number's name.
+        evidence: what was measured, by task: the loss at the start, the share of the contributions, what is left of the
+            loss. Of "opposed" the pair's mean cosine within batches and the share of steps in which it is below 0, and
+            both of each task with itself on another batch.
     """
 
     name: str
@@ -159,9 +161,9 @@ def _ratio(name: str, tasks: tuple[str, ...], values: Tensor, threshold: float) 
     smallest = min(known, key=lambda index: float(values[0, index]))
     ratios = (values[:, largest] / values[:, smallest]).log()
     excess = float(ratios[0]) - math.log(threshold)
-    confidence = _confidence(_certainty(excess, ratios[1:]), len(known) * (len(known) - 1))
+    found, confidence = _answer(_certainty(excess, ratios[1:]), len(known) * (len(known) - 1))
     strength = math.exp(float(ratios[0]))
-    return Regime(name, excess > 0, confidence, strength, threshold, (tasks[largest], tasks[smallest]), evidence)
+    return Regime(name, found, confidence, strength, threshold, (tasks[largest], tasks[smallest]), evidence)
 
 
 def _opposed(measured: Measured, generator: torch.Generator) -> Regime:
@@ -190,16 +192,21 @@ def _opposed(measured: Measured, generator: torch.Generator) -> Regime:
     worst = max(known, key=certainties.__getitem__)
     i, j = int(first[worst]), int(second[worst])
     free = float((across[0, worst] / noise[0, worst]).clamp(-1, 1)) if noise[0, worst] > 0 else math.nan
-    seen = measured.within[:, i, j]
     evidence = {
-        "cosine": free,
-        "cosine within batches": float(within[0, worst]),
-        "share of steps below 0": float((seen < 0).double().sum() / (~seen.isnan()).sum()),
-        f"{tasks[i]} with itself on another batch": float(own[0, i]),
-        f"{tasks[j]} with itself on another batch": float(own[0, j]),
+        "cosine": float(within[0, worst]),
+        "share below 0": _share_below(measured.within[:, i, j]),
+        "first with itself": float(own[0, i]),
+        "second with itself": float(own[0, j]),
+        "first with itself, share below 0": _share_below(measured.across[:, i, i]),
+        "second with itself, share below 0": _share_below(measured.across[:, j, j]),
     }
-    confidence = _confidence(certainties[worst], len(known))
-    return Regime(OPPOSED, certainties[worst] > 0, confidence, free, OPPOSED_FROM, (tasks[i], tasks[j]), evidence)
+    found, confidence = _answer(certainties[worst], len(known))
+    return Regime(OPPOSED, found, confidence, free, OPPOSED_FROM, (tasks[i], tasks[j]), evidence)
+
+
+def _share_below(cosines: Tensor) -> float:
+    """The share of measurements below 0."""
+    return float((cosines < 0).double().sum() / (~cosines.isnan()).sum())
 
 
 def _certainty(excess: float, resampled: Tensor) -> float:
@@ -213,6 +220,11 @@ def _certainty(excess: float, resampled: Tensor) -> float:
     return excess / deviation
 
 
-def _confidence(certainty: float, comparisons: int) -> float:
-    """Returns `1 − comparisons · Φ(−|z|)`, at least 0: Bonferroni's bound for having looked at the most extreme."""
-    return max(0.0, 1 - comparisons * 0.5 * math.erfc(abs(certainty) / math.sqrt(2)))
+def _answer(certainty: float, comparisons: int) -> tuple[bool, float]:
+    """Returns whether a regime is found, and how sure that is.
+
+    The pair that stands out most of many is beyond a threshold by chance with a probability of up to
+    `comparisons · Φ(−z)` (Bonferroni); a regime is found where that is below one half.
+    """
+    yes, no = (max(0.0, 1 - comparisons * 0.5 * math.erfc(z / math.sqrt(2))) for z in (certainty, -certainty))
+    return (True, yes) if yes >= 0.5 else (False, no)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 NEEDS = (SIZE, OPPOSED, SPEED)
 """Regimes that balancing is for. Losses of unlike scale alone are none: what they do to the update is in its size."""
+
+WIDTH = 110
+INDENT = 14 * " "
+"""Of the text's lines."""
 
 SHOWN = 4
 """Of more tasks the text names the first and the last ones."""
@@ -79,22 +84,30 @@ class Diagnosis:
             methods = _listed([one.method for one in self.recommended], "or")
             regimes = [f"{NAMES[r.name]} ({_strength(r)})" for r in self.regimes if r.name in self.found]
             return f"Balancing may help here: {_listed(regimes, 'and')}. Try {methods}."
-        doubtful = [NAMES[r.name] for r in self.regimes if r.name in NEEDS and not r.sure]
-        if doubtful:
+        perhaps = [NAMES[r.name] for r in self.regimes if r.name in NEEDS and r.found]
+        if perhaps:
             return (
-                "Nothing here surely needs balancing: keep equal weights (ew). "
-                f"Not sure about {_listed(doubtful, 'and')}; more steps tell more."
+                f"Nothing here surely needs balancing: keep equal weights (ew). Perhaps {_listed(perhaps, 'and')}; "
+                "more steps tell more."
             )
-        nothing = "Nothing here needs balancing: keep equal weights (ew)"
+        doubtful = any(r.name in NEEDS and not r.sure for r in self.regimes)
+        far = f", as far as {len(self.measured.losses)} steps tell" if doubtful else ""
+        nothing = f"Nothing here needs balancing{far}: keep equal weights (ew)"
         if SCALE in self.found:
             return f"{nothing}. The losses are of unlike scale, but what they do to the shared parameters is not."
         return f"{nothing}."
 
     def __str__(self) -> str:
         """The answer, the four questions, and the methods with their costs."""
-        lines = [self.answer, "", *(f"  {line}" for regime in self.regimes for line in self._explained(regime)), ""]
+        lines = [self.answer, ""]
+        for regime in self.regimes:
+            lines.append(f"  {_verdict(regime):<11} {NAMES[regime.name]}{self._after(regime)}")
+            lines += textwrap.wrap(explanation(regime), WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+        lines.append("")
         for one in self.recommended:
-            lines.append(f"  {one.method}: {one.reason}{_cost(one)}.")
+            lines += textwrap.wrap(
+                f"{one.method}: {one.reason}{_cost(one)}.", WIDTH, initial_indent="  ", subsequent_indent="    "
+            )
         steps, measured = len(self.measured.losses), len(self.measured.contributions)
         lines += ["", f"{steps} steps with equal weights and {self.measured.optimizer}, {measured} of them measured."]
         return "\n".join(lines)
@@ -109,26 +122,26 @@ class Diagnosis:
 
         return draw_diagnosis(self)
 
-    def _explained(self, regime: Regime) -> list[str]:
-        return [f"{_verdict(regime):<11} {NAMES[regime.name]}{_after(self, regime)}", f"{'':<11} {explanation(regime)}"]
+    def _after(self, regime: Regime) -> str:
+        return f" after {self.measured.optimizer}" if regime.name == SIZE else ""
 
 
 def explanation(regime: Regime) -> str:
     """What was measured, in a sentence."""
     if math.isnan(regime.confidence):
         return "not measured: too few losses, or none that it can be told from"
-    by = f"; {100 * regime.confidence:.0f} % sure"
+    by = f"; {'over 99' if regime.confidence > 0.99 else int(100 * regime.confidence)} % sure" if regime.sure else ""
     if regime.name == OPPOSED:
         one, other = regime.pair
         seen = regime.evidence
-        itself = [seen[f"{task} with itself on another batch"] for task in regime.pair]
         return (
-            f"{one} and {other}: cosine {seen['cosine within batches']:+.2f}, below 0 in "
-            f"{100 * seen['share of steps below 0']:.0f} % of steps; with themselves on another batch {itself[0]:+.2f} "
-            f"and {itself[1]:+.2f}; freed from that noise {_number(regime.strength, '+.2f')} "
-            f"(from {regime.threshold:g}){by}"
+            f"{one} and {other}: mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps; with "
+            f"itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
+            f"{seen['first with itself, share below 0']:.0%}, and {other} {seen['second with itself']:+.2f}, in "
+            f"{seen['second with itself, share below 0']:.0%}; freed from that noise the two have "
+            f"{_number(regime.strength, '+.2f')} (opposed from {regime.threshold:g}){by}"
         )
-    write = {SCALE: "{:.3g}", SIZE: "{:.1%}", SPEED: "{:.0%} left"}[regime.name]
+    write = {SCALE: "{:.3g}", SIZE: "{:.1%}", SPEED: "at {:.0%}"}[regime.name]
     return (
         f"{regime.pair[0]} to {regime.pair[1]} {_number(regime.strength, '.3g')} to 1 (from {regime.threshold:g}): "
         f"{_values(regime.evidence, write)}{by}"
@@ -139,10 +152,6 @@ def _verdict(regime: Regime) -> str:
     if math.isnan(regime.confidence):
         return "unknown"
     return ("yes" if regime.found else "no") if regime.sure else ("perhaps" if regime.found else "probably no")
-
-
-def _after(diagnosis: Diagnosis, regime: Regime) -> str:
-    return f" after {diagnosis.measured.optimizer}" if regime.name == SIZE else ""
 
 
 def _strength(regime: Regime) -> str:
