@@ -40,7 +40,8 @@ def index() -> str:
     lines = [
         "# Methods",
         "",
-        "Each by name, for `eq.make_method(name, …)` and `equipoise compare … --methods name`. K is the number of tasks.",
+        "Each by name, for `eq.make_method(name, …)` and `equipoise compare … --methods name`.",
+        "K is the number of tasks.",
         "",
     ]
     for family, title in FAMILIES.items():

@@ -24,7 +24,7 @@ from equipoise.gradients import task_gradients
 from equipoise.labels import count_labels, masked_mean
 from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method
-from equipoise.monitor import BalanceMonitor
+from equipoise.monitor import BalanceMonitor, Diagnosis, diagnose
 from equipoise.objectives import (
     DTP,
     DWA,
@@ -66,8 +66,12 @@ __all__ = [
     "BalanceMonitor",
     "Balancer",
     "CAGrad",
+<<<<<<< ours
     "ConFIG",
     "DualProj",
+=======
+    "Diagnosis",
+>>>>>>> theirs
     "Equal",
     "FairGrad",
     "GeometricMean",
@@ -86,6 +90,7 @@ __all__ = [
     "WeightedSum",
     "Weighting",
     "count_labels",
+    "diagnose",
     "list_methods",
     "make_method",
     "masked_mean",
