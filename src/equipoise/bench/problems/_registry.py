@@ -16,6 +16,10 @@ from equipoise.bench.problems._base import Problem
 PROBLEMS = {
     "digits": "equipoise.bench.problems.digits:Digits",
     "digit-attributes": "equipoise.bench.problems.digit_attributes:DigitAttributes",
+    "multi-mnist": "equipoise.bench.problems.multi_mnist:MultiMNIST",
+    "yeast": "equipoise.bench.problems.yeast:Yeast",
+    "health": "equipoise.bench.problems.health:Health",
+    "molecules": "equipoise.bench.problems.molecules:Molecules",
     "rooms": "equipoise.bench.problems.rooms:Rooms",
     "rooms-mtan": "equipoise.bench.problems.rooms:RoomsMTAN",
     "rooms-partial": "equipoise.bench.problems.rooms_partial:RoomsPartial",
@@ -141,15 +145,24 @@ def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
         raise ProblemError(f"{name} cannot be made: {type(error).__name__}: {error}.") from error
 
 
+def need_packages(problem: str, extra: str, *packages: str) -> None:
+    """Checks that packages which an extra installs are there; imports none.
+
+    Raises:
+        ProblemError: one is not.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[{extra}]'.")
+
+
 def need_vision(problem: str) -> None:
     """Checks that what the extra `vision` installs is there.
 
     Raises:
         ProblemError: it is not.
     """
-    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
+    need_packages(problem, "vision", "timm", "torchvision")
 
 
 def _import(place: str) -> ModuleType:
