@@ -66,12 +66,9 @@ __all__ = [
     "BalanceMonitor",
     "Balancer",
     "CAGrad",
-<<<<<<< ours
     "ConFIG",
-    "DualProj",
-=======
     "Diagnosis",
->>>>>>> theirs
+    "DualProj",
     "Equal",
     "FairGrad",
     "GeometricMean",
