@@ -208,7 +208,7 @@ def test_a_scheduler_moves_the_learning_rate():
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        (3, {}, TypeError, "name must be one of list_methods\\(\\), found 3"),
+        (3, {}, TypeError, "name must be one of list_methods\\(\\), or a class .* found 3"),
         ("ema", {"model": [nn.Linear(1, 1)]}, TypeError, "model must be a torch.nn.Module, found \\[Linear"),
         ("ema", {"lr": None}, ValueError, "lr must be a finite number ≥ 0, found None"),
         ("rlw", {"seed": 1.5}, ValueError, "seed must be an integer of at most 64 bits, found 1.5"),
@@ -219,7 +219,12 @@ def test_a_scheduler_moves_the_learning_rate():
         ("uw", {"classification": 3}, TypeError, "classification must be an iterable of names, found 3"),
         ("mao", {"betas": 0.9}, ValueError, "betas must be two numbers in .*, found 0.9"),
         ("mao", {"groups": "x"}, TypeError, "groups must be a number of groups, or a mapping .*, found 'x'"),
-        ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, single:<task>"),
+        (
+            "emma",
+            {},
+            ValueError,
+            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, single:<task>",
+        ),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
         ("single:", {}, ValueError, "unknown task ''"),

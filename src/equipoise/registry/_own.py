@@ -18,7 +18,10 @@ from equipoise.registry._spec import ONE_PASS, PASS_PER_TASK, MethodSpec
 GROUP = "equipoise.methods"
 """The entry points by which a package brings methods: name → class or instance."""
 
-KINDS = "an Objective, a Weighting, an Aggregator, or an optimizer with a `backward(losses)` as MAO has"
+KINDS = (
+    "a class or an instance of an Objective, a Weighting or an Aggregator, or the class of an optimizer with a "
+    "`backward(losses)`, as MAO"
+)
 
 
 def spec_of(given: object, name: str) -> MethodSpec:
@@ -42,8 +45,7 @@ def spec_of(given: object, name: str) -> MethodSpec:
         return MethodSpec(description, name, PASS_PER_TASK, takes, aggregator=takes, search_space=space)
     if inspect.isclass(given) and issubclass(given, Optimizer) and callable(getattr(given, "backward", None)):
         return MethodSpec(description, name, PASS_PER_TASK, takes, optimizer=takes, search_space=space)
-    found = made.__name__ if inspect.isclass(given) else f"an instance of {made.__name__}"
-    raise TypeError(f"A method is {KINDS}: a class or an instance of one (of an optimizer the class); found {found}.")
+    raise TypeError(f"name must be one of list_methods(), or {KINDS}; found {given!r}.")
 
 
 def find_own(name: str) -> object | None:
