@@ -135,8 +135,8 @@ def explanation(regime: Regime) -> str:
         one, other = regime.pair
         seen = regime.evidence
         return (
-            f"{one} and {other}: mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps; with "
-            f"itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
+            f"{one} and {other}: mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps; "
+            f"with itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
             f"{seen['first with itself, share below 0']:.0%}, and {other} {seen['second with itself']:+.2f}, in "
             f"{seen['second with itself, share below 0']:.0%}; freed from that noise the two have "
             f"{_number(regime.strength, '+.2f')} (opposed from {regime.threshold:g}){by}"
