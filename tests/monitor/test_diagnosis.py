@@ -179,11 +179,13 @@ def test_no_parameter_is_shared():
 def test_tasks_may_be_missing_in_batches(together):
     batches = [["a"], ["b"], [], ["c"], *([["a", "c"], ["b", "c"]] if together else [])]
     model = Quadratics({"a": 1.0, "b": -1.0, "c": 1.0}, noise=0.3)
-    found = diagnose(model, STILL, batches=batches, steps=150, tasks=[*"abc"])
+    found = diagnose(model, STILL, batches=batches, steps=250, tasks=[*"abc"])
     assert found.found == (OPPOSED,)
+    assert found.unjudged == ()
+    assert ("seldom in one batch" in str(found)) == (not together or {*found.regimes[2].pair} == {"a", "b"})
     assert {*found.regimes[2].pair} in ({"a", "b"}, {"b", "c"})
     assert int((~found.measured.losses[:, 0].isnan()).sum()) == sum(
-        "a" in b for b in itertools.islice(itertools.cycle(batches), 150)
+        "a" in b for b in itertools.islice(itertools.cycle(batches), 250)
     )
     found.picture()
 
@@ -192,6 +194,9 @@ def test_too_little_is_said_to_be_unknown():
     found = diagnose(Quadratics(ALIKE), batches=[["a", "b"]] * 59 + [["a", "c"]], steps=60, tasks=[*"abc"])
     assert "c" not in {task for regime in found.regimes for task in regime.pair}
     assert math.isnan(found.regimes[1].evidence["c"])
+    assert found.unjudged == ("c",)
+    assert found.answer.startswith("Nothing here needs balancing, as far as 60 steps tell")
+    assert "to judge: c." in str(found)
 
 
 class Untidy(nn.Module):
