@@ -54,7 +54,7 @@ def test_a_problem_is_diagnosed_as_it_is_trained():
     other = diagnose_problem(problem, steps=40, costs=False, seed=1)
     assert not torch.equal(other.measured.losses, found.measured.losses)
     with pytest.raises(DiagnosisError, match="lower learning rate"):
-        diagnose_problem(problem, steps=40, lr=1e38)
+        diagnose_problem(problem, steps=40, lr=1e30)
 
 
 def test_the_command_says_it_and_draws_it(tmp_path):
@@ -62,13 +62,13 @@ def test_the_command_says_it_and_draws_it(tmp_path):
     picture = tmp_path / "new" / "diagnosis.png"
     done = CliRunner().invoke(app, ["diagnose", place, "--steps", "20", "--out", str(picture), "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith(
-        "Balancing may help here: opposed directions (-1.00). Try cagrad, pcgrad or nash-mtl."
-    )
+    first = done.output.splitlines()[0]
+    assert first.startswith("Balancing may help here: opposed directions (-")
+    assert first.endswith("Try cagrad, pcgrad or nash-mtl.")
     assert "× the time" in done.output
     assert picture.read_bytes().startswith(b"\x89PNG")
     for options, words in (
-        (["--lr", "1e38"], "lower learning rate"),
+        (["--lr", "1e30"], "lower learning rate"),
         (["--lr", "0"], "more than 0"),
         (["--device", "abacus"], "cannot be used"),
         (["--steps", "19"], "20"),
@@ -96,9 +96,8 @@ def test_recommendations_are_checked_against_comparisons(benchmark):
     row = benchmark.check(result, recommending("mao", "ema", "famo"))
     assert row.compared == {"ew": ("left", "right", "Δm"), "ema": ("left", "right", "Δm"), "mao": ()}
     assert (row.best, row.judged) == ("mao", ["mao", "ema"])
-    nothing = benchmark.check(
-        make_result(seeds=6, levels=dict.fromkeys(("ew", "ema", "mao"), 1.0)), recommending("ew", found=())
-    )
+    alike = make_result(seeds=6, levels=dict.fromkeys(("ew", "ema", "mao"), 1.0))
+    nothing = benchmark.check(alike, recommending("ew", found=()))
     assert nothing.compared == {"ew": (), "ema": (), "mao": ()}
     text = benchmark.to_markdown([row, replace(nothing, problem="a|b")]).splitlines()
     assert text[2] == "| errors | 6 | size | mao, ema, famo | famo | ema | ema: left, right | mao |"
