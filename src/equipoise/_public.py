@@ -24,7 +24,7 @@ from equipoise.gradients import task_gradients
 from equipoise.labels import count_labels, masked_mean
 from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method
-from equipoise.monitor import BalanceMonitor, Diagnosis, diagnose
+from equipoise.monitor import BalanceMonitor, diagnose
 from equipoise.objectives import (
     DTP,
     DWA,
@@ -67,7 +67,6 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
-    "Diagnosis",
     "DualProj",
     "Equal",
     "FairGrad",
