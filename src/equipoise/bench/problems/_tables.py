@@ -12,16 +12,35 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
-from equipoise.bench.models import SharedBottom
+from equipoise.bench.models import CGC, PLE, CrossStitch, DSelectK, MMoE, SharedBottom
+from equipoise.bench.models._mixtures import perceptron
 from equipoise.bench.problems._base import Problem
 from equipoise.bench.problems._registry import ProblemError, need_packages
 
 WIDTH = 64
 
-NETWORKS: dict[str, Callable[[Mapping[str, int], int], nn.Module]] = {
+Make = Callable[[Mapping[str, int], int], nn.Module]
+
+
+def _on_a_layer(network: Callable[[Mapping[str, int], nn.Module, int], nn.Module]) -> Make:
+    """The network on a shared dense layer."""
+    return lambda heads, features: network(heads, perceptron(features, WIDTH), WIDTH)
+
+
+def _cross_stitch(heads: Mapping[str, int], features: int) -> nn.Module:
+    """Towers of two dense layers."""
+    return CrossStitch(heads, lambda: [perceptron(features, WIDTH), perceptron(WIDTH, WIDTH)], (WIDTH, WIDTH))
+
+
+NETWORKS: dict[str, Make] = {
     "shared-bottom": lambda heads, features: SharedBottom(heads, perceptron(features, WIDTH, WIDTH), WIDTH),
+    "mmoe": _on_a_layer(MMoE),
+    "cgc": _on_a_layer(CGC),
+    "ple": _on_a_layer(PLE),
+    "dselect-k": _on_a_layer(DSelectK),
+    "cross-stitch": _cross_stitch,
 }
-"""Option `model` → the network, from the heads and the number of features."""
+"""Option `model` → the network, from the heads and the number of features; layers of 64 everywhere."""
 
 
 class TableProblem(Problem):
@@ -51,14 +70,6 @@ class TableProblem(Problem):
     def model(self) -> nn.Module:
         """Returns the chosen network."""
         return NETWORKS[self.network](self.heads, self.features)
-
-
-def perceptron(inputs: int, *widths: int) -> nn.Sequential:
-    """Returns dense layers of these widths, with ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in zip([inputs, *widths], widths, strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 def shipped_file(problem: str, package: str, *parts: str) -> Path:
