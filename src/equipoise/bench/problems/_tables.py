@@ -17,30 +17,32 @@ from equipoise.bench.models._mixtures import perceptron
 from equipoise.bench.problems._base import Problem
 from equipoise.bench.problems._registry import ProblemError, need_packages
 
-WIDTH = 64
-
-Make = Callable[[Mapping[str, int], int], nn.Module]
+Make = Callable[[Mapping[str, int], int, int], nn.Module]
 
 
-def _on_a_layer(network: Callable[[Mapping[str, int], nn.Module, int], nn.Module]) -> Make:
+def _on_a_layer(network: Callable[..., nn.Module]) -> Make:
     """The network on a shared dense layer."""
-    return lambda heads, features: network(heads, perceptron(features, WIDTH), WIDTH)
+    return lambda heads, features, width: network(heads, perceptron(features, width), width, width=width)
 
 
-def _cross_stitch(heads: Mapping[str, int], features: int) -> nn.Module:
+def _shared_bottom(heads: Mapping[str, int], features: int, width: int) -> nn.Module:
+    return SharedBottom(heads, perceptron(features, width, width), width)
+
+
+def _cross_stitch(heads: Mapping[str, int], features: int, width: int) -> nn.Module:
     """Towers of two dense layers."""
-    return CrossStitch(heads, lambda: [perceptron(features, WIDTH), perceptron(WIDTH, WIDTH)], (WIDTH, WIDTH))
+    return CrossStitch(heads, lambda: [perceptron(features, width), perceptron(width, width)], (width, width))
 
 
 NETWORKS: dict[str, Make] = {
-    "shared-bottom": lambda heads, features: SharedBottom(heads, perceptron(features, WIDTH, WIDTH), WIDTH),
+    "shared-bottom": _shared_bottom,
     "mmoe": _on_a_layer(MMoE),
     "cgc": _on_a_layer(CGC),
     "ple": _on_a_layer(PLE),
     "dselect-k": _on_a_layer(DSelectK),
     "cross-stitch": _cross_stitch,
 }
-"""Option `model` → the network, from the heads and the number of features; layers of 64 everywhere."""
+"""Option `model` → the network, from the heads, the number of features and the width of its layers."""
 
 
 class TableProblem(Problem):
@@ -53,6 +55,7 @@ class TableProblem(Problem):
     Attributes:
         features: how many.
         heads: task → number of outputs.
+        width: of the network's layers.
 
     Raises:
         ProblemError: there is no such network.
@@ -60,6 +63,7 @@ class TableProblem(Problem):
 
     features: int
     heads: Mapping[str, int]
+    width = 64
 
     def __init__(self, seed: int = 0, model: str = "shared-bottom") -> None:
         if model not in NETWORKS:
@@ -69,7 +73,7 @@ class TableProblem(Problem):
 
     def model(self) -> nn.Module:
         """Returns the chosen network."""
-        return NETWORKS[self.network](self.heads, self.features)
+        return NETWORKS[self.network](self.heads, self.features, self.width)
 
 
 def shipped_file(problem: str, package: str, *parts: str) -> Path:
