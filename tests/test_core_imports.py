@@ -34,6 +34,7 @@ LAYERS = (
         "_saved",
         "_saving",
         "_intersection",
+        "_cadence",
         "_held",
         "_parts",
         "_weigh",
@@ -43,7 +44,7 @@ LAYERS = (
         "optim",
     ),
     ("methods", "registry", "_method", "monitor", "integrations"),
-    ("__init__",),
+    ("_public", "__init__"),
     ("bench",),
     ("__main__",),
 )

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from equipoise.bench.experiment.costs import REFERENCE, Cost, as_json, measure_costs
+from equipoise.bench.errors import BenchError
+from equipoise.bench.experiment.costs import REFERENCE, as_json, measure_costs
 from equipoise.bench.experiment.database import hide_password, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.execution import (
@@ -34,6 +35,7 @@ from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.trial import SHARDED, Record, Trial
 from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
 from equipoise.bench.problems import Problem, load_problem
+from equipoise.monitor.costs import Cost
 
 TIDY_SECONDS = 5.0
 """How often the coordinator looks for workers that no longer answer."""
@@ -48,7 +50,7 @@ CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
 
 
-class BaselineError(Exception):
+class BaselineError(BenchError):
     """A single-task run failed, and without it nothing can be compared."""
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import json
-import sys
-import traceback
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
+from equipoise._importing import import_place
+from equipoise.bench.errors import BenchError
 from equipoise.bench.problems._base import Problem
 
 PROBLEMS = {
@@ -39,7 +37,7 @@ PROBLEMS = {
 """Name → where its class stands; imported only when asked for."""
 
 
-class ProblemError(Exception):
+class ProblemError(BenchError):
     """A problem cannot be had; the message says why and what to do."""
 
 
@@ -168,28 +166,10 @@ def need_vision(problem: str) -> None:
 
 
 def _import(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.bench.problems.") else ""
-            raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise ProblemError(f"There is no file {place}.")
-    name = f"equipoise_problem_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ProblemError(f"{place} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent) not in sys.path:  # the file's neighbours can be imported, as when it is run
-        sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ProblemError(
-            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
-        ) from error
-    return module
+        return import_place(place)
+    except ModuleNotFoundError as error:
+        hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.bench.problems.") else ""
+        raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
+    except ImportError as error:
+        raise ProblemError(str(error)) from error
