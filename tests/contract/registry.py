@@ -8,6 +8,7 @@ from networks import TASKS, Network, batch
 
 import equipoise as eq
 from equipoise._state import TaskModule
+from equipoise.aggregators import RowStateAggregator
 from equipoise.registry import METHODS
 
 POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
@@ -72,6 +73,9 @@ GRAMIAN = {name for name in NAMES if any(isinstance(part, eq.GramianAggregator) 
 
 POSITIVE = {name for name in NAMES if any(part.requires_positive for part in parts(name))}
 """Methods that are undefined for losses ≤ 0, as they take a logarithm or divide by a loss: they leave the task out."""
+
+KEEP_ROWS = {name for name in NAMES if any(isinstance(part, RowStateAggregator) for part in parts(name))}
+"""Methods whose state is as large as the tasks' gradients, and begins with the first step."""
 
 RANDOM = {name for name in NAMES if any(part.generator is not None for part in parts(name))}
 LEARNED = {name for name in NAMES if any(part._learned for part in parts(name))}
