@@ -69,9 +69,9 @@ class RowsAggregator(Aggregator):
 class RowStateAggregator(RowsAggregator):
     """An aggregator that keeps a number for every task and element of the shared parameters.
 
-    That is K times the shared parameters in memory and in checkpoints, in float32 (float64 for such parameters), and as
-    much again while a step is made. The state of a parameter begins, at 0, in the step in which it is first shared; a
-    state that was saved has the parameters' names. It is kept on the parameters' device.
+    That is K times the shared parameters in memory and in checkpoints, in float32 (float64 for such parameters), and
+    twice as much again while a step is made, beside the tasks' gradients. The state of a parameter begins, at 0, in the
+    step in which it is first shared, and is saved under the parameter's name. It is kept on the parameter's device.
     """
 
     columns: Sequence[str] | None = None
