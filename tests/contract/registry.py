@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import equipoise as eq
+from equipoise.aggregators import RowStateAggregator
 from equipoise.registry import METHODS
 from equipoise.testing._subject import METRICS, POTENTIALS, PRESENT, TASKS, Subject, step, train
 
@@ -38,6 +39,9 @@ GRAMIAN = {name for name in NAMES if any(isinstance(part, eq.GramianAggregator) 
 
 POSITIVE = {name for name in NAMES if any(part.requires_positive for part in parts(name))}
 """Methods that are undefined for losses ≤ 0, as they take a logarithm or divide by a loss: they leave the task out."""
+
+KEEP_ROWS = {name for name in NAMES if any(isinstance(part, RowStateAggregator) for part in parts(name))}
+"""Methods whose state is as large as the tasks' gradients, and begins with the first step."""
 
 RANDOM = {name for name in NAMES if any(part.generator is not None for part in parts(name))}
 

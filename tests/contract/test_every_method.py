@@ -1,4 +1,4 @@
-"""What every registered method satisfies: the checks of `equipoise.testing`; to be in the registry is to be under them."""
+"""What every registered method satisfies, the checks of `equipoise.testing`: the registry is what is under them."""
 
 import io
 
