@@ -9,8 +9,6 @@ backward, optimizer) is the mean over whole cycles, beside equal weights' in the
 """
 
 from __future__ import annotations
-<<<<<<< HEAD
-=======
 
 import argparse
 import time
@@ -88,4 +86,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
->>>>>>> w-f
