@@ -1,6 +1,7 @@
 """The public names, where `equipoise` finds them when the first is asked for."""
 
 from equipoise.aggregators import (
+    DBMTL,
     IMTLG,
     MGDA,
     PCD,
@@ -9,14 +10,17 @@ from equipoise.aggregators import (
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     GradDrop,
     GradNorm,
     GradVac,
     GramianAggregator,
     Krum,
+    MoCo,
     NashMTL,
     PCGrad,
+    TrimmedMean,
     UPGrad,
 )
 from equipoise.balancer import Balancer
@@ -38,6 +42,7 @@ from equipoise.objectives import (
     Achievement,
     Equal,
     GeometricMean,
+    LogSum,
     Objective,
     Static,
     WeightedSum,
@@ -47,6 +52,7 @@ from equipoise.optim import MAO
 from equipoise.per_sample import PerSample
 
 __all__ = [
+    "DBMTL",
     "DTP",
     "DWA",
     "DWEMA",
@@ -69,6 +75,7 @@ __all__ = [
     "ConFIG",
     "DualProj",
     "Equal",
+    "ExcessMTL",
     "FairGrad",
     "GeometricMean",
     "GradDrop",
@@ -76,12 +83,15 @@ __all__ = [
     "GradVac",
     "GramianAggregator",
     "Krum",
+    "LogSum",
     "MixedLoader",
+    "MoCo",
     "NashMTL",
     "Objective",
     "PCGrad",
     "PerSample",
     "Static",
+    "TrimmedMean",
     "UPGrad",
     "WeightedSum",
     "Weighting",
