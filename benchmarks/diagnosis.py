@@ -3,8 +3,8 @@
     python benchmarks/diagnosis.py runs/digits runs/rooms > diagnosis.md
 
 Every problem is diagnosed anew, at its comparison's learning rate for equal weights and batch size, without a look at
-its results. A method is beaten where the report's own test, corrected for all pairs of methods in its column, sets it below
-the best one. Prints a Markdown table, and how many of the recommended methods, and of all, are not beaten: a
+its results. A method is beaten where the report's own test, corrected for all pairs of methods in its column, sets it
+below the best one. Prints a Markdown table, and how many of the recommended methods, and of all, are not beaten: a
 recommendation is worth something where the first share is above the second.
 """
 

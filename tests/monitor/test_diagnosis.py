@@ -4,6 +4,8 @@ import copy
 import itertools
 import math
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -438,3 +440,31 @@ def test_the_picture_shows_the_numbers():
     assert cosines.get_title().endswith(": opposed")
     assert speeds.get_title().endswith(": not unlike")
     assert [line.get_ydata()[0] for line in speeds.lines] == [1.0, 1.0]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_rules_and_the_thresholds():
+    rows = dict(re.findall(r"^\| ([^|]+) \| (`[^|]+`) \|$", PAGE, re.MULTILINE))
+    assert [re.findall(r"`([^`]+)`", methods) for methods in rows.values()] == [list(rule.methods) for rule in RULES]
+    for condition, rule in zip(rows, RULES, strict=True):
+        assert {name for name in NAMES if NAMES[name] in condition} == (
+            {SIZE} if rule.when == {BY_SCALE} else rule.when
+        )
+    numbers = dict(re.findall(r"^\| ([^|,]+)[^|]* \| [^|]+ \| (−?[\d.]+) \|", PAGE, re.MULTILINE))
+    thresholds = {NAMES[regime.name]: regime.threshold for regime in diagnose(Quadratics(ALIKE), steps=20).regimes}
+    assert {name: float(number.replace("−", "-")) for name, number in numbers.items()} == thresholds
+
+
+def test_the_pages_example_says_what_it_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    code, text = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL).groups()
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    exec(code, {})
+    torch.set_rng_state(state)
+    said = capsys.readouterr().out
+    form = re.compile(r"[-+]?[\d,.]*\d")  # the numbers may differ from one PyTorch to another
+    assert form.sub("#", " ".join(said.split())) == form.sub("#", " ".join(text.split()))
+    assert (tmp_path / "diagnosis.png").stat().st_size > 10_000

@@ -106,7 +106,7 @@ def measure(
         following = next(batches)
         losses = losses_for(losses_of, batch, tasks, step)
         for task, loss in losses.items():
-            found[step, tasks.index(task)] = loss.detach().double()
+            found[step, tasks.index(task)] = float(loss.detach())
         given, batch = batch, following
         if not losses:
             continue
@@ -192,7 +192,7 @@ class _Shared:
         columns = [compact([row.get(p) for row in rows])[0] for p in shared if any(p in row for row in rows)]
         result = torch.full((2, 2, len(tasks), len(tasks)), math.nan, dtype=torch.float64, device="cpu")
         if columns:
-            products = gramian(list(zip(*columns, strict=True))).double().cpu()
+            products = gramian(list(zip(*columns, strict=True))).cpu().double()
             lengths = products.diagonal().sqrt()
             cosines = products / lengths[:, None] / lengths
             first = [tasks.index(task) for task in one]

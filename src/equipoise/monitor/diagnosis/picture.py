@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from equipoise.monitor.diagnosis.regimes import OPPOSED, SCALE, SIZE, SPEED, Regime
 from equipoise.monitor.style import line_style, plain
@@ -73,7 +73,8 @@ def _dots(axes: Axes, tasks: list[str], values: list[float]) -> None:
     middle = (low * high) ** 0.5
     axes.set_xlim(min(low, middle / 4), max(high, middle * 4))  # likes should look alike
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _names(axes, tasks)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("mean absolute loss over the first steps", fontsize=8)

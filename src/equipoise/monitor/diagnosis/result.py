@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -155,9 +155,9 @@ def explanation(regime: Regime) -> str:
             f"{seen['second with itself, share below 0']:.0%}; freed from that noise the two have "
             f"{_number(regime.strength, '+.2f')} (opposed from {regime.threshold:g}){by}"
         )
-    write = {SCALE: "{:.3g}", SIZE: "{:.1%}", SPEED: "at {:.0%}"}[regime.name]
+    write = {SCALE: _short, SIZE: "{:.1%}".format, SPEED: "at {:.0%}".format}[regime.name]
     return (
-        f"{regime.pair[0]} to {regime.pair[1]} {_number(regime.strength, '.3g')} to 1 (from {regime.threshold:g}): "
+        f"{regime.pair[0]} to {regime.pair[1]} {_short(regime.strength)} to 1 (from {regime.threshold:g}): "
         f"{_values(regime.evidence, write)}{by}"
     )
 
@@ -169,16 +169,21 @@ def _verdict(regime: Regime) -> str:
 
 
 def _strength(regime: Regime) -> str:
-    return f"{regime.strength:+.2f}" if regime.name == OPPOSED else f"{regime.strength:.3g} to 1"
+    return f"{regime.strength:+.2f}" if regime.name == OPPOSED else f"{_short(regime.strength)} to 1"
+
+
+def _short(value: float) -> str:
+    """Three digits, and thousands set apart."""
+    return f"{float(f'{value:.3g}'):,.12g}"
 
 
 def _number(value: float, form: str) -> str:
     return "unknown" if math.isnan(value) else format(value, form)
 
 
-def _values(evidence: Mapping[str, float], write: str) -> str:
+def _values(evidence: Mapping[str, float], write: Callable[[float], str]) -> str:
     known = sorted(((value, task) for task, value in evidence.items() if not math.isnan(value)), reverse=True)
-    texts = [f"{task} {write.format(value)}" for value, task in known]
+    texts = [f"{task} {write(value)}" for value, task in known]
     if len(texts) > 2 * SHOWN:
         texts = [*texts[:SHOWN], "…", *texts[-SHOWN:]]
     return ", ".join(texts)
