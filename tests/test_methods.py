@@ -65,6 +65,8 @@ DEFAULTS = {
     "cagrad": {"c": 0.5},
     "graddrop": {"leak": 0.0},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "adatask": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "mtadam": {"betas": (0.9, 0.999, 0.9), "eps": 1e-8},
 }
 
 
@@ -74,7 +76,7 @@ def make(name, model=None, **options):
 
 
 def test_every_name_is_there():
-    assert set(eq.list_methods()) == {*TABLE, "mao"}
+    assert set(eq.list_methods()) == {*TABLE, "mao", "adatask", "mtadam"}
     assert len(eq.list_methods()) == len(set(eq.list_methods()))
 
 
@@ -206,7 +208,7 @@ def test_a_scheduler_moves_the_learning_rate():
         ("uw", {"classification": 3}, TypeError, "classification must be an iterable of names, found 3"),
         ("mao", {"betas": 0.9}, ValueError, "betas must be two numbers in .*, found 0.9"),
         ("mao", {"groups": "x"}, TypeError, "groups must be a number of groups, or a mapping .*, found 'x'"),
-        ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, single:<task>"),
+        ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, .*single:<task>"),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
         ("single:", {}, ValueError, "unknown task ''"),

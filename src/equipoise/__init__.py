@@ -35,7 +35,7 @@ from equipoise.objectives import (
     WeightedSum,
     Weighting,
 )
-from equipoise.optim import MAO
+from equipoise.optim import MAO, AdaTask, MTAdam, PerTask
 from equipoise.per_sample import PerSample
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "RLW",
     "UW",
     "Achievement",
+    "AdaTask",
     "Aggregator",
     "BalanceMonitor",
     "Balancer",
@@ -61,11 +62,13 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GramianAggregator",
+    "MTAdam",
     "MixedLoader",
     "NashMTL",
     "Objective",
     "PCGrad",
     "PerSample",
+    "PerTask",
     "Static",
     "WeightedSum",
     "Weighting",

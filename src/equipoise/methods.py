@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from equipoise._method import SINGLE, Method, SingleTask
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations import torchjd
-from equipoise.registry import BASE_OPTIMIZERS, METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec, split_optimizer
+from equipoise.registry import BASE_OPTIMIZERS, DEFAULT, METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec, split_optimizer
 
 
 def list_methods() -> list[str]:
@@ -53,11 +54,11 @@ def make_method(
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
-    The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
-    `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
-    parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
-    are, they are AdamW's beside Muon.
+    The optimizer is `torch.optim.AdamW` over the model's parameters; `mao`, `adatask` and `mtadam` are optimizers
+    themselves, and with one task the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with
+    momentum 0.9, and `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters;
+    `mao@sgd` and `mao@muon` are `PerTask` of these. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned
+    in a group without decay, by the same optimizer; beside Muon they are AdamW's.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
@@ -119,14 +120,15 @@ def make_method(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
         return SingleTask(name, task, names, model, base.make(groups, lr, weight_decay), alone)
+    if spec.optimizer is not None and optimizer_name != DEFAULT:
+        if spec.with_base is None:
+            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
+        make = partial(spec.with_base, base.takes, **base.options)
+        spec = replace(spec, takes=spec.with_base, optimizer=make)
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        if method != name:
-            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
-        own = spec.optimizer(
-            list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
-        )
+        own = spec.optimizer(groups, names, lr=lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
         return Method(name, names, model, own, None)
     if spec.needs_potentials:
         if potentials is None:
@@ -151,11 +153,9 @@ def make_method(
         check_finite=check_finite,
         process_group=process_group,
     )
-    learned = list(balancer.parameters())
-    if learned:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        balancer.to(device)
-        groups.append({"params": learned, "weight_decay": 0.0})
+    if any(True for _ in balancer.parameters()):
+        balancer.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+        groups.append({"params": list(balancer.parameters()), "weight_decay": 0.0})
     return Method(name, names, model, base.make(groups, lr, weight_decay), balancer)
 
 

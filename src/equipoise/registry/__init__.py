@@ -2,7 +2,7 @@
 
 from equipoise.registry._spec import ONE_PASS, PASS_PER_TASK, MethodSpec
 from equipoise.registry.aggregators import AGGREGATORS
-from equipoise.registry.base_optimizers import BASE_OPTIMIZERS, BaseOptimizer, split_optimizer
+from equipoise.registry.base_optimizers import BASE_OPTIMIZERS, DEFAULT, BaseOptimizer, split_optimizer
 from equipoise.registry.objectives import OBJECTIVES
 from equipoise.registry.optimizers import OPTIMIZERS
 
@@ -10,6 +10,7 @@ METHODS: dict[str, MethodSpec] = {**OBJECTIVES, **AGGREGATORS, **OPTIMIZERS}
 
 __all__ = [
     "BASE_OPTIMIZERS",
+    "DEFAULT",
     "METHODS",
     "ONE_PASS",
     "PASS_PER_TASK",

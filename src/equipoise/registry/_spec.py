@@ -15,7 +15,7 @@ from equipoise.search_space import SearchSpace
 ONE_PASS = "1"
 PASS_PER_TASK = "K"
 
-OWN = {"params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group", "priorities"}
+OWN = {"base", "params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group", "priorities"}
 """Arguments of an optimizer's class that are `make_method`'s, and no hyperparameters."""
 
 
@@ -32,6 +32,8 @@ class MethodSpec:
         aggregator: makes the aggregator; None: there is none.
         optimizer: makes the optimizer that balances by itself, from parameters, tasks, `lr` and the hyperparameters;
             None: the method works with any optimizer.
+        with_base: makes the same of another base optimizer, from its class, parameters, tasks and options; None: there
+            is none.
         needs_potentials: the method wants every task's single-task accuracy.
         probes_last_layer: its paper takes gradient statistics on the last shared layer.
         search_space: hyperparameter → what it may be when it is tuned; by default what `takes` declares.
@@ -44,6 +46,7 @@ class MethodSpec:
     objective: Callable[..., nn.Module] | None = None
     aggregator: Callable[..., nn.Module] | None = None
     optimizer: Callable[..., Optimizer] | None = None
+    with_base: Callable[..., Optimizer] | None = None
     needs_potentials: bool = False
     probes_last_layer: bool = False
     search_space: SearchSpace = field(default_factory=dict)
@@ -57,4 +60,4 @@ class MethodSpec:
         """Name → default of what the method can be given; no default is `inspect.Parameter.empty`."""
         parameters = inspect.signature(self.takes).parameters.values()
         own = {"potentials"} if self.optimizer is None else OWN
-        return {p.name: p.default for p in parameters if p.name not in own}
+        return {p.name: p.default for p in parameters if p.name not in own and p.kind != p.VAR_KEYWORD}
