@@ -86,6 +86,8 @@ DEFAULTS = {
     "db-mtl": {"beta": 0.9, "sigma": 0.0},
     "excess-mtl": {"step_size": 0.01},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "adatask": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "mtadam": {"betas": (0.9, 0.999, 0.9), "eps": 1e-8},
 }
 
 
@@ -95,7 +97,7 @@ def make(name, model=None, **options):
 
 
 def test_every_name_is_there():
-    assert set(eq.list_methods()) == {*TABLE, "mao"}
+    assert set(eq.list_methods()) == {*TABLE, "mao", "adatask", "mtadam"}
     assert len(eq.list_methods()) == len(set(eq.list_methods()))
 
 
@@ -231,7 +233,7 @@ def test_a_scheduler_moves_the_learning_rate():
             "emma",
             {},
             ValueError,
-            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, single:<task>",
+            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, .*single:<task>",
         ),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),

@@ -48,7 +48,7 @@ from equipoise.objectives import (
     WeightedSum,
     Weighting,
 )
-from equipoise.optim import MAO
+from equipoise.optim import MAO, AdaTask, MTAdam, PerTask
 from equipoise.per_sample import PerSample
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "RLW",
     "UW",
     "Achievement",
+    "AdaTask",
     "Aggregator",
     "AlignedMTL",
     "BalanceMonitor",
@@ -84,12 +85,14 @@ __all__ = [
     "GramianAggregator",
     "Krum",
     "LogSum",
+    "MTAdam",
     "MixedLoader",
     "MoCo",
     "NashMTL",
     "Objective",
     "PCGrad",
     "PerSample",
+    "PerTask",
     "Static",
     "TrimmedMean",
     "UPGrad",

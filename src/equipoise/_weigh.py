@@ -269,7 +269,8 @@ class Weigh:
             "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
             "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
             "graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, gradvac, pcd, krum, "
-            "trimmed-mean, moco, excess-mtl, mao."
+            "trimmed-mean, moco, excess-mtl, mao, "
+            "adatask, mtadam."
         )
 
 

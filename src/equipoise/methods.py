@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, cast
 
@@ -67,11 +69,12 @@ def make_method(
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
-    The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
-    `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
-    parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
-    are, they are AdamW's beside Muon. Their learning rate is the hyperparameter `weights_lr`; None, the default: `lr`.
+    The optimizer is `torch.optim.AdamW` over the model's parameters; `mao`, `adatask` and `mtadam` are optimizers
+    themselves, and with one task the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with
+    momentum 0.9, and `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters;
+    `mao@sgd` and `mao@muon` are `PerTask` of these. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned
+    in a group without decay, by the same optimizer; beside Muon they are AdamW's. Their learning rate is the
+    hyperparameter `weights_lr`; None, the default: `lr`.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
@@ -138,13 +141,16 @@ def make_method(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
         return SingleTask(name, task, names, model, base.make(groups, lr, weight_decay), alone)
+    if spec.optimizer is not None and optimizer_name != DEFAULT_OPTIMIZER:
+        if spec.with_base is None:
+            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
+        make = partial(spec.with_base, base.takes, **base.options)
+        spec = replace(spec, takes=spec.with_base, optimizer=make)
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        if method != name:
-            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
         optimizer = spec.optimizer(
-            list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
+            groups, names, lr=lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
         )
         return Method(name, names, model, optimizer, None)
     weights_lr = hyperparameters.pop("weights_lr", None) if spec.learns_weights else None
