@@ -21,6 +21,7 @@ from equipoise.bench.experiment.statistics import (
     holm,
     paired_p_value,
 )
+from equipoise.bench.experiment.training_length import TrainingLength
 
 MANY = 6
 """Of more tasks or methods than this, sentences give the number and not the names."""
@@ -74,17 +75,31 @@ class Verdict:
     """The sentences and what they rest on.
 
     Attributes:
+        use: "Use: …", the answer in one line.
+        decided: whether that names something other than more seeds.
         sentences: the first is the verdict itself, the others say what else is known.
         claims: all that the sentences claim to be different.
         tests: all that was tested.
     """
 
+    use: str
+    decided: bool
     sentences: tuple[str, ...]
     claims: tuple[PairedTest, ...]
     tests: tuple[PairedTest, ...]
 
 
-def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -> Verdict:
+def judge(
+    summary: Summary,
+    methods: Sequence[str],
+    costs: Mapping[str, Cost],
+    *,
+    level: float = LEVEL,
+    planned: int | None = None,
+    length: TrainingLength = TrainingLength(),
+    selection_seed: int | None = None,
+    remarks: Sequence[str] = (),
+) -> Verdict:
     """Says which method serves the tasks best, against equal weights, the other methods and single-task training.
 
     Three questions are asked: whether methods differ from equal weights in Δm, whether they do on single tasks, and
@@ -97,6 +112,12 @@ def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -
         summary: the numbers.
         methods: in the table's order.
         costs: method → cost, where known.
+        level: the probability of a false claim that this look may spend; see `sequential.level`.
+        planned: seeds at the last look of a sequential plan; None if this is the only one.
+        length: whether runs were trained to their end.
+        selection_seed: the seed that fixed weights were chosen with, if it is among the comparison's: tests against
+            `FIXED` leave it out, since the chosen one's result with it is the best of many.
+        remarks: sentences about what was compared, said as they are.
     """
     delta = summary.columns[-1]
     judged = {
@@ -118,7 +139,7 @@ def judge(summary: Summary, methods: Sequence[str], costs: Mapping[str, Cost]) -
             f"the chance that it makes any false claim is at most {LEVEL:.0%}, provided that the number of seeds was "
             f"fixed before any result was seen{NORMAL if summary.seeds < ENOUGH_SEEDS else ''}."
         )
-    return Verdict(tuple(sentences), claims, tests)
+    return Verdict("Use: …", False, tuple(sentences), claims, tests)
 
 
 def _test_all(summary: Summary, methods: Sequence[str]) -> tuple[PairedTest, ...]:
