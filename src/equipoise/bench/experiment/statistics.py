@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -141,19 +140,12 @@ class Cell:
 
     Attributes:
         values: one per seed that was finished, in the order of seeds.
-        p_value: of the paired t-test against the column's best method; NaN for the best itself, or untested, as is
-            what does not have every seed.
-        holm: that p-value corrected by Holm's method for all pairs of methods of the column. All pairs, since the best
-            is chosen by looking: corrected for the tests against it alone, twelve equal methods would show a
-            difference in one column of eight.
         best: the best mean of the column among the methods that have every seed (single-task aside): one lucky seed
             of a method that diverges in the others is no result.
         interval: a bootstrap interval of the mean, of Δm only; else NaN.
     """
 
     values: tuple[float, ...]
-    p_value: float = math.nan
-    holm: float = math.nan
     best: bool = False
     interval: tuple[float, float] = (math.nan, math.nan)
 
@@ -193,10 +185,9 @@ class Summary:
 
 
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
-    """Computes means, deviations, Δm and paired tests.
+    """Computes means, deviations, Δm and ranks.
 
-    Δm is taken seed by seed: each run against the single-task runs of its own seed. Each method is tested against
-    the one with the column's best mean; both have every seed.
+    Δm is taken seed by seed: each run against the single-task runs of its own seed.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -231,13 +222,9 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
             method: cell for method, cell in plain.items() if method != SINGLE and len(cell.values) == len(seeds)
         }
         best = _best(contenders, column.measure.higher_is_better)
-        tests = _against(best, contenders)
         for method, cell in plain.items():
-            p_value, corrected = tests.get(method, (math.nan, math.nan))
             interval = bootstrap_interval(cell.values) if column == delta else cell.interval
-            cells[method][column] = replace(
-                cell, p_value=p_value, holm=corrected, best=method == best, interval=interval
-            )
+            cells[method][column] = replace(cell, best=method == best, interval=interval)
     failures = {
         method: tuple(
             f"seed {seed}: {runs[method, seed]['message']}"
@@ -260,17 +247,6 @@ def _best(contenders: Mapping[str, Cell], higher_is_better: bool) -> str | None:
     """The method with the best mean; None if there is none."""
     means = {method: cell.mean for method, cell in contenders.items() if not math.isnan(cell.mean)}
     return (max if higher_is_better else min)(means, key=means.__getitem__, default=None)
-
-
-def _against(best: str | None, contenders: Mapping[str, Cell]) -> dict[str, tuple[float, float]]:
-    """Method → p-value of its test against the best, as it is and corrected for all pairs of methods."""
-    pairs = list(itertools.combinations(contenders, 2))
-    p_values = [paired_p_value(contenders[first].values, contenders[second].values) for first, second in pairs]
-    return {
-        first if second == best else second: (p_value, corrected)
-        for (first, second), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True)
-        if best in (first, second)
-    }
 
 
 def _ranks(
