@@ -8,7 +8,7 @@ from outcomes import judged, make, noisy
 from scipy import stats
 
 from equipoise.bench.experiment.costs import Cost
-from equipoise.bench.experiment.paired import PairedTest, Tests
+from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.recommendation import cheapest, recommend
 from equipoise.bench.experiment.sequential import level, looks
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
@@ -110,7 +110,7 @@ def test_a_chain_of_certain_claims_is_certain():
     """mao beats ema and ema equal weights, so mao does, though its own test against them is open: not ema is named."""
     pairs = [("ema", "ew", True), ("mao", "ew", False), ("mao", "ema", True), ("uw", "ew", True), ("ema", "uw", False)]
     pairs += [("mao", "uw", True), ("ew", "single-task", False)]
-    tests = Tests([claim(*pair) for pair in pairs])
+    tests = PairedTests([claim(*pair) for pair in pairs])
     judged = {"ew": 0.0, "uw": 4.0, "ema": 5.0, "mao": 10.0}
     found = recommend(judged, tests, {}, ["one"], 5, None, TRAINED)
     assert found.method == "mao"

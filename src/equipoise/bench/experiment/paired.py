@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,7 +76,7 @@ class PairedTest:
         return None
 
 
-class Tests:
+class PairedTests:
     """All tests of a verdict; `of` finds one."""
 
     def __init__(self, tests: Sequence[PairedTest]) -> None:
@@ -106,8 +107,8 @@ def origin(method: str) -> str:
     return method.removeprefix(REPLAY)
 
 
-def paired_tests(summary: Summary, methods: Sequence[str], level: float, selection_seed: int | None) -> Tests:
-    """Tests everything that a verdict asks, and corrects for all of it.
+def paired_tests(summary: Summary, methods: Sequence[str], level: float, selection_seed: int | None) -> PairedTests:
+    """PairedTests everything that a verdict asks, and corrects for all of it.
 
     The questions are: do methods differ from equal weights in Δm; do they on single tasks; do they differ among
     themselves or from single-task training in Δm; do they differ from the best fixed weighting in Δm; does a method
@@ -140,14 +141,14 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
     found: list[PairedTest] = []
     for question in asked:
         tests = [_test(summary, *pair, dropped=selection_seed if FIXED in pair else None) for pair in question]
-        counted = sum(not math.isnan(test.raw) for test in tests)
+        raw = sorted(test.raw for test in tests if not math.isnan(test.raw))
         for test, p_value in zip(tests, holm([test.raw for test in tests]), strict=True):
             if not math.isnan(p_value):
-                rank = sum(other.raw < test.raw for other in tests)
+                larger = len(raw) - bisect_left(raw, test.raw)
                 scaled = min(1.0, len(asked) * p_value * LEVEL / level)
-                test = replace(test, corrected=scaled, factor=len(asked) * (counted - rank))
+                test = replace(test, corrected=scaled, factor=len(asked) * larger)
             found.append(test)
-    return Tests(found)
+    return PairedTests(found)
 
 
 def _test(summary: Summary, first: str, second: str, column: Column, dropped: int | None) -> PairedTest:
@@ -166,5 +167,5 @@ def _test(summary: Summary, first: str, second: str, column: Column, dropped: in
         gap=abs(gap),
         spread=float(differences.std(ddof=1)) if len(differences) > 1 else math.nan,
         seeds=len(differences),
-        raw=paired_p_value(one.tolist(), two.tolist()),
+        raw=paired_p_value(one, two),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from equipoise.bench.experiment.costs import REFERENCE, Cost
-from equipoise.bench.experiment.paired import Tests
+from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.statistics import MIN_SEEDS, SINGLE
 from equipoise.bench.experiment.training_length import TrainingLength
 from equipoise.bench.experiment.wording import MANY, join, name_of, points
@@ -39,7 +39,7 @@ class Recommendation:
 
 def recommend(
     judged: Mapping[str, float],
-    tests: Tests,
+    tests: PairedTests,
     costs: Mapping[str, Cost],
     tasks: Sequence[str],
     seeds: int,
@@ -126,7 +126,7 @@ def cheapest(methods: Sequence[str], costs: Mapping[str, Cost]) -> str | None:
     return min(quick, key=lambda method: (costs[method].relative_memory, costs[method].relative_time))
 
 
-def _above(reference: str, judged: Mapping[str, float], tests: Tests) -> list[str]:
+def _above(reference: str, judged: Mapping[str, float], tests: PairedTests) -> list[str]:
     """The methods that are certain to beat the reference, or to beat one that is above it."""
     above = [reference]
     for below in above:  # grows meanwhile
@@ -134,18 +134,18 @@ def _above(reference: str, judged: Mapping[str, float], tests: Tests) -> list[st
     return above[1:]
 
 
-def _unbeaten(methods: Mapping[str, float] | Sequence[str], tests: Tests) -> list[str]:
+def _unbeaten(methods: Mapping[str, float] | Sequence[str], tests: PairedTests) -> list[str]:
     return [method for method in methods if not any(tests.beats(other, method) for other in methods)]
 
 
-def _hopeful(tests: Tests, method: str, planned: int) -> bool:
+def _hopeful(tests: PairedTests, method: str, planned: int) -> bool:
     """Whether a lead that is two standard errors larger than seen would become certain by the last look."""
     test = tests.of(method, REFERENCE)
     widest = test.lead_of(method) + 2 * test.spread / math.sqrt(test.seeds)
     return test.seeds_to_decide(widest, planned) is not None
 
 
-def _needed(tests: Tests, methods: Sequence[str]) -> dict[str, int]:
+def _needed(tests: PairedTests, methods: Sequence[str]) -> dict[str, int]:
     """Method → how many seeds would show its lead over equal weights, if it stayed what it is."""
     found = {}
     for method in methods:
@@ -157,7 +157,11 @@ def _needed(tests: Tests, methods: Sequence[str]) -> dict[str, int]:
 
 
 def _name(
-    equals: Sequence[str], judged: Mapping[str, float], tests: Tests, costs: Mapping[str, Cost], tasks: Sequence[str]
+    equals: Sequence[str],
+    judged: Mapping[str, float],
+    tests: PairedTests,
+    costs: Mapping[str, Cost],
+    tasks: Sequence[str],
 ) -> Recommendation:
     """Names the cheapest of equals, with its gain and its price."""
     best = max(equals, key=lambda method: judged[method])
@@ -182,7 +186,7 @@ def _name(
     return Recommendation(f"{text}.", True, chosen)
 
 
-def _loses(tests: Tests, method: str, task: str) -> bool:
+def _loses(tests: PairedTests, method: str, task: str) -> bool:
     """Whether a method is certain to be worse than equal weights on a task."""
     test = tests.find(method, REFERENCE, task)
     return test is not None and test.certain and test.worse == method

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from equipoise.bench.problems import Measure, Task
@@ -44,18 +45,19 @@ def relative_gain(value: float, reference: float, higher_is_better: bool) -> flo
     return difference / max(abs(reference), float(np.finfo(np.float64).tiny))
 
 
-def paired_p_value(first: Sequence[float], second: Sequence[float]) -> float:
+def paired_p_value(first: ArrayLike, second: ArrayLike) -> float:
     """Returns the two-sided p-value of Student's t-test on paired samples; NaN where there is nothing to test.
 
     That is with fewer than `MIN_SEEDS` pairs, and where all differences are the same but not 0: they leave no
     deviation to test against (a problem that no seed changes, a measure with few steps). Differences that are all 0
     give 1.
     """
-    differences = np.subtract(first, second)
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    differences = one - two
     if len(differences) < MIN_SEEDS or not np.isfinite(differences).all():
         return math.nan
-    if np.ptp(differences) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
-        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(first).max() else math.nan
+    if np.ptp(differences) <= ROUNDING * max(np.abs(one).max(), np.abs(two).max()):
+        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(one).max() else math.nan
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
     return float(2 * special.stdtr(len(differences) - 1, -abs(t)))
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.judgement import judge_result
-from equipoise.bench.experiment.paired import PairedTest, Tests
+from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def interval(cell: Cell, column: Column) -> str:
     return "" if math.isnan(low) else f"[{column.measure.format(low)}, {column.measure.format(high)}]"
 
 
-def test_of(tests: Tests, method: str, column: Column) -> PairedTest | None:
+def test_of(tests: PairedTests, method: str, column: Column) -> PairedTest | None:
     """Returns the verdict's test of a method against equal weights in a column; None if there is none."""
     return tests.find(method, REFERENCE, column.task) if column.main else None
 
@@ -242,7 +242,9 @@ class Entry:
         return " ".join(filter(None, [self.interval, self.p_value, self.seeds]))
 
 
-def entries(result: Result, tests: Tests, method: str, columns: Sequence[Column] | None = None) -> list[Entry | None]:
+def entries(
+    result: Result, tests: PairedTests, method: str, columns: Sequence[Column] | None = None
+) -> list[Entry | None]:
     """Returns a method's cells in columns, by default all; None where it has no result."""
     cells = result.summary.cells[method]
     found = []

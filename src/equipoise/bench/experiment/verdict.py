@@ -10,7 +10,7 @@ import numpy as np
 
 from equipoise.bench.experiment.costs import REFERENCE, Cost
 from equipoise.bench.experiment.front import FrontPoint
-from equipoise.bench.experiment.paired import FIXED, REPLAY, PairedTest, Tests, origin, paired_tests
+from equipoise.bench.experiment.paired import FIXED, REPLAY, PairedTest, PairedTests, origin, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Summary
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
@@ -51,7 +51,7 @@ class Verdict:
     decided: bool
     sentences: tuple[str, ...]
     claims: tuple[PairedTest, ...]
-    tests: Tests
+    tests: PairedTests
 
 
 def judge(
@@ -130,7 +130,7 @@ class _Writer:
     def __init__(
         self,
         judged: Mapping[str, float],
-        tests: Tests,
+        tests: PairedTests,
         costs: Mapping[str, Cost],
         tasks: Sequence[str],
         weightings: int,

@@ -19,7 +19,7 @@ from PIL import Image
 from equipoise.bench.experiment.chart import DARK, LIGHT, Chart, Theme, save
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.judgement import judge_result
-from equipoise.bench.experiment.paired import Tests
+from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.pictures import (
     results_chart,
     tradeoff_chart,
@@ -154,7 +154,9 @@ def _part(name: str) -> str:
     return files("equipoise.bench.experiment.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _task_table(result: Result, tests: Tests, task: str) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
+def _task_table(
+    result: Result, tests: PairedTests, task: str
+) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
     """A task's name and all its measures, by method."""
     columns = [column for column in result.summary.columns if column.task == task]
     rows = [(method, entries(result, tests, method, columns)) for method in result.summary.cells]
