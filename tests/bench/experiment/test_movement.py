@@ -23,8 +23,8 @@ def test_weights_that_hardly_left_their_start_are_named():
     methods = [record["method"] for record in runs]
     [said] = movement_remarks(runs, methods)
     assert said.startswith(
-        "The weights of uw and ema@sgd hardly left their start (no task's share moved by more than 1.5%): what is shown "
-        "of them is close to equal weights."
+        "The weights of uw and ema@sgd hardly left their start (no task's share moved by more than 1.5%): what is "
+        "shown of them is close to equal weights."
     )
 
 

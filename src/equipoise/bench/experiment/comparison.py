@@ -27,6 +27,7 @@ from equipoise.bench.experiment.execution import (
     place_of,
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder
+from equipoise.bench.experiment.front import FrontPoint
 from equipoise.bench.experiment.learner import build_method, make_fabric
 from equipoise.bench.experiment.settings import OWN, Settings, SettingsError, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
@@ -84,6 +85,7 @@ class Result:
             where a run diverged. Methods that were not tuned are left out.
         folder: the run folder.
         versions: what the runs were made with and where, "mixed: …" where that differs between them.
+        front: the fixed weightings that were tried, each at its best learning rate if several were.
     """
 
     settings: Settings
@@ -96,6 +98,7 @@ class Result:
     tuning: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     folder: Path | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    front: tuple[FrontPoint, ...] = ()
 
 
 class Comparison:

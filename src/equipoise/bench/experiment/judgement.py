@@ -19,6 +19,7 @@ def judge_result(result: Result) -> Verdict:
         result.summary,
         settings.methods,
         result.costs,
+        front=result.front,
         length=training_length(result.records, settings.epochs, settings.schedule),
         remarks=movement_remarks(result.records, settings.methods),
     )

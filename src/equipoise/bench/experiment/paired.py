@@ -15,7 +15,7 @@ from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.statistics import LEVEL, SINGLE, Column, Summary, holm, paired_p_value
 
 FIXED = "fixed"
-"""The row that holds the best fixed weighting that a search found, chosen with a seed of its own."""
+"""The method of rows that hold the best fixed weighting that a search found, chosen with a seed of its own."""
 
 REPLAY = "replay:"
 """Begins the names of rows that train with the mean weights of another row, which follows."""
@@ -102,6 +102,11 @@ class PairedTests:
         return test is not None and test.certain and test.better == first
 
 
+def is_fixed(method: str) -> bool:
+    """Whether a row holds fixed weights that were searched, with whatever optimizer."""
+    return method.partition("@")[0] == FIXED
+
+
 def origin(method: str) -> str:
     """Returns the row whose weights a replay holds fixed."""
     return method.removeprefix(REPLAY)
@@ -120,27 +125,31 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
         summary: the numbers.
         methods: rows that have a Δm of every seed; a replay is tested against its origin alone.
         level: the probability of a false claim that this look may spend.
-        selection_seed: the seed that fixed weights were chosen with if it is among the comparison's: tests of `FIXED`
-            leave it out, since the result of the chosen one with it is the best of many.
+        selection_seed: the seed that fixed weights were chosen with if it is among the comparison's: tests of fixed
+            weights leave it out, since the result of the chosen one with it is the best of many.
     """
     *measures, delta = (column for column in summary.columns if column.main)
     replays = [(origin(method), method) for method in methods if method.startswith(REPLAY)]
     rows = [method for method in methods if not method.startswith(REPLAY)]
     others = [method for method in rows if method != REFERENCE]
-    free = [method for method in others if method != FIXED]
+    free = [method for method in others if not is_fixed(method)]
+    fixed = [method for method in others if is_fixed(method)]
     against = [(method, REFERENCE) for method in others] if REFERENCE in rows else []
-    among = [*itertools.combinations(free, 2), *((method, SINGLE) for method in rows)]
+    within = [*itertools.combinations(free, 2), *itertools.combinations(fixed, 2)]
+    among = [*within, *((method, SINGLE) for method in rows)]
     questions: list[list[tuple[str, str, Column]]] = [
         [(*pair, delta) for pair in against],
         [(*pair, column) for pair in against for column in measures],
         [(*pair, delta) for pair in among],
-        [(method, FIXED, delta) for method in free if FIXED in rows],
+        [(*pair, delta) for pair in itertools.product(free, fixed)],
         [(*pair, delta) for pair in replays if pair[0] in rows],
     ]
     asked = [question for question in questions if question]
     found: list[PairedTest] = []
     for question in asked:
-        tests = [_test(summary, *pair, dropped=selection_seed if FIXED in pair else None) for pair in question]
+        tests = [
+            _test(summary, *pair, dropped=selection_seed if any(map(is_fixed, pair[:2])) else None) for pair in question
+        ]
         raw = sorted(test.raw for test in tests if not math.isnan(test.raw))
         for test, p_value in zip(tests, holm([test.raw for test in tests]), strict=True):
             if not math.isnan(p_value):

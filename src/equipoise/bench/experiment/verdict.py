@@ -10,7 +10,7 @@ import numpy as np
 
 from equipoise.bench.experiment.costs import REFERENCE, Cost
 from equipoise.bench.experiment.front import FrontPoint
-from equipoise.bench.experiment.paired import FIXED, REPLAY, PairedTest, PairedTests, origin, paired_tests
+from equipoise.bench.experiment.paired import REPLAY, PairedTest, PairedTests, is_fixed, origin, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Summary
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
@@ -263,13 +263,14 @@ class _Writer:
 
     def _against_fixed(self) -> list[str]:
         """Methods against the best fixed weights that were found at the same budget."""
-        tests = [test for method in self._order if (test := self._tests.find(method, FIXED)) and test.task is None]
-        tests = [test for test in tests if REFERENCE not in (test.better, test.worse)]
-        if not tests:
+        rivals = [method for method in self._order if method != REFERENCE and not is_fixed(method)]
+        fixed = next((method for method in self._order if is_fixed(method)), None)
+        if fixed is None or not rivals:
             return []
+        tests = [self._of(method, fixed) for method in rivals]
         searched = f" found among {self._weightings}" if self._weightings else " found"
-        above = [test for test in tests if test.certain and test.worse == FIXED]
-        below = [test for test in tests if test.certain and test.better == FIXED]
+        above = [test for test in tests if test.certain and test.worse == fixed]
+        below = [test for test in tests if test.certain and test.better == fixed]
         if above:
             verb = verb_of([test.better for test in above], "beats", "beat")
             text = (
@@ -277,7 +278,7 @@ class _Writer:
             )
         else:
             text = f"no method is shown to beat the best fixed weights{searched}"
-            lead = max((test for test in tests if test.worse == FIXED), key=lambda test: test.gap, default=None)
+            lead = max((test for test in tests if test.worse == fixed), key=lambda test: test.gap, default=None)
             if lead is not None:
                 text += f": {lead.better} leads by {points(lead.gap)}, {doubt(lead)}"
         if below:

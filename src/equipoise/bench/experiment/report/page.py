@@ -18,6 +18,7 @@ from PIL import Image
 
 from equipoise.bench.experiment.chart import DARK, LIGHT, Chart, Theme, save
 from equipoise.bench.experiment.folder import file_name
+from equipoise.bench.experiment.front_chart import front_chart
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.pictures import (
@@ -103,6 +104,7 @@ def to_html(result: Result) -> str:
         sections=_sections(
             (results_chart(result), RESULTS),
             (tradeoff_chart(result), TRADEOFF),
+            (front_chart(result), FRONT),
             (training_chart(result), TRAINING),
             (tuning_chart(result), TUNING),
         ),
@@ -127,6 +129,11 @@ RESULTS = (
 TRADEOFF = (
     "How much a method gains over single-task training, and what a step costs. Up is better, left is cheaper. "
     "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
+)
+FRONT = (
+    "Gains over single-task training on two tasks: up and right is better, + is single-task training itself. Dots are "
+    "runs whose weights were fixed, the line what the best of them reach; a method helps where it lies beyond it. Bars "
+    "are one standard deviation over seeds; fixed weights were run with one seed."
 )
 TRAINING = "After every epoch, on validation: the mean over seeds, and a band of one standard deviation around it."
 TUNING = (
