@@ -31,7 +31,7 @@ from equipoise.bench.experiment.wording import (
 CHEAPER = 0.8
 """A method is called cheaper than another if it takes less than this share of its time or memory."""
 
-NORMAL = ", and that differences between seeds are roughly normal, which so few cannot show"
+NORMAL = ", and that differences between seeds are roughly normal"
 """What a t-test rests on besides, with few seeds."""
 
 
@@ -102,8 +102,8 @@ def judge(
     sentences += remarks
     if not length.known:
         sentences.append(
-            "Whether longer training would change this is not known: under a falling learning rate, or in few epochs, "
-            "flat curves prove nothing."
+            "Whether longer training would change this is not known: flat curves prove nothing in few epochs, or under "
+            "a falling learning rate."
         )
     claims = tuple(test for test in tests if test.certain)
     if any(not math.isnan(test.raw) for test in tests):

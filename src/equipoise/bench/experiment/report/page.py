@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 KEY_WIDTH = 3.3
 """Of a legend, in inches: what a phone shows unscaled."""
 
+OPEN = ("results", "tradeoff", "front", "layers")
+"""Charts that are shown before anybody asks for them."""
+
 PICTURE = 1000
 """Pictures of predictions are made no wider and no higher than this, in pixels."""
 
@@ -72,6 +75,7 @@ class Section:
     name: str
     title: str
     says: str
+    open: bool
     key: Picture | None
     pictures: Sequence[Picture]
 
@@ -97,10 +101,9 @@ def to_html(result: Result) -> str:
         rows=[
             (method, entries(result, found.tests, method, shown), numbers(result, method)) for method in summary.cells
         ],
-        last=(RANK, TIME, MEMORY),
+        last=[_unbroken(head) for head in (RANK, TIME, MEMORY)],
         notes=notes(result),
         tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
-        many=len(result.problem.tasks) > WIDE,
         sections=_sections(
             (results_chart(result), RESULTS),
             (tradeoff_chart(result), TRADEOFF),
@@ -152,9 +155,13 @@ CONFLICTS = (
 )
 
 
-def _unbroken(sentence: str) -> str:
-    """With spaces that a line does not end at around comparison signs."""
-    return sentence.replace(" < ", "\u00a0<\u00a0").replace(" = ", "\u00a0=\u00a0").replace(" ×", "\u00a0×")
+def _unbroken(text: str) -> str:
+    """With spaces that a line does not end at around comparison signs, and before units and arrows."""
+    for sign in ("<", "="):
+        text = text.replace(f" {sign} ", f"\u00a0{sign}\u00a0")
+    for sign in ("×", "%", "↑", "↓"):
+        text = text.replace(f" {sign}", f"\u00a0{sign}")
+    return text
 
 
 def _part(name: str) -> str:
@@ -163,11 +170,11 @@ def _part(name: str) -> str:
 
 def _task_table(
     result: Result, tests: PairedTests, task: str
-) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
+) -> tuple[str, list[str], list[tuple[str, list[Entry | None], tuple[()]]]]:
     """A task's name and all its measures, by method."""
     columns = [column for column in result.summary.columns if column.task == task]
-    rows = [(method, entries(result, tests, method, columns)) for method in result.summary.cells]
-    return task, [column.measure.label for column in columns], rows
+    rows = [(method, entries(result, tests, method, columns), ()) for method in result.summary.cells]
+    return task, [_unbroken(column.measure.label) for column in columns], rows
 
 
 def _methods(result: Result) -> list[tuple[str, str, str, str]]:
@@ -192,6 +199,7 @@ def _section(chart: Chart, says: str) -> Section:
         name=chart.name,
         title=chart.title[0].upper() + chart.title[1:],
         says=says,
+        open=chart.name in OPEN,
         key=_drawn(lambda theme: chart.key(theme, KEY_WIDTH), "", f"Legend: {names}") if names else None,
         pictures=[_drawn(partial(chart.alone, panel), panel.title, panel.text) for panel in chart.panels],
     )
@@ -205,7 +213,7 @@ def _drawn(draw: Callable[[Theme], Figure], title: str, text: str) -> Picture:
             figure = draw(theme)
             found.append(_address("image/svg+xml", save(figure, "svg")))
     width, height = figure.get_size_inches()
-    return Picture(found[0], found[1], round(96 * width), round(96 * height), title, text)
+    return Picture(found[0], found[1], round(96 * width), round(96 * height), _unbroken(title), text)
 
 
 def _predictions(result: Result) -> list[Picture]:
