@@ -192,7 +192,7 @@ def test_an_interrupt_inside_of_an_executed_string_can_be_caught_for_good(tmp_pa
     """Of a plain KeyboardInterrupt there Python remembers to end by the signal: dataclasses are made by `exec`."""
     program = """
         import signal, sys
-        from equipoise.bench.experiment.execution import watch_interrupts
+        from equipoise.bench.interrupts import watch_interrupts
         with watch_interrupts() as interrupted:
             try:
                 exec("signal.raise_signal(signal.SIGINT)")

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import platform
 import shutil
-import signal
 import threading
 import time
 import traceback
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.ranks import begin_process, train_on_ranks
@@ -51,7 +51,7 @@ STATE = "state"
 OPEN, DONE = "open", "done"
 
 
-class WorkerError(Exception):
+class WorkerError(BenchError):
     """A worker process cannot work."""
 
 
@@ -268,35 +268,6 @@ def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) ->
                 stop.wait(POLL_SECONDS)
     except StoppedError:
         return
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, or SIGTERM.
-
-    A class of its own, since a plain `KeyboardInterrupt` that passes through a string that `exec` runs, as dataclasses
-    do while a module is imported, makes Python end by the signal, whatever was caught and whatever code is asked for.
-    """
-
-
-@contextmanager
-def watch_interrupts() -> Iterator[threading.Event]:
-    """Has Ctrl-C, and SIGTERM, by which a scheduler ends a job, raise `Interrupted`.
-
-    Yields:
-        Whether one came: Python drops an exception that is raised in a callback of the garbage collector's.
-    """
-    came = threading.Event()
-
-    def interrupt(*_: object) -> None:
-        came.set()
-        raise Interrupted
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def serve(
