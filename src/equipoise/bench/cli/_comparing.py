@@ -10,13 +10,14 @@ import typer
 
 from equipoise.bench.cli._console import console
 from equipoise.bench.cli._options import REPORT
-from equipoise.bench.experiment.comparison import Comparison, Result, methods_of
+from equipoise.bench.experiment.comparison import Comparison, Result
 from equipoise.bench.experiment.pictures import draw_all
 from equipoise.bench.experiment.progress import ConsoleProgress
 from equipoise.bench.experiment.report import to_html
+from equipoise.bench.experiment.rows import with_replayed
 from equipoise.bench.experiment.settings import PRIORITIES, Settings, SettingsError, parse_hyperparameters
 from equipoise.bench.experiment.tables import notes, to_frame, to_markdown, to_rich, verdict
-from equipoise.bench.experiment.tuning import GRID, MAX_RATE, MIN_RATE
+from equipoise.bench.experiment.tuning import MAX_RATE, MIN_RATE
 from equipoise.bench.problems import load_problem
 from equipoise.registry import METHODS
 
@@ -42,6 +43,7 @@ def read_settings(
     precision: str,
     strategy: str,
     monitor_every: int,
+    budget: int | None = None,
 ) -> Settings:
     """Returns the settings: the problem's own, where nothing else is asked for.
 
@@ -51,7 +53,7 @@ def read_settings(
     """
     own = load_problem(problem).training(quick)
     hyperparameters = parse_hyperparameters(set_ or [], config)
-    names = tuple(METHODS) if methods.strip() == "all" else methods_of(methods.split(","))
+    names = tuple(METHODS) if methods.strip() == "all" else with_replayed(methods.split(","))
     if not names:
         raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
     for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
@@ -61,6 +63,11 @@ def read_settings(
         raise SettingsError("--lr must be more than 0: nothing is learnt at 0.")
     if tune and lr is not None:
         raise SettingsError("--tune finds each method's learning rate: leave --lr out, or name rates with --grid.")
+    if budget is not None and (tune or lr is not None or weight_decay is not None):
+        raise SettingsError(
+            "--budget finds each method's learning rate and weight decay: leave --tune, --lr and --weight-decay out; "
+            "--set METHOD.lr=… gives one method's."
+        )
     if grid is not None and not tune:
         raise SettingsError("--grid is for --tune: add it, or give one learning rate with --lr.")
     if device == "auto":
@@ -86,7 +93,8 @@ def read_settings(
         hyperparameters=hyperparameters,
         device=device,
         tune=tune,
-        grid=() if not tune else GRID if grid is None else _parse_grid(grid),
+        grid=() if grid is None else _parse_grid(grid),
+        budget=budget,
         devices=devices,
         precision=precision,
         strategy=strategy,

@@ -22,7 +22,15 @@ Hyperparameters = Annotated[
 Tune = Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation, baselines' too.")]
 Grid = Annotated[
     str | None,
-    typer.Option(help="Learning rates to try first, comma-separated.", show_default="1e-5,1e-4,1e-3"),
+    typer.Option(help="Learning rates to try first, comma-separated.", show_default="each optimizer's own"),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Configurations to try of every method and baseline: learning rate, weight decay, hyperparameters; "
+        "of `fixed` the weights too.",
+    ),
 ]
 Workers = Annotated[
     int | None,

@@ -12,6 +12,7 @@ from equipoise.bench.cli._console import answering
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
     BatchSize,
+    Budget,
     Device,
     Devices,
     Epochs,
@@ -62,6 +63,7 @@ def compare(
     ] = None,
     tune: Tune = False,
     grid: Grid = None,
+    budget: Budget = None,
     workers: Workers = None,
     storage: Storage = None,
     study: Study = None,
@@ -89,6 +91,7 @@ def compare(
             device=device,
             tune=tune,
             grid=grid,
+            budget=budget,
             devices=devices,
             precision=precision,
             strategy=strategy,

@@ -28,8 +28,7 @@ from equipoise.bench.experiment.ranks import begin_process, train_on_ranks
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
-from equipoise.bench.experiment.trial import Record
-from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
 
@@ -102,8 +101,7 @@ class Worker:
         claim = self._store.claim(self._name)
         if claim is None:
             return None
-        run = claim.definition.run
-        place = place_of(self._folder, run)
+        place = place_of(self._folder, claim.definition.trial)
         try:
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
@@ -121,8 +119,7 @@ class Worker:
         return record
 
     def _train(self, claim: Claim, place: Path, lost: threading.Event) -> Record:
-        definition = claim.definition
-        run = definition.run
+        definition, trial = claim.definition, claim.definition.trial
 
         def check() -> None:
             if lost.is_set() or self._stopped():
@@ -133,29 +130,29 @@ class Worker:
             self._on_epoch()
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
-        _check_device(definition.trial.device)  # not the run's
+        _check_device(trial.device)  # not the run's
         if source_of(definition.problem) != definition.source:
             raise WorkerError(f"The file of {definition.problem} is another one here than where the comparison began.")
         try:
-            files, name, every = place / FILES, file_name(run.method), definition.monitor_every
+            files, name, every = place / FILES, file_name(trial.method), definition.monitor_every
             outputs = Outputs(
                 checkpoint=place / "checkpoint.pt",
                 picture=files / "predictions" / f"{name}.png" if definition.picture else None,
-                monitor=files / "monitor" / f"{name}-{run.seed}.jsonl" if every else None,
+                monitor=files / "monitor" / f"{name}-{trial.seed}.jsonl" if every else None,
                 monitor_every=every,
                 origin=json.dumps([definition.problem, definition.quick, definition.source]),
             )
-            if definition.trial.devices > 1:
-                return train_on_ranks(definition.problem, definition.quick, definition.trial, epoch, check, outputs)
-            return train(problem, data, definition.trial, epoch, check, outputs)
+            if trial.devices > 1:
+                return train_on_ranks(definition.problem, definition.quick, trial, epoch, check, outputs)
+            return train(problem, data, trial, epoch, check, outputs)
         except StoppedError:
             if self._stopped():
                 raise
             message = "taken away: this worker did not answer for too long"
-            return {**vars(run), "status": "lost", "message": message}
+            return {**trial.head, "status": "lost", "message": message}
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
-            return {**vars(run), "status": "failed", "message": message, "traceback": traceback.format_exc()}
+            return {**trial.head, "status": "failed", "message": message, "traceback": traceback.format_exc()}
 
 
 def versions(device: str) -> dict[str, Any]:
@@ -303,6 +300,6 @@ def serve(
             time.sleep(IDLE_SECONDS)
 
 
-def place_of(folder: Path, run: Run) -> Path:
+def place_of(folder: Path, trial: Trial) -> Path:
     """Returns the folder of a run, where runs that are under way keep what they write."""
-    return folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
+    return folder / f"{file_name(trial.method)}-{trial.seed}-{trial.key}"
