@@ -8,9 +8,9 @@ import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from rich.console import Console
 
+from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.tables import (
-    corrected,
-    interval,
+    entries,
     notes,
     to_frame,
     to_latex,
@@ -31,10 +31,11 @@ def test_markdown_has_everything():
     )
     assert lines[2].startswith("| single-task | 1.3")
     assert lines[2].endswith("|  |  |  |  |")
-    assert "\\*\\* (<0.001) |" in lines[3]
+    assert "p" not in lines[3].split("|", 2)[2]  # equal weights are what the others are tested against
+    assert "\\*\\* p < 0.001 |" in lines[4]
     assert lines[5].startswith("| mao | **0.9")
-    assert "** [" in lines[5]
-    assert lines[5].endswith("] | 1.0 | 2.00 | 3.00 |")
+    assert "**\\*\\* [" in lines[5]
+    assert lines[5].endswith("] p < 0.001 | 1.0 | 2.00 | 3.00 |")
     assert all(line.count(" | ") == lines[0].count(" | ") for line in lines[2:6])
     text = "\n".join(lines)
     assert verdict(result)[0] in text.replace("\\", "")
@@ -86,14 +87,13 @@ def test_every_format_has_what_its_notes_describe(write):
     result = make_result()
     text = write(result).replace("\\_", "_").replace("\\textless{}", "<").replace("\\[", "[")
     main = [column for column in result.summary.columns if column.main]
-    for method in METHODS:
-        delta = result.summary.cells[method][main[-1]]
-        assert interval(delta, main[-1]) in text
-        for column in main:
-            assert corrected(result.summary.cells[method][column]) in text
-    tested = sum(not math.isnan(result.summary.cells[method][column].holm) for method in METHODS for column in main)
-    assert tested == 6
-    assert len(re.findall(r"\((<?0\.\d+|1)\)", text)) >= tested
+    tests = judge_result(result).tests
+    shown = [entry for method in METHODS for entry in entries(result, tests, method, main)]
+    assert [bool(entry.interval) for entry in shown] == [False, False, True] * 3
+    assert [bool(entry.p_value) for entry in shown] == [False] * 3 + [True] * 6
+    for entry in shown:
+        assert entry.beside in text
+    assert len(re.findall(r"p [<=] [01]\.?\d*", text.split("Bold:")[0])) >= 6
 
 
 @pytest.mark.parametrize("write", [to_markdown, to_latex, terminal])
@@ -124,7 +124,10 @@ def test_frame_has_every_number():
         assert row["Δm mean"] == cell.mean
         assert (row["Δm low"], row["Δm high"]) == cell.interval
         assert row["rank"] == result.summary.ranks[method]
-        assert row["Δm p holm"] == pytest.approx(cell.holm, nan_ok=True)
+        test = judge_result(result).tests.find(method, "ew")
+        assert row["Δm p"] == pytest.approx(test.corrected if test else math.nan, nan_ok=True)
+        assert row["Δm raw p"] == pytest.approx(test.raw if test else math.nan, nan_ok=True)
+    assert "left R² p" not in frame  # it is not tested, so that nothing has to be corrected for it
     assert math.isnan(frame.loc["single-task"]["Δm mean"])
 
 
@@ -133,7 +136,7 @@ def test_latex_by_hand():
     heads = ["left MSE $\\downarrow$", "right MSE $\\downarrow$", "$\\Delta$m \\% $\\uparrow$", "rank"]
     assert lines[5] == " & ".join(["method", *heads, "time $\\times$", "memory $\\times$ \\\\"])
     assert lines[8] == "\\midrule"
-    assert "$^{**}$" in lines[9]
+    assert "$^{**}$" in lines[10]
     assert lines[11].startswith("mao & \\textbf{0.9")
     assert (
         to_latex(make_result(Errors((NASTY, "b"))))

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from equipoise.bench.experiment.chart import LIGHT, Chart, Panel, Theme, log_scale, said, save, short, styled
+from equipoise.bench.experiment.front_chart import front_chart
 from equipoise.bench.experiment.statistics import DELTA, SINGLE, Column, pareto
 from equipoise.bench.experiment.tables import WIDE, count, head_of, number
 
@@ -43,6 +44,7 @@ def charts(result: Result) -> list[Chart]:
     found = [
         results_chart(result),
         tradeoff_chart(result),
+        front_chart(result),
         training_chart(result),
         tuning_chart(result),
         weights_chart(result),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from equipoise.bench.problems import Measure, Task
@@ -45,18 +45,19 @@ def relative_gain(value: float, reference: float, higher_is_better: bool) -> flo
     return difference / max(abs(reference), float(np.finfo(np.float64).tiny))
 
 
-def paired_p_value(first: Sequence[float], second: Sequence[float]) -> float:
+def paired_p_value(first: ArrayLike, second: ArrayLike) -> float:
     """Returns the two-sided p-value of Student's t-test on paired samples; NaN where there is nothing to test.
 
     That is with fewer than `MIN_SEEDS` pairs, and where all differences are the same but not 0: they leave no
     deviation to test against (a problem that no seed changes, a measure with few steps). Differences that are all 0
     give 1.
     """
-    differences = np.subtract(first, second)
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    differences = one - two
     if len(differences) < MIN_SEEDS or not np.isfinite(differences).all():
         return math.nan
-    if np.ptp(differences) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
-        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(first).max() else math.nan
+    if np.ptp(differences) <= ROUNDING * max(np.abs(one).max(), np.abs(two).max()):
+        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(one).max() else math.nan
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
     return float(2 * special.stdtr(len(differences) - 1, -abs(t)))
 
@@ -141,19 +142,12 @@ class Cell:
 
     Attributes:
         values: one per seed that was finished, in the order of seeds.
-        p_value: of the paired t-test against the column's best method; NaN for the best itself, or untested, as is
-            what does not have every seed.
-        holm: that p-value corrected by Holm's method for all pairs of methods of the column. All pairs, since the best
-            is chosen by looking: corrected for the tests against it alone, twelve equal methods would show a
-            difference in one column of eight.
         best: the best mean of the column among the methods that have every seed (single-task aside): one lucky seed
             of a method that diverges in the others is no result.
         interval: a bootstrap interval of the mean, of Δm only; else NaN.
     """
 
     values: tuple[float, ...]
-    p_value: float = math.nan
-    holm: float = math.nan
     best: bool = False
     interval: tuple[float, float] = (math.nan, math.nan)
 
@@ -193,10 +187,9 @@ class Summary:
 
 
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
-    """Computes means, deviations, Δm and paired tests.
+    """Computes means, deviations, Δm and ranks.
 
-    Δm is taken seed by seed: each run against the single-task runs of its own seed. Each method is tested against
-    the one with the column's best mean; both have every seed.
+    Δm is taken seed by seed: each run against the single-task runs of its own seed.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -231,13 +224,9 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
             method: cell for method, cell in plain.items() if method != SINGLE and len(cell.values) == len(seeds)
         }
         best = _best(contenders, column.measure.higher_is_better)
-        tests = _against(best, contenders)
         for method, cell in plain.items():
-            p_value, corrected = tests.get(method, (math.nan, math.nan))
             interval = bootstrap_interval(cell.values) if column == delta else cell.interval
-            cells[method][column] = replace(
-                cell, p_value=p_value, holm=corrected, best=method == best, interval=interval
-            )
+            cells[method][column] = replace(cell, best=method == best, interval=interval)
     failures = {
         method: tuple(
             f"seed {seed}: {runs[method, seed]['message']}"
@@ -260,17 +249,6 @@ def _best(contenders: Mapping[str, Cell], higher_is_better: bool) -> str | None:
     """The method with the best mean; None if there is none."""
     means = {method: cell.mean for method, cell in contenders.items() if not math.isnan(cell.mean)}
     return (max if higher_is_better else min)(means, key=means.__getitem__, default=None)
-
-
-def _against(best: str | None, contenders: Mapping[str, Cell]) -> dict[str, tuple[float, float]]:
-    """Method → p-value of its test against the best, as it is and corrected for all pairs of methods."""
-    pairs = list(itertools.combinations(contenders, 2))
-    p_values = [paired_p_value(contenders[first].values, contenders[second].values) for first, second in pairs]
-    return {
-        first if second == best else second: (p_value, corrected)
-        for (first, second), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True)
-        if best in (first, second)
-    }
 
 
 def _ranks(

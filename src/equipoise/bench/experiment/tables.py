@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.bench.experiment.costs import REFERENCE
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
-from equipoise.bench.experiment.verdict import judge
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -22,8 +25,9 @@ WIDE = 8
 
 
 def verdict(result: Result) -> tuple[str, ...]:
-    """Returns what follows from the comparison and what does not, a sentence each."""
-    return judge(result.summary, result.settings.methods, result.costs).sentences
+    """Returns what to use, what follows from the comparison and what does not, a sentence each."""
+    found = judge_result(result)
+    return (found.use, *found.sentences)
 
 
 def notes(result: Result) -> list[str]:
@@ -44,8 +48,8 @@ def notes(result: Result) -> list[str]:
     lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
     if summary.seeds >= MIN_SEEDS:
         lines.append(
-            "Bold: best mean of a column. Stars: differs from the best, paired t-test, * p < 0.05, ** p < 0.01. The "
-            "p-value beside them is corrected by Holm's method for all pairs of methods in the column."
+            "Bold: best mean of a column. p: of the paired t-test against equal weights, corrected for everything that "
+            "the verdict tests; * p < 0.05, ** p < 0.01."
         )
         lines.append(
             f"[low, high]: bootstrap interval of Δm over seeds; {count(summary.seeds, 'seed')} cover the true mean at "
@@ -89,7 +93,11 @@ def _rates(result: Result) -> str:
 
 
 def to_frame(result: Result) -> pd.DataFrame:
-    """Returns everything, a row per method: mean, standard deviation and p-values of every column, and costs."""
+    """Returns everything, a row per method: mean and standard deviation of every column, p-values, costs.
+
+    A p-value is that of the verdict, against equal weights and corrected; `raw p` is the same test's on its own.
+    """
+    tests = judge_result(result).tests
     rows = []
     for method, cells in result.summary.cells.items():
         row: dict[str, object] = {
@@ -101,8 +109,10 @@ def to_frame(result: Result) -> pd.DataFrame:
             cell = cells.get(column)
             row[f"{name} mean"] = cell.mean if cell else math.nan
             row[f"{name} std"] = cell.deviation if cell else math.nan
-            row[f"{name} p"] = cell.p_value if cell else math.nan
-            row[f"{name} p holm"] = cell.holm if cell else math.nan
+            if column.main:
+                test = test_of(tests, method, column)
+                row[f"{name} p"] = test.corrected if test else math.nan
+                row[f"{name} raw p"] = test.raw if test else math.nan
             if column.task is None:
                 row[f"{name} low"], row[f"{name} high"] = cell.interval if cell else (math.nan, math.nan)
         row[RANK] = result.summary.ranks.get(method, math.nan)
@@ -119,10 +129,15 @@ def to_markdown(result: Result) -> str:
     """Returns the table as Markdown, the verdict and notes below it."""
     head = ["method", *(head_of(column) for column in result.summary.columns), RANK, TIME, MEMORY]
     lines = [f"| {' | '.join(map(_escape, head))} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
+    found = judge_result(result)
     for method in result.summary.cells:
-        cells = [_escape(method), *(_markdown(cell, column, result) for cell, column in _row(result, method))]
+        cells = [_escape(method), *(_markdown(shown) for shown in entries(result, found.tests, method))]
         lines.append(f"| {' | '.join([*cells, *numbers(result, method)])} |")
-    said = [*(_escape(sentence) for sentence in verdict(result)), "", *(f"- {_escape(n)}" for n in notes(result))]
+    said = [
+        *(_escape(sentence) for sentence in (found.use, *found.sentences)),
+        "",
+        *(f"- {_escape(n)}" for n in notes(result)),
+    ]
     return "\n".join([*lines, "", *said]) + "\n"
 
 
@@ -139,12 +154,13 @@ def to_latex(result: Result) -> str:
         f"{' & '.join(map(_latex, head))} \\\\",
         "\\midrule",
     ]
+    found = judge_result(result)
     for method in result.summary.cells:
-        cells = [_latex_cell(cell, column, result) for cell, column in _row(result, method) if column in columns]
+        cells = [_latex_cell(shown) for shown in entries(result, found.tests, method, columns)]
         lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
         if method == SINGLE:
             lines.append("\\midrule")
-    text = _latex(" ".join([*verdict(result), *notes(result)]))
+    text = _latex(" ".join([found.use, *found.sentences, *notes(result)]))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{text}}}", "\\end{table}"]) + "\n"
 
 
@@ -161,8 +177,9 @@ def to_rich(result: Result) -> Table:
         table.add_column(Text(text.replace(" ", "\n", 1) if column.task else text, justify="right"), justify="right")
     for name in (RANK, TIME, MEMORY):
         table.add_column(name, justify="right")
+    tests = judge_result(result).tests
     for method in result.summary.cells:
-        row = [_text(cell, column, result) for cell, column in _row(result, method) if column in columns]
+        row = [_text(shown) for shown in entries(result, tests, method, columns)]
         table.add_row(Text(method), *row, *numbers(result, method), end_section=method == SINGLE)
     return table
 
@@ -194,50 +211,84 @@ def interval(cell: Cell, column: Column) -> str:
     return "" if math.isnan(low) else f"[{column.measure.format(low)}, {column.measure.format(high)}]"
 
 
-def seeds_of(cell: Cell, result: Result) -> str:
-    """Returns "1 of 5 seeds" where some are missing; else nothing."""
-    return "" if result.summary.complete(cell) else f"{len(cell.values)} of {count(result.summary.seeds, 'seed')}"
+def test_of(tests: PairedTests, method: str, column: Column) -> PairedTest | None:
+    """Returns the verdict's test of a method against equal weights in a column; None if there is none."""
+    return tests.find(method, REFERENCE, column.task) if column.main else None
 
 
-def corrected(cell: Cell) -> str:
-    """Returns the p-value after Holm's correction; nothing if there is none."""
-    return "" if math.isnan(cell.holm) else "<0.001" if cell.holm < 0.001 else f"{cell.holm:.2g}"
+@dataclass(frozen=True)
+class Entry:
+    """A cell as tables show it.
+
+    Attributes:
+        number: mean ± standard deviation.
+        stars: for the p-value.
+        interval: "[low, high]"; "" where there is none.
+        p_value: "p = 0.02", corrected, against equal weights; "" if there is none.
+        seeds: "1 of 5 seeds" where some are missing; else "".
+        best: the best mean of its column.
+    """
+
+    number: str
+    stars: str
+    interval: str
+    p_value: str
+    seeds: str
+    best: bool
+
+    @property
+    def beside(self) -> str:
+        """What stands beside the number."""
+        return " ".join(filter(None, [self.interval, self.p_value, self.seeds]))
 
 
-def _row(result: Result, method: str) -> list[tuple[Cell | None, Column]]:
+def entries(
+    result: Result, tests: PairedTests, method: str, columns: Sequence[Column] | None = None
+) -> list[Entry | None]:
+    """Returns a method's cells in columns, by default all; None where it has no result."""
     cells = result.summary.cells[method]
-    return [(cells.get(column), column) for column in result.summary.columns]
+    found = []
+    for column in result.summary.columns if columns is None else columns:
+        cell = cells.get(column)
+        found.append(None if cell is None else _entry(result, cell, column, test_of(tests, method, column)))
+    return found
 
 
-def _beside(cell: Cell, column: Column, result: Result) -> str:
-    """What stands beside a number: interval, corrected p-value, how many seeds it is of."""
-    p_value = f"({corrected(cell)})" if corrected(cell) else ""
-    return " ".join(filter(None, [interval(cell, column), p_value, seeds_of(cell, result)]))
+def _entry(result: Result, cell: Cell, column: Column, test: PairedTest | None) -> Entry:
+    p_value = math.nan if test is None else test.corrected
+    missing = f"{len(cell.values)} of {count(result.summary.seeds, 'seed')}"
+    return Entry(
+        number(cell, column),
+        stars(p_value),
+        interval(cell, column),
+        "" if math.isnan(p_value) else "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}",
+        "" if result.summary.complete(cell) else missing,
+        cell.best,
+    )
 
 
-def _markdown(cell: Cell | None, column: Column, result: Result) -> str:
-    if cell is None:
+def _markdown(entry: Entry | None) -> str:
+    if entry is None:
         return ""
-    shown = f"**{number(cell, column)}**" if cell.best else number(cell, column)
-    marks = stars(cell.p_value).replace("*", "\\*")
-    return f"{shown}{marks} {_beside(cell, column, result)}".strip()
+    shown = f"**{entry.number}**" if entry.best else entry.number
+    marks = entry.stars.replace("*", "\\*")
+    return f"{shown}{marks} {entry.beside}".strip()
 
 
-def _text(cell: Cell | None, column: Column, result: Result) -> Text:
+def _text(entry: Entry | None) -> Text:
     """A cell of the terminal's table: the number, and below it what stands beside it."""
-    if cell is None:
+    if entry is None:
         return Text("")
-    text = Text(number(cell, column) + stars(cell.p_value), style="bold green" if cell.best else "")
-    beside = _beside(cell, column, result)
-    return text.append(f"\n{beside}", style="not bold default") if beside else text
+    text = Text(entry.number + entry.stars, style="bold green" if entry.best else "")
+    return text.append(f"\n{entry.beside}", style="not bold default") if entry.beside else text
 
 
-def _latex_cell(cell: Cell | None, column: Column, result: Result) -> str:
-    if cell is None:
+def _latex_cell(entry: Entry | None) -> str:
+    if entry is None:
         return ""
-    text, marks = _latex(number(cell, column)), stars(cell.p_value)
-    shown = f"\\textbf{{{text}}}" if cell.best else f"{text}$^{{{marks}}}$" if marks else text
-    return f"{shown} {_latex(_beside(cell, column, result))}".strip()
+    shown = f"\\textbf{{{_latex(entry.number)}}}" if entry.best else _latex(entry.number)
+    marks = f"$^{{{entry.stars}}}$" if entry.stars else ""
+    return f"{shown}{marks} {_latex(entry.beside)}".strip()
 
 
 def _escape(text: str) -> str:

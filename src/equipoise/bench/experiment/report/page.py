@@ -18,6 +18,9 @@ from PIL import Image
 
 from equipoise.bench.experiment.chart import DARK, LIGHT, Chart, Theme, save
 from equipoise.bench.experiment.folder import file_name
+from equipoise.bench.experiment.front_chart import front_chart
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.pictures import (
     results_chart,
     tradeoff_chart,
@@ -27,20 +30,16 @@ from equipoise.bench.experiment.pictures import (
 )
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
-from equipoise.bench.experiment.statistics import Cell, Column, stars
 from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
     TIME,
     WIDE,
-    corrected,
+    Entry,
+    entries,
     head_of,
-    interval,
     notes,
-    number,
     numbers,
-    seeds_of,
-    verdict,
 )
 from equipoise.registry import METHODS
 
@@ -77,24 +76,12 @@ class Section:
     pictures: Sequence[Picture]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A cell of the page's table."""
-
-    number: str
-    stars: str
-    interval: str
-    corrected: str
-    seeds: str
-    best: bool
-
-
 def to_html(result: Result) -> str:
     """Returns the report: a page that needs no other file, no network and no JavaScript."""
     summary = result.summary
     main = [column for column in summary.columns if column.main]
     shown = main if len(main) <= WIDE + 1 else main[-1:]
-    sentences = verdict(result)
+    found = judge_result(result)
     recorded, damaged = recordings(result)
     style = _part("report.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -103,17 +90,21 @@ def to_html(result: Result) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         problem=result.problem,
         quick=result.settings.quick,
-        verdict=_unbroken(sentences[0]),
-        others=[_unbroken(sentence) for sentence in sentences[1:]],
+        use=_unbroken(found.use),
+        verdict=_unbroken(found.sentences[0]),
+        others=[_unbroken(sentence) for sentence in found.sentences[1:]],
         heads=[head_of(column) for column in shown],
-        rows=[(method, _entries(result, method, shown), numbers(result, method)) for method in summary.cells],
+        rows=[
+            (method, entries(result, found.tests, method, shown), numbers(result, method)) for method in summary.cells
+        ],
         last=(RANK, TIME, MEMORY),
         notes=notes(result),
-        tables=[_task_table(result, task.name) for task in result.problem.tasks],
+        tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
         many=len(result.problem.tasks) > WIDE,
         sections=_sections(
             (results_chart(result), RESULTS),
             (tradeoff_chart(result), TRADEOFF),
+            (front_chart(result), FRONT),
             (training_chart(result), TRAINING),
             (tuning_chart(result), TUNING),
         ),
@@ -138,6 +129,11 @@ RESULTS = (
 TRADEOFF = (
     "How much a method gains over single-task training, and what a step costs. Up is better, left is cheaper. "
     "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
+)
+FRONT = (
+    "Gains over single-task training on two tasks: up and right is better, + is single-task training itself. Dots are "
+    "runs whose weights were fixed, the line what the best of them reach; a method helps where it lies beyond it. Bars "
+    "are one standard deviation over seeds; fixed weights were run with one seed."
 )
 TRAINING = "After every epoch, on validation: the mean over seeds, and a band of one standard deviation around it."
 TUNING = (
@@ -165,26 +161,12 @@ def _part(name: str) -> str:
     return files("equipoise.bench.experiment.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _entries(result: Result, method: str, columns: Sequence[Column]) -> list[Entry | None]:
-    cells = result.summary.cells[method]
-    return [_entry(cells[column], column, result) if column in cells else None for column in columns]
-
-
-def _entry(cell: Cell, column: Column, result: Result) -> Entry:
-    return Entry(
-        number(cell, column),
-        stars(cell.p_value),
-        interval(cell, column),
-        corrected(cell),
-        seeds_of(cell, result),
-        cell.best,
-    )
-
-
-def _task_table(result: Result, task: str) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
+def _task_table(
+    result: Result, tests: PairedTests, task: str
+) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
     """A task's name and all its measures, by method."""
     columns = [column for column in result.summary.columns if column.task == task]
-    rows = [(method, _entries(result, method, columns)) for method in result.summary.cells]
+    rows = [(method, entries(result, tests, method, columns)) for method in result.summary.cells]
     return task, [column.measure.label for column in columns], rows
 
 
