@@ -41,7 +41,7 @@ from equipoise.bench._options import (
 )
 from equipoise.bench.experiment.comparison import BaselineError, Comparison, Result, load_result
 from equipoise.bench.experiment.database import StorageError, hide_password, study_names
-from equipoise.bench.experiment.execution import IDLE_SECONDS, StoppedError, WorkerError, serve, watch_interrupts
+from equipoise.bench.experiment.execution import IDLE_SECONDS, StoppedError, WorkerError, serve
 from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.pictures import draw_all
 from equipoise.bench.experiment.progress import ConsoleProgress, describe
@@ -61,6 +61,7 @@ from equipoise.bench.experiment.reproduce import (
 from equipoise.bench.experiment.settings import Settings, SettingsError
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import notes, to_frame, to_latex, to_markdown, to_rich, verdict
+from equipoise.bench.interrupts import watch_interrupts
 from equipoise.bench.problems import PROBLEMS, ProblemError, load_problem, split_options
 from equipoise.registry import METHODS
 
@@ -349,7 +350,7 @@ def _carry_out(
     if workers is None:
         workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
     try:
-        with watch_interrupts(), ConsoleProgress(console, comparison.problem) as progress:
+        with watch_interrupts(), _progress(comparison, workers) as progress:
             result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
     except KeyboardInterrupt:
         finished = sum(record["status"] != "failed" for record in comparison.records().values())
@@ -363,6 +364,10 @@ def _carry_out(
         _write(comparison, result)
         _show(result, folder)
     return result
+
+
+def _progress(comparison: Comparison, workers: int) -> ConsoleProgress:
+    return ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers)
 
 
 def _wait_for_study(storage: str, study: str | None, wait: bool) -> Store:

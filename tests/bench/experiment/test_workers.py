@@ -74,7 +74,7 @@ class Quiet:
     """Tells nobody."""
 
     def start(self, runs, done, epochs): ...
-    def state(self, runs, epochs): ...
+    def state(self, runs, begun): ...
     def run(self, record): ...
     def costs(self): ...
 
@@ -135,7 +135,7 @@ def test_four_workers_on_postgresql_and_one_killed_give_what_one_worker_gives(tm
             killed = []
 
             class Killing(Quiet):
-                def state(self, runs, epochs):
+                def state(self, runs, begun):
                     assert all(worker.poll() is None for worker in workers[1:])
                     if not killed and (trial := under_way(comparison.store, workers[0])):
                         workers[0].kill()
@@ -192,7 +192,7 @@ def test_an_interrupt_inside_of_an_executed_string_can_be_caught_for_good(tmp_pa
     """Of a plain KeyboardInterrupt there Python remembers to end by the signal: dataclasses are made by `exec`."""
     program = """
         import signal, sys
-        from equipoise.bench.experiment.execution import watch_interrupts
+        from equipoise.bench.interrupts import watch_interrupts
         with watch_interrupts() as interrupted:
             try:
                 exec("signal.raise_signal(signal.SIGINT)")
@@ -253,7 +253,7 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
     killed = []
 
     class Killing(Quiet):
-        def state(self, runs, epochs):
+        def state(self, runs, begun):
             for trial in comparison.store.view().trials:
                 if len(killed) < 2 and trial.state is TrialState.RUNNING and trial.intermediate_values:
                     process = int(trial.user_attrs["worker"].rpartition(":")[2])

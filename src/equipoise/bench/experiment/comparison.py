@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,11 +56,11 @@ class BaselineError(Exception):
 class Progress(Protocol):
     """What is told how a comparison goes on."""
 
-    def start(self, runs: int, done: int, epochs: int) -> None:
-        """`runs` in all, `done` of them found in the study; each has `epochs`."""
+    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
+        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
 
-    def state(self, runs: int, epochs: int) -> None:
-        """`runs` in all are now expected; those under way have `epochs` behind them."""
+    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
+        """`runs` in all are now expected; those under way have so many epochs behind them."""
 
     def run(self, record: Record) -> None:
         """A run has finished."""
@@ -192,12 +193,6 @@ class Comparison:
         told: set[Run] | None = None
         tidied = 0.0
         tasks = [task.name for task in self.problem.tasks]
-        state = {"expected": 0, "epochs": 0}
-
-        def epoch() -> None:
-            state["epochs"] += 1
-            progress.state(state["expected"], state["epochs"])
-
         with ExitStack() as stack:
             local = None
             while True:
@@ -210,12 +205,11 @@ class Comparison:
                 found = plan(self.settings, tasks, records)
                 if told is None:
                     told = set(records)
-                    progress.start(found.expected, len(told), self.settings.epochs)
+                    progress.start(found.expected, records.values(), self.settings.epochs)
                 for run in records.keys() - told:
                     progress.run(records[run])
                 told = set(records)
-                state = {"expected": found.expected, "epochs": view.epochs}
-                progress.state(found.expected, view.epochs)
+                progress.state(found.expected, view.under_way)
                 if found.failed is not None:
                     record = records[found.failed]
                     raise BaselineError(f"{record['method']}, seed {record['seed']}: {record['message']}")
@@ -225,8 +219,10 @@ class Comparison:
                     [self._definition(run, records, found) for run in found.missing if run not in view.queued]
                 )
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
-                if workers == 1 and Worker(self.store, self._under_way, on_epoch=epoch).work() is not None:
-                    continue
+                if workers == 1:
+                    tell = partial(_tell_epoch, progress, found.expected, view.under_way)
+                    if Worker(self.store, self._under_way, on_epoch=tell).work() is not None:
+                        continue
                 if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
@@ -350,6 +346,11 @@ def load_result(path: Path) -> Result:
     if found.missing or found.failed:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
     return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
+
+
+def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
+    """Tells of the run that this process trains, beside those of others."""
+    progress.state(runs, {**others, run: epochs})
 
 
 def _stored_settings(folder: RunFolder) -> Settings | None:

@@ -27,7 +27,7 @@ class View:
     Attributes:
         trials: all of them, by number.
         surplus: those in the queue whose run is done or stands before them.
-        epochs: epochs that runs which are not finished have behind them.
+        under_way: runs that are worked on, or were and wait to be gone on with; how many epochs are behind each.
         queued: runs that wait or are worked on.
     """
 
@@ -36,7 +36,7 @@ class View:
         self.trials = sorted(trials, key=lambda trial: trial.number)
         self.surplus: list[FrozenTrial] = []
         self.queued: set[Run] = set()
-        self.epochs = 0
+        self.under_way: dict[Run, int] = {}
         done = {run_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
         for trial in self.trials:
             run = run_of(trial)
@@ -44,7 +44,8 @@ class View:
                 self.surplus.append(trial)
             elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
                 self.queued.add(run)
-                self.epochs += len(trial.intermediate_values)
+                if trial.state is TrialState.RUNNING or trial.intermediate_values:
+                    self.under_way[run] = len(trial.intermediate_values)
 
     @property
     def failures(self) -> frozenset[int]:
