@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM: one exception of its own for both, from the program's first line on."""
+"""Ctrl-C, and a scheduler's SIGTERM, as an exception that lets what was done be kept."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-EXIT_CODE = 130
-"""What a program ends with that Ctrl-C has ended, as shells have it."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.costs import REFERENCE, Cost, as_json, measure_costs
 from equipoise.bench.experiment.database import hide_password, sqlite_url
 from equipoise.bench.experiment.definition import Definition
@@ -49,7 +50,7 @@ CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
 
 
-class BaselineError(Exception):
+class BaselineError(BenchError):
     """A single-task run failed, and without it nothing can be compared."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.processes import begin_process, start_process
@@ -51,7 +52,7 @@ STATE = "state"
 OPEN, DONE = "open", "done"
 
 
-class WorkerError(Exception):
+class WorkerError(BenchError):
     """A worker process cannot work."""
 
 

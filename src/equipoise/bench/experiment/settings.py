@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from equipoise.bench.errors import BenchError
 from equipoise.bench.problems import split_options
 
 if sys.version_info >= (3, 11):
@@ -24,7 +25,7 @@ PRIORITIES = "priorities"
 """The table of tasks among the tables of methods."""
 
 
-class SettingsError(Exception):
+class SettingsError(BenchError):
     """The settings are wrong or do not fit the run folder; the message says how and what to do."""
 
 

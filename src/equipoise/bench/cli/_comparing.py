@@ -1,62 +1,27 @@
-"""The options that several commands have, and the settings that they come to."""
+"""What `compare` and `reproduce` do: read settings, carry a comparison out, write and show what came of it."""
 
 from __future__ import annotations
 
-from enum import Enum
+import os
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
 
-from equipoise.bench.experiment.comparison import methods_of
+from equipoise.bench.cli._console import console
+from equipoise.bench.cli._options import REPORT
+from equipoise.bench.experiment.comparison import Comparison, Result, methods_of
+from equipoise.bench.experiment.pictures import draw_all
+from equipoise.bench.experiment.progress import ConsoleProgress
+from equipoise.bench.experiment.report import to_html
 from equipoise.bench.experiment.settings import PRIORITIES, Settings, SettingsError, parse_hyperparameters
+from equipoise.bench.experiment.tables import notes, to_frame, to_markdown, to_rich, verdict
 from equipoise.bench.experiment.tuning import GRID, MAX_RATE, MIN_RATE
 from equipoise.bench.problems import load_problem
 from equipoise.registry import METHODS
 
-MONITOR_EVERY = 50
-"""Steps between samples of the balance monitor."""
-
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's or the paper's.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's or the paper's.")]
-Hyperparameters = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's hyperparameter (also `lr`); repeatable."),
-]
-Tune = Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation, baselines' too.")]
-Grid = Annotated[
-    str | None,
-    typer.Option(help="Learning rates to try first, comma-separated.", show_default="1e-5,1e-4,1e-3"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Runs that train at the same time, a process each; 0: none here, `equipoise worker` takes them. "
-        "Default: one per core on a CPU, else 1.",
-    ),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(help="Database for the runs, as `postgresql+psycopg://…`; default: a file in the run folder."),
-]
-Study = Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")]
-Device = Annotated[str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")]
-Devices = Annotated[int, typer.Option(min=1, help="Devices for each run; they share every batch (Fabric's `devices`).")]
-Precision = Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")]
-Strategy = Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")]
-MonitorEvery = Annotated[
-    int,
-    typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
-]
-
-
-class OnDamaged(str, Enum):
-    """What `reproduce` does about a damaged file."""
-
-    ERROR = "error"
-    SKIP = "skip"
+MAX_WORKERS = 8
+"""Worker processes that are started on a CPU unless more are asked for: each holds the data and a model."""
 
 
 def read_settings(
@@ -140,3 +105,55 @@ def _parse_grid(text: str) -> tuple[float, ...]:
             f"found {text!r}."
         )
     return grid
+
+
+def carry_out(
+    settings: Settings, folder: Path, workers: int | None, storage: str | None, study: str | None, smoke: bool = False
+) -> Result:
+    """Carries a comparison out; writes and shows what came of it, unless the numbers mean nothing."""
+    comparison = Comparison(settings, folder, storage, study)
+    cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
+    if workers is None:
+        workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
+    try:
+        with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as progress:
+            result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
+    except KeyboardInterrupt:
+        finished = sum(record["status"] != "failed" for record in comparison.records().values())
+        console.print(
+            f"Interrupted. {finished} finished runs are kept in {folder}; the same command goes on from there.",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    if not smoke:
+        _write(comparison, result)
+        _show(result, folder)
+    return result
+
+
+def check_some_finished(result: Result) -> None:
+    """Ends with exit code 1 if every method failed; the table's notes have said why."""
+    if not any(result.summary.cells[method] for method in result.settings.methods):
+        raise typer.Exit(1)
+
+
+def _write(comparison: Comparison, result: Result) -> None:
+    comparison.folder.write("table.csv", to_frame(result).to_csv(index=False).encode())
+    comparison.folder.write("table.md", to_markdown(result).encode())
+    comparison.folder.write(REPORT, to_html(result).encode())
+    for name, content in draw_all(result).items():
+        comparison.folder.write(name, content)
+
+
+def _show(result: Result, folder: Path) -> None:
+    console.print(to_rich(result))
+    for note in notes(result):
+        console.print(note, markup=False, highlight=False)
+    console.print(
+        f"Everything is in {folder}: table.md, table.csv, runs.jsonl, results.png, training.png, …", markup=False
+    )
+    console.print()
+    for sentence in verdict(result):
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"\nReport: {folder / REPORT}", markup=False, highlight=False, soft_wrap=True)
