@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from equipoise.bench.cli._app import app
+from equipoise.bench.cli._catalogue import check_problem, check_rows, complete_problem, complete_rows
 from equipoise.bench.cli._console import answering, say_loading
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
@@ -39,10 +40,16 @@ DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
 def compare(
     problem: Annotated[
         str,
-        typer.Argument(help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`."),
+        typer.Argument(
+            autocompletion=complete_problem,
+            help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`.",
+        ),
     ],
     methods: Annotated[
-        str, typer.Option(help="Comma-separated, from `equipoise methods`; `all` for all of them.")
+        str,
+        typer.Option(
+            autocompletion=complete_rows, help="Comma-separated, from `equipoise methods`; `all` for all of them."
+        ),
     ] = DEFAULT_METHODS,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
@@ -73,6 +80,8 @@ def compare(
 ) -> None:
     """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
     with answering():
+        check_problem(problem)
+        check_rows(methods.split(","))
         say_loading(problem)
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from equipoise.bench.cli._app import app
+from equipoise.bench.cli._catalogue import check_rows
 from equipoise.bench.cli._console import answering, console, say_loading
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
@@ -80,6 +81,7 @@ def reproduce(
         console.print("equipoise reproduce NAME --data DIR; with --smoke and no data, two steps on made-up data.")
         return
     with answering(), ExitStack() as stack:
+        check_rows((methods or "").split(","))
         say_loading(name or "the experiments")
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
         from equipoise.bench.experiment.folder import RunFolder

@@ -34,7 +34,7 @@ from equipoise.bench.experiment.tuning import Run
 from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
 
-PACKAGES = ("lightning", "numpy", "scikit-learn", "timm", "torchmetrics", "torchvision")
+PACKAGES = ("lightning", "numpy", "timm", "torchmetrics", "torchvision")
 """Whose versions numbers may depend on, besides PyTorch's."""
 
 POLL_SECONDS = 0.2
