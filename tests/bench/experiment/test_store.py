@@ -62,11 +62,11 @@ def test_a_run_goes_from_the_queue_to_its_record_and_files(store):
     assert store.claim("you") is None
     store.epoch(claim, 1, 0.1)
     store.epoch(claim, 2, math.nan)
-    assert store.view().epochs == 2
+    assert list(store.view().under_way.values()) == [2]
     assert store.finish(claim, RECORD, {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"})
     view = Store(store.url, "name").view()
     assert view.queued == set()
-    assert view.epochs == 0
+    assert view.under_way == {}
     (record,) = view.records().values()
     assert math.isnan(record["epochs"][0]["validation"]["a"]["MSE"])
     assert record["epochs"][0]["score"] == 0.25

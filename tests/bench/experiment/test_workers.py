@@ -75,7 +75,7 @@ class Quiet:
     """Tells nobody."""
 
     def start(self, runs, done, epochs): ...
-    def state(self, runs, epochs): ...
+    def state(self, runs, begun): ...
     def run(self, record): ...
     def costs(self): ...
 
@@ -136,7 +136,7 @@ def test_four_workers_on_postgresql_and_one_killed_give_what_one_worker_gives(tm
             killed = []
 
             class Killing(Quiet):
-                def state(self, runs, epochs):
+                def state(self, runs, begun):
                     assert all(worker.poll() is None for worker in workers[1:])
                     if not killed and (trial := under_way(comparison.store, workers[0])):
                         workers[0].kill()
@@ -252,7 +252,7 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
     killed = []
 
     class Killing(Quiet):
-        def state(self, runs, epochs):
+        def state(self, runs, begun):
             for trial in comparison.store.view().trials:
                 if len(killed) < 2 and trial.state is TrialState.RUNNING and trial.intermediate_values:
                     process = int(trial.user_attrs["worker"].rpartition(":")[2])

@@ -124,7 +124,7 @@ def carry_out(
     if workers is None:
         workers = min(os.cpu_count() or 1, MAX_WORKERS) if torch.device(settings.device).type == "cpu" else 1
     try:
-        with ConsoleProgress(console, comparison.problem) as progress:
+        with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as progress:
             result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
     except KeyboardInterrupt:
         finished = sum(record["status"] != "failed" for record in comparison.records().values())

@@ -9,7 +9,7 @@ import typer
 
 from equipoise.bench.cli._app import app
 from equipoise.bench.cli._catalogue import check_problem, check_rows, complete_problem, complete_rows
-from equipoise.bench.cli._console import answering
+from equipoise.bench.cli._console import answering, say_loading
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
     BatchSize,
@@ -84,6 +84,7 @@ def compare(
     with answering():
         check_problem(problem)
         check_rows(methods.split(","))
+        say_loading(problem)
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
 
         settings = read_settings(

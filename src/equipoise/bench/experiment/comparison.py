@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ from equipoise.bench.experiment.rows import FIXED, parts_of
 from equipoise.bench.experiment.settings import Settings, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store
-from equipoise.bench.experiment.trial import SHARDED, Record, Records, Trial
+from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
 from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.problems import Problem, load_problem
 
@@ -53,11 +54,11 @@ CHECKPOINTS = "checkpoints"
 class Progress(Protocol):
     """What is told how a comparison goes on."""
 
-    def start(self, runs: int, done: int, epochs: int) -> None:
-        """`runs` in all, `done` of them found in the study; each has `epochs`."""
+    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
+        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
 
-    def state(self, runs: int, epochs: int) -> None:
-        """`runs` in all are now expected; those under way have `epochs` behind them."""
+    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
+        """`runs` in all are now expected; those under way have so many epochs behind them."""
 
     def run(self, record: Record) -> None:
         """A run has finished."""
@@ -191,12 +192,6 @@ class Comparison:
         """Plans, enqueues and waits, until nothing is missing."""
         told: set[str] | None = None
         tidied = 0.0
-        state = {"expected": 0, "epochs": 0}
-
-        def epoch() -> None:
-            state["epochs"] += 1
-            progress.state(state["expected"], state["epochs"])
-
         with ExitStack() as stack:
             local = None
             while True:
@@ -210,18 +205,19 @@ class Comparison:
                 done = {trial.key for trial in found.runs if trial.key in records}
                 if told is None:
                     told = done
-                    progress.start(found.expected, len(done), self.settings.epochs)
+                    progress.start(found.expected, [records[key] for key in done], self.settings.epochs)
                 for key in done - told:
                     progress.run(records[key])
                 told = done
-                state = {"expected": found.expected, "epochs": view.epochs}
-                progress.state(found.expected, view.epochs)
+                progress.state(found.expected, view.under_way)
                 if not found.missing:
                     return records, found
                 self.store.enqueue([self._definition(t) for t in found.missing if t.key not in view.queued])
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
-                if workers == 1 and Worker(self.store, self._under_way, on_epoch=epoch).work() is not None:
-                    continue
+                if workers == 1:
+                    tell = partial(_tell_epoch, progress, found.expected, view.under_way)
+                    if Worker(self.store, self._under_way, on_epoch=tell).work() is not None:
+                        continue
                 if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
@@ -288,6 +284,11 @@ def load_result(path: Path) -> Result:
     if found.missing:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
     return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
+
+
+def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
+    """Tells of the run that this process trains, beside those of others."""
+    progress.state(runs, {**others, run: epochs})
 
 
 def _stored_settings(folder: RunFolder) -> Settings | None:

@@ -24,7 +24,8 @@ import torch
 from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
-from equipoise.bench.experiment.ranks import begin_process, train_on_ranks
+from equipoise.bench.experiment.processes import begin_process, start_process
+from equipoise.bench.experiment.ranks import train_on_ranks
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
@@ -76,7 +77,7 @@ class Worker:
         store: the study.
         folder: where runs that are under way keep what they write.
         stopped: asked before every step whether to stop; then the run goes back and `StoppedError` is raised.
-        on_epoch: called after every epoch.
+        on_epoch: called with a run and how many epochs are behind it, when it begins and after every epoch.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Worker:
         store: Store,
         folder: Path,
         stopped: Callable[[], bool] = lambda: False,
-        on_epoch: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[Run, int], None] = lambda run, epochs: None,
     ) -> None:
         self._store, self._folder, self._stopped, self._on_epoch = store, folder, stopped, on_epoch
         self._name = worker_name(os.getpid())
@@ -103,6 +104,7 @@ class Worker:
             return None
         place = place_of(self._folder, claim.definition.trial)
         try:
+            self._on_epoch(run, 0)
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
             record["versions"] = versions(claim.definition.trial.device)
@@ -127,7 +129,7 @@ class Worker:
 
         def epoch(number: int, score: float) -> None:
             self._store.epoch(claim, number, score)
-            self._on_epoch()
+            self._on_epoch(run, number)
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
         _check_device(trial.device)  # not the run's
@@ -213,18 +215,28 @@ class LocalWorkers:
     """
 
     def __init__(self, store: Store, folder: Path, count: int, threads: int) -> None:
-        self._store, self._folder, self._threads = store, folder, threads
+        self._store, self._folder, self._count, self._threads = store, folder, count, threads
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.Event()
         self._idle_deaths = 0
-        self._processes = [self._start() for _ in range(count)]
+        self._processes: dict[int, tuple[SpawnProcess, Event]] = {}
 
     def __enter__(self) -> LocalWorkers:
+        try:
+            for index in range(self._count):
+                self._start(index)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        for process in self._processes:
+        started = [(process, ready) for process, ready in self._processes.values() if process.pid is not None]
+        for process, ready in started:
+            if not ready.is_set():  # it has no run, and will take none
+                process.kill()
+        for process, _ in started:
             process.join()
 
     def check(self) -> None:
@@ -233,7 +245,7 @@ class LocalWorkers:
         Raises:
             WorkerError: a process ended by itself and has said why, or several were killed before they took a run.
         """
-        for index, process in enumerate(self._processes):
+        for index, (process, _) in self._processes.items():
             if process.exitcode is not None:
                 assert process.pid is not None
                 if process.exitcode >= 0:
@@ -246,18 +258,20 @@ class LocalWorkers:
                         f"{self._idle_deaths} worker processes were killed before they took a run, the last by signal "
                         f"{-process.exitcode}: is there too little memory? Try fewer --workers."
                     )
-                self._processes[index] = self._start()
+                self._start(index)
 
-    def _start(self) -> SpawnProcess:
-        arguments = (self._store.url, self._store.name, self._folder, self._threads, self._stop)
+    def _start(self, index: int) -> None:
+        ready = self._context.Event()
+        arguments = (self._store.url, self._store.name, self._folder, self._threads, ready, self._stop)
         process = self._context.Process(target=_work_here, args=arguments)
-        process.start()
-        return process
+        self._processes[index] = process, ready
+        start_process(process)
 
 
-def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) -> None:
-    """A worker process."""
+def _work_here(url: str, study: str, folder: Path, threads: int, ready: Event, stop: Event) -> None:
+    """A worker process; `ready` tells that it has imported what it needs."""
     begin_process(threads)
+    ready.set()
     worker = Worker(Store(url, study), folder, stop.is_set)
     try:
         while not stop.is_set():

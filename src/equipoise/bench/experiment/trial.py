@@ -22,6 +22,15 @@ Record = dict[str, Any]
 Records = Mapping[str, Mapping[str, Any]]
 """A run's key → its record."""
 
+
+@dataclass(frozen=True)
+class Run:
+    """Which run: its key, and the row that it is of."""
+
+    key: str
+    method: str
+
+
 SHARDED = "fsdp"
 """The strategy that shards the network."""
 

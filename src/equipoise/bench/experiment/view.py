@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.folder import readable
-from equipoise.bench.experiment.trial import Record
+from equipoise.bench.experiment.trial import Record, Run
 
 MAX_DEATHS = 3
 """A run that so many workers died of is not tried again."""
@@ -26,7 +26,7 @@ class View:
     Attributes:
         trials: all of them, by number.
         surplus: those in the queue whose run is done or stands before them.
-        epochs: epochs that runs which are not finished have behind them.
+        under_way: runs that are worked on, or were and wait to be gone on with; how many epochs are behind each.
         queued: keys of runs that wait or are worked on.
     """
 
@@ -35,7 +35,7 @@ class View:
         self.trials = sorted(trials, key=lambda trial: trial.number)
         self.surplus: list[FrozenTrial] = []
         self.queued: set[str] = set()
-        self.epochs = 0
+        self.under_way: dict[Run, int] = {}
         done = {key_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
         for trial in self.trials:
             key = key_of(trial)
@@ -43,7 +43,9 @@ class View:
                 self.surplus.append(trial)
             elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
                 self.queued.add(key)
-                self.epochs += len(trial.intermediate_values)
+                if trial.state is TrialState.RUNNING or trial.intermediate_values:
+                    run = Run(key, trial.user_attrs["run"]["trial"]["method"])
+                    self.under_way[run] = len(trial.intermediate_values)
 
     @property
     def failures(self) -> frozenset[int]:
