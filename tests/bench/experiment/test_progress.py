@@ -15,7 +15,7 @@ from rich.console import Console
 from equipoise.bench.experiment.estimate import Estimate, in_words
 from equipoise.bench.experiment.processes import start_process
 from equipoise.bench.experiment.progress import ConsoleProgress
-from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.trial import Run
 
 
 class Clock:
@@ -26,7 +26,7 @@ class Clock:
 
 
 def record(method, seconds, seed=0, status="finished"):
-    found = {"method": method, "seed": seed, "lr": 1e-3, "status": status, "epochs": [{}] * 4, "seconds": seconds}
+    found = {"run": f"{method}-{seed}", "method": method, "seed": seed, "lr": 1e-3, "status": status, "epochs": [{}] * 4, "seconds": seconds}
     return found if status == "finished" else {**found, "message": "a loss became nan"}
 
 
@@ -39,7 +39,7 @@ def test_what_is_left_is_each_methods_own_time_over_the_workers():
         estimate.finished(record(method, seconds))
     assert estimate.left(12, 1) == pytest.approx(2 * (4 + 4 + 8 + 24))
     assert estimate.left(12, 4) == pytest.approx(24)  # no sooner than the longest run that waits
-    running = {Run("ew", 1, 1e-3): 1}
+    running = {Run("ew-1", "ew"): 1}
     estimate.under_way(running)
     assert estimate.left(12, 1) == pytest.approx(80 - 2)
     assert estimate.first() == pytest.approx(6)
@@ -58,7 +58,7 @@ def test_what_a_method_takes_of_which_nothing_is_known_follows_from_its_passes()
 def test_epochs_under_way_are_measured_from_the_first_that_is_seen():
     clock = Clock()
     estimate = Estimate(["ew"], 2, 10, clock)
-    fresh, resumed = Run("ew", 0, 1e-3), Run("ew", 1, 1e-3)
+    fresh, resumed = Run("ew-0", "ew"), Run("ew-1", "ew")
     estimate.under_way({fresh: 0})
     assert estimate.first() is estimate.left(2, 2) is None
     clock.now = 3.0
@@ -86,7 +86,7 @@ def test_a_log_file_has_a_line_a_run_and_what_is_left():
     written = io.StringIO()
     with ConsoleProgress(Console(file=written, width=60), Errors(("a",)), ["ew"], 2) as progress:
         progress.start(4, [record("single:a", 120)], 4)
-        progress.state(4, {Run("single:a", 1, 1e-3): 2})
+        progress.state(4, {Run("single:a-1", "single:a"): 2})
         progress.run({**record("single:a", 120, 1), "test": {"a": {"MSE": 0.5}}})
         progress.run(record("ew", 0, 0, "diverged"))
         progress.run(record("ew", 240, 1))

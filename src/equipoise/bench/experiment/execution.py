@@ -29,7 +29,7 @@ from equipoise.bench.experiment.ranks import train_on_ranks
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
-from equipoise.bench.experiment.trial import Record, Trial
+from equipoise.bench.experiment.trial import Record, Run, Trial
 from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
 
@@ -102,9 +102,10 @@ class Worker:
         claim = self._store.claim(self._name)
         if claim is None:
             return None
-        place = place_of(self._folder, claim.definition.trial)
+        trial = claim.definition.trial
+        place = place_of(self._folder, trial)
         try:
-            self._on_epoch(run, 0)
+            self._on_epoch(Run(trial.key, trial.method), 0)
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
             record["versions"] = versions(claim.definition.trial.device)
@@ -129,7 +130,7 @@ class Worker:
 
         def epoch(number: int, score: float) -> None:
             self._store.epoch(claim, number, score)
-            self._on_epoch(run, number)
+            self._on_epoch(Run(trial.key, trial.method), number)
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
         _check_device(trial.device)  # not the run's
