@@ -43,7 +43,7 @@ LAYERS = (
         "optim",
     ),
     ("methods", "registry", "_method", "monitor", "integrations"),
-    ("__init__",),
+    ("_public", "__init__"),
     ("bench",),
     ("__main__",),
 )

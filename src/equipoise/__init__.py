@@ -1,77 +1,32 @@
-"""equipoise: balanced multi-task training in PyTorch."""
+"""equipoise: balanced multi-task training in PyTorch.
 
-from equipoise.aggregators import (
-    IMTLG,
-    MGDA,
-    Aggregator,
-    CAGrad,
-    GradDrop,
-    GradNorm,
-    GramianAggregator,
-    NashMTL,
-    PCGrad,
-)
-from equipoise.balancer import Balancer
-from equipoise.gradients import task_gradients
-from equipoise.labels import count_labels, masked_mean
-from equipoise.loaders import MixedLoader
-from equipoise.methods import list_methods, make_method
-from equipoise.monitor import BalanceMonitor
-from equipoise.objectives import (
-    DTP,
-    DWA,
-    DWEMA,
-    EMA,
-    FAMO,
-    IMTLL,
-    REMA,
-    RLW,
-    UW,
-    Achievement,
-    Equal,
-    GeometricMean,
-    Objective,
-    Static,
-    WeightedSum,
-    Weighting,
-)
-from equipoise.optim import MAO
-from equipoise.per_sample import PerSample
+The public names are those of `equipoise._public`. They, and PyTorch with them, are imported when the first is asked
+for, so that the command line answers `--help` and a typing error without waiting for them.
+"""
 
-__all__ = [
-    "DTP",
-    "DWA",
-    "DWEMA",
-    "EMA",
-    "FAMO",
-    "IMTLG",
-    "IMTLL",
-    "MAO",
-    "MGDA",
-    "REMA",
-    "RLW",
-    "UW",
-    "Achievement",
-    "Aggregator",
-    "BalanceMonitor",
-    "Balancer",
-    "CAGrad",
-    "Equal",
-    "GeometricMean",
-    "GradDrop",
-    "GradNorm",
-    "GramianAggregator",
-    "MixedLoader",
-    "NashMTL",
-    "Objective",
-    "PCGrad",
-    "PerSample",
-    "Static",
-    "WeightedSum",
-    "Weighting",
-    "count_labels",
-    "list_methods",
-    "make_method",
-    "masked_mean",
-    "task_gradients",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equipoise._public import *
+    from equipoise._public import __all__
+
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("equipoise")
+    if name == "__all__" or not name.startswith("_"):
+        public = import_module("equipoise._public")
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
+        if name in globals():  # a part of the package, imported meanwhile
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("equipoise._public").__all__, "__version__"})

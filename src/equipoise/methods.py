@@ -21,8 +21,7 @@ from equipoise._method import SINGLE, Method, SingleTask
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations import torchjd
-from equipoise.optim.mao import FUSED_DEVICES
-from equipoise.registry import METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec
+from equipoise.registry import BASE_OPTIMIZERS, METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec, split_optimizer
 
 
 def list_methods() -> list[str]:
@@ -55,11 +54,14 @@ def make_method(
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
     The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay.
+    task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
+    `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
+    parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
+    are, they are AdamW's beside Muon.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
-            a scalarizer of TorchJD's, such as `torchjd:UPGrad`.
+            a scalarizer of TorchJD's, such as `torchjd:UPGrad`; behind any of these `@adamw`, `@sgd` or `@muon`.
         model: what is trained; on its device already, as for any optimizer.
         tasks: the tasks' names.
         lr: learning rate, at least 0.
@@ -77,10 +79,10 @@ def make_method(
             become tensors, and the number of tasks is filled in.)
 
     Raises:
-        ImportError: the method is TorchJD's, which is not installed.
+        ImportError: the method is TorchJD's, which is not installed; or PyTorch is older than 2.9 and has no Muon.
         TypeError: the name is no string, or the model no module.
-        ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1]; a
-            model in FullyShardedDataParallel, DataParallel or a DeepSpeed engine.
+        ValueError: unknown method, optimizer or hyperparameter, a value out of range, potentials missing or outside
+            (0, 1]; a model in FullyShardedDataParallel, DataParallel or a DeepSpeed engine.
 
     Example:
         >>> import torch, equipoise as eq
@@ -102,25 +104,29 @@ def make_method(
     check_priorities(priorities, names)
     if engine is not None:
         check_choice("engine", engine, ["rows", "layers"])
+    method, optimizer_name = split_optimizer(name, names)
+    spec = None if method.startswith(SINGLE) else _spec(method, len(names))
     for option, given in (("probe", probe is not None), ("engine='layers'", engine == "layers")):
-        if given and (name.startswith(SINGLE) or name == "mao"):
+        if given and (spec is None or spec.optimizer is not None):
             raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
-    parameters = list(model.parameters())  # frozen ones too: they may be unfrozen
-    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    if name.startswith(SINGLE):
-        task = name.removeprefix(SINGLE)
+    base = BASE_OPTIMIZERS[optimizer_name]
+    groups = base.groups(model)
+    if spec is None:
+        task = method.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
         alone = Balancer(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
-        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
-        return SingleTask(task, names, model, optimizer, alone)
-    spec = _spec(name, len(names))
+        return SingleTask(name, task, names, model, base.make(groups, lr, weight_decay), alone)
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        own = spec.optimizer(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
+        if method != name:
+            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
+        own = spec.optimizer(
+            list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
+        )
         return Method(name, names, model, own, None)
     if spec.needs_potentials:
         if potentials is None:
@@ -128,7 +134,7 @@ def make_method(
                 f"Method {name!r} needs potentials: a mapping from each task to its single-task accuracy in (0, 1]."
             )
         hyperparameters["potentials"] = potentials
-    if name == "static":
+    if method == "static":
         hyperparameters.setdefault("weights", dict.fromkeys(names, 1.0))
     given_to_objective = {} if spec.aggregator else hyperparameters
     objective = None if spec.objective is None else spec.objective(**given_to_objective)
@@ -145,14 +151,12 @@ def make_method(
         check_finite=check_finite,
         process_group=process_group,
     )
-    groups: list[dict[str, Any]] = [{"params": parameters}]
     learned = list(balancer.parameters())
     if learned:
-        device = next((p.device for p in parameters), torch.device("cpu"))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         balancer.to(device)
         groups.append({"params": learned, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused)
-    return Method(name, names, model, optimizer, balancer)
+    return Method(name, names, model, base.make(groups, lr, weight_decay), balancer)
 
 
 def _last_shared_layer(model: nn.Module) -> nn.Module | None:

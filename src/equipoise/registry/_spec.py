@@ -58,3 +58,10 @@ class MethodSpec:
         parameters = inspect.signature(self.takes).parameters.values()
         own = {"potentials"} if self.optimizer is None else OWN
         return {p.name: p.default for p in parameters if p.name not in own}
+
+    @property
+    def family(self) -> str:
+        """Where it decides: "objective" (losses), "aggregator" (gradients), or "optimizer" (updates)."""
+        if self.optimizer is not None:
+            return "optimizer"
+        return "objective" if self.aggregator is None else "aggregator"

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from equipoise.bench.problems.digits import CANVAS, SCAN, Digits, RoundedAccuracy, Sum, split_scans
+from equipoise.bench.problems.digits import CANVAS, SCAN, Digits, RoundedAccuracy, Sum, load_scans, split_scans
 
 
 def scans_of(split):
@@ -12,6 +12,13 @@ def scans_of(split):
     left = {canvas[:free, :SCAN].tobytes() + canvas[:SCAN, :free].tobytes() for canvas in canvases}
     right = {canvas[-free:, -SCAN:].tobytes() + canvas[-SCAN:, -free:].tobytes() for canvas in canvases}
     return left, right
+
+
+def test_the_scans_are_those_of_scikit_learn():
+    images, labels = load_digits(return_X_y=True)
+    scans, digits = load_scans()
+    np.testing.assert_array_equal(scans.reshape(-1, SCAN * SCAN), images)
+    np.testing.assert_array_equal(digits, labels)
 
 
 def test_no_scan_stands_in_two_splits():

@@ -13,11 +13,13 @@ from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from equipoise.bench.errors import BenchError
+
 SQLITE_PATIENCE = 120
 """Seconds for which a process waits for others to let go of the SQLite file."""
 
 
-class StorageError(Exception):
+class StorageError(BenchError):
     """The study cannot be used; the message says why and what to do."""
 
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from equipoise.bench.errors import BenchError
 
-class FolderError(Exception):
+
+class FolderError(BenchError):
     """The run folder cannot be used; the message says why and what to do."""
 
 

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from equipoise.bench.errors import BenchError
+from equipoise.bench.experiment.rows import BASELINE, parts_of
 from equipoise.bench.problems import split_options
+from equipoise.registry.base_optimizers import DEFAULT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,8 +26,16 @@ OWN = ("lr", "weight_decay")
 PRIORITIES = "priorities"
 """The table of tasks among the tables of methods."""
 
+FORMAT = 2
+"""Version of what a comparison's settings, and the definitions and records of its runs, look like."""
 
-class SettingsError(Exception):
+OTHER_VERSION = (
+    "The comparison there is of another version of equipoise: "
+    "take another folder with --out, and with --storage another --study."
+)
+
+
+class SettingsError(BenchError):
     """The settings are wrong or do not fit the run folder; the message says how and what to do."""
 
 
@@ -34,7 +45,7 @@ class Settings:
 
     Attributes:
         problem: as `load_problem` takes it.
-        methods: the rows of the table; single-task baselines are always trained.
+        methods: the rows of the table, see `equipoise.bench.experiment.rows`; single-task baselines are always trained.
         seeds: how many, counted from 0.
         quick: less data and fewer epochs.
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
@@ -42,10 +53,11 @@ class Settings:
             for all single-task baselines.
         device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
-        grid: the rates that are tried at first.
+        grid: the rates that are tried at first; none: those of each row's optimizer.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
         source: what `source_of` says about the problem.
         priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
+        budget: how many configurations are tried of every row, baselines included; None: no such search.
     """
 
     problem: str
@@ -68,14 +80,22 @@ class Settings:
     strategy: str = "auto"
     source: str = ""
     priorities: Mapping[str, float] = field(default_factory=dict)
+    budget: int | None = None
 
-    def hyperparameters_of(self, method: str) -> dict[str, Any]:
-        """Returns what is given for a method, `lr` and `weight_decay` included."""
-        return dict(self.hyperparameters.get("single" if method.startswith("single:") else method, {}))
+    def hyperparameters_of(self, row: str) -> dict[str, Any]:
+        """Returns what is given for a row, `lr` and `weight_decay` included.
+
+        With another optimizer than AdamW a row has what is given for its method, but for these two.
+        """
+        method, optimizer = parts_of(row)
+        given = dict(self.hyperparameters.get("single" if method.startswith(BASELINE) else method, {}))
+        if optimizer != DEFAULT:
+            given = {name: value for name, value in given.items() if name not in OWN}
+        return {**given, **(self.hyperparameters.get(row, {}))}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them."""
-        return asdict(self) | {"methods": list(self.methods), "grid": list(self.grid)}
+        return {"format": FORMAT, **asdict(self), "methods": list(self.methods), "grid": list(self.grid)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Settings:
@@ -84,13 +104,13 @@ class Settings:
         Raises:
             SettingsError: it is something else.
         """
+        fields = dict(value)
+        if fields.pop("format", None) != FORMAT:
+            raise SettingsError(OTHER_VERSION)
         try:
-            return cls(**{**value, "methods": tuple(value["methods"]), "grid": tuple(value["grid"])})
+            return cls(**{**fields, "methods": tuple(fields["methods"]), "grid": tuple(fields["grid"])})
         except (TypeError, KeyError) as error:
-            raise SettingsError(
-                "The comparison there is of another version of equipoise: "
-                "take another folder with --out, and with --storage another --study."
-            ) from error
+            raise SettingsError(OTHER_VERSION) from error
 
     def extend(self, earlier: Settings, place: str, another: str) -> Settings:
         """Returns these settings with the methods and seeds that a comparison already has.

@@ -75,7 +75,7 @@ def train(
     scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
     every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
     epochs: list[dict[str, Any]] = []
-    record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
+    record: Record = {**trial.head, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
     checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint

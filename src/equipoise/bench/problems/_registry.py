@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
+from equipoise.bench.errors import BenchError
 from equipoise.bench.problems._base import Problem
 
 PROBLEMS = {
@@ -35,7 +36,7 @@ PROBLEMS = {
 """Name → where its class stands; imported only when asked for."""
 
 
-class ProblemError(Exception):
+class ProblemError(BenchError):
     """A problem cannot be had; the message says why and what to do."""
 
 

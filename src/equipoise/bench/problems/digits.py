@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
@@ -17,6 +16,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Problem, Splits, Task, Tensors, Training
 from equipoise.bench.problems._tasks import Classification
 
+SCANS = Path(__file__).with_name("data") / "_digits" / "digits.npz"
 CANVAS = 12
 SCAN = 8
 EXAMPLES = {"train": 8000, "validation": 2000, "test": 4000}
@@ -24,7 +24,7 @@ QUICK = {"train": 2000, "validation": 500, "test": 1000}
 
 
 class Digits(Problem):
-    """Each example shows two scans of scikit-learn's `load_digits` (1,797 of 8×8), overlapping on one canvas.
+    """Each example shows two of the 1,797 scans of 8×8 that `load_scans` returns, overlapping on one canvas.
 
     The left scan lies in the upper left corner of a 12×12 canvas, the right one in the lower right, and where
     they overlap the darker ink shows. The scans are split into train, validation and test (70, 15 and 15 %,
@@ -46,8 +46,8 @@ class Digits(Problem):
 
     def data(self, quick: bool = False) -> Splits:
         """Returns 8,000, 2,000 and 4,000 examples; a quarter of that if `quick`."""
-        scans, labels = load_digits(return_X_y=True)
-        images = torch.from_numpy(scans.astype(np.float32)).reshape(-1, SCAN, SCAN) / 16
+        scans, labels = load_scans()
+        images = torch.from_numpy(scans.astype(np.float32)) / 16
         digits = torch.from_numpy(labels.astype(np.int64))
         generator = torch.Generator().manual_seed(self.seed)
         sizes = QUICK if quick else EXAMPLES
@@ -161,11 +161,26 @@ class Network(nn.Module):
         }
 
 
-def split_scans(labels: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Returns the indices of the scans in each split."""
-    train, rest = train_test_split(np.arange(len(labels)), test_size=0.3, stratify=labels, random_state=seed)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=seed)
-    return {"train": train, "validation": validation, "test": test}
+def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns 1,797 scanned digits `[N, 8, 8]` of 0 to 16, and what each shows, `[N]`.
+
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
+    1998, the test set; under CC BY 4.0, shipped with this package.
+    """
+    with np.load(SCANS, allow_pickle=False) as file:
+        return file["images"], file["labels"]
+
+
+def split_scans(labels: NDArray[np.uint8], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Returns the indices of the scans in each split: of every class 70, 15 and 15 %, in random order."""
+    generator = np.random.default_rng(seed)
+    parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
+    for digit in range(10):
+        indices = generator.permutation(np.flatnonzero(labels == digit))
+        ends = np.round(np.array([0.7, 0.85]) * len(indices)).astype(int)
+        for part, found in zip(parts.values(), np.split(indices, ends), strict=True):
+            part.append(found)
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 def _pairs(images: Tensor, digits: Tensor, count: int, generator: torch.Generator) -> Tensors:

@@ -1,0 +1,117 @@
+"""`equipoise compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equipoise.bench.cli._app import app
+from equipoise.bench.cli._catalogue import check_problem, check_rows, complete_problem, complete_rows
+from equipoise.bench.cli._console import answering, say_loading
+from equipoise.bench.cli._options import (
+    MONITOR_EVERY,
+    BatchSize,
+    Budget,
+    Device,
+    Devices,
+    Epochs,
+    Grid,
+    Hyperparameters,
+    MonitorEvery,
+    Precision,
+    Storage,
+    Strategy,
+    Study,
+    Tune,
+    Workers,
+)
+
+DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`equipoise compare digits --quick`\n\n"
+    "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
+    "`equipoise compare digits --tune --seeds 5`: every method at its own best learning rate\n\n"
+    "`equipoise compare my_problem.py:problem --out runs/mine`"
+)
+def compare(
+    problem: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=complete_problem,
+            help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`.",
+        ),
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            autocompletion=complete_rows, help="Comma-separated, from `equipoise methods`; `all` for all of them."
+        ),
+    ] = DEFAULT_METHODS,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay; default: the problem's.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer epochs; the table says so.")] = False,
+    set_: Hyperparameters = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of hyperparameters, a table per method, and of tasks' `priorities`; `--set` wins over it."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
+    ] = None,
+    tune: Tune = False,
+    grid: Grid = None,
+    budget: Budget = None,
+    workers: Workers = None,
+    storage: Storage = None,
+    study: Study = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32-true",
+    strategy: Strategy = "auto",
+    monitor_every: MonitorEvery = MONITOR_EVERY,
+) -> None:
+    """Trains single-task baselines and every method over several seeds, and says which serves the tasks best."""
+    with answering():
+        check_problem(problem)
+        check_rows(methods.split(","))
+        say_loading(problem)
+        from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
+
+        settings = read_settings(
+            problem=problem,
+            methods=methods,
+            seeds=seeds,
+            lr=lr,
+            weight_decay=weight_decay,
+            epochs=epochs,
+            batch_size=batch_size,
+            quick=quick,
+            set_=set_,
+            config=config,
+            device=device,
+            tune=tune,
+            grid=grid,
+            budget=budget,
+            devices=devices,
+            precision=precision,
+            strategy=strategy,
+            monitor_every=monitor_every,
+        )
+        folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
+        result = carry_out(settings, folder, workers, storage, study)
+        check_some_finished(result)
+
+
+def _stem(problem: str) -> str:
+    """What a problem's folder is called: its name, or its file's."""
+    return Path(problem.partition("?")[0].partition(":")[0]).stem
