@@ -10,8 +10,9 @@ import numpy as np
 
 from equipoise.bench.experiment.costs import REFERENCE, Cost
 from equipoise.bench.experiment.front import FrontPoint
-from equipoise.bench.experiment.paired import REPLAY, PairedTest, PairedTests, is_fixed, origin, paired_tests
+from equipoise.bench.experiment.paired import PairedTest, PairedTests, is_fixed, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
+from equipoise.bench.experiment.rows import replayed_by
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Summary
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
 from equipoise.bench.experiment.wording import (
@@ -90,7 +91,7 @@ def judge(
         for method in methods
         if summary.complete(summary.cells[method].get(delta)) and np.isfinite(summary.cells[method][delta].values).all()
     }
-    judged = {method: mean for method, mean in complete.items() if not method.startswith(REPLAY)}
+    judged = {method: mean for method, mean in complete.items() if replayed_by(method) is None}
     tests = paired_tests(summary, list(complete), level, selection_seed)
     tasks = [str(column.task) for column in summary.columns if column.main and column.task]
     use = recommend(judged, tests, costs, tasks, summary.seeds, planned, length)
@@ -383,7 +384,7 @@ def _certain_losses(lost: Sequence[PairedTest], tasks: int) -> str:
 def _replayed(test: PairedTest) -> str:
     """The method of a test against the replay of its weights; "" if it is another test."""
     for first, second in ((test.better, test.worse), (test.worse, test.better)):
-        if second.startswith(REPLAY) and origin(second) == first:
+        if replayed_by(second) == first:
             return first
     return ""
 
