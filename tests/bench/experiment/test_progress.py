@@ -26,7 +26,15 @@ class Clock:
 
 
 def record(method, seconds, seed=0, status="finished"):
-    found = {"run": f"{method}-{seed}", "method": method, "seed": seed, "lr": 1e-3, "status": status, "epochs": [{}] * 4, "seconds": seconds}
+    found = {
+        "run": f"{method}-{seed}",
+        "method": method,
+        "seed": seed,
+        "lr": 1e-3,
+        "status": status,
+        "epochs": [{}] * 4,
+        "seconds": seconds,
+    }
     return found if status == "finished" else {**found, "message": "a loss became nan"}
 
 

@@ -45,7 +45,7 @@ def notes(result: Result) -> list[str]:
     )
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
-    lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
+    lines.append(_delta_note(result))
     if summary.seeds >= MIN_SEEDS:
         lines.append(
             "Bold: best mean of a column. p: of the paired t-test against equal weights, corrected for everything that "
@@ -74,6 +74,24 @@ def notes(result: Result) -> list[str]:
     for method, reasons in summary.failures.items():
         lines.append(f"{method} failed in {len(reasons)} of {summary.seeds} runs ({reasons[0]}).")
     return lines
+
+
+def _delta_note(result: Result) -> str:
+    """What Δm is of, and over."""
+    summary, mean = result.summary, "Δm: mean over tasks of the main (first) measure's gain over"
+    if summary.reference != SINGLE:
+        why = (
+            "there are no single-task runs"
+            if not result.settings.baselines
+            else "no task's single-task runs went through"
+        )
+        return f"{mean} equal weights of the same seed, as {why}: it says nothing of single-task training."
+    if summary.left_out:
+        return (
+            f"{mean} single-task training of the same seed, without {', '.join(summary.left_out)}: single-task runs of "
+            "theirs did not go through."
+        )
+    return f"{mean} single-task training of the same seed."
 
 
 def count(number: int, what: str) -> str:
