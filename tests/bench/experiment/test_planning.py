@@ -6,15 +6,10 @@ from dataclasses import replace
 import pytest
 
 from equipoise.bench.experiment import tuning
-from equipoise.bench.experiment.planning import (
-    FIXED_BUDGET,
-    SELECTION_SEED,
-    Configuration,
-    mean_weights,
-    plan,
-)
+from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED, mean_weights
+from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.settings import Settings
-from equipoise.bench.experiment.tuning import UNIFORM, WEIGHT, search_space
+from equipoise.bench.experiment.tuning import UNIFORM, WEIGHT, Configuration, search_space
 from equipoise.bench.problems import Regression
 from equipoise.registry import BASE_OPTIMIZERS
 from equipoise.search_space import Range
@@ -28,13 +23,18 @@ BASE = Settings("digits", ("ew", "mao"), 3, False, 8, 64, 1000, 1e-3, 0.0, "cons
 PLAIN = replace(BASE, tune=False)
 
 
+def plan(settings, tasks, records, times=None):
+    return Planner(settings, tasks, times or {}).plan(records)
+
+
 def record_of(trial, value, weights=(1.5, 0.5)):
     """What a run leaves that scores `value`; None: it diverged."""
     head = {**trial.head, "epochs": []}
     if value is None:
         return head | {"status": "diverged", "message": "a loss became nan"}
     shown = NAMES if trial.single is None else (trial.single,)
-    errors = {name: {"MSE": 2.0 - (value if math.isfinite(value) else 0)} for name in shown}
+    error = 2.0 - (value if math.isfinite(value) else 0)
+    errors = {name: {measure.name: error for measure in TASKS[0].measures} for name in shown}
     epoch = {"score": value, "validation": errors, "accuracy": dict.fromkeys(shown, 0.5)}
     epochs = [{**epoch, "score": 99.0}, {**epoch, "weights": dict(zip(NAMES, weights, strict=True))}]
     epochs[0]["weights"] = dict(zip(NAMES, (w + 0.1 for w in weights), strict=True))
@@ -42,11 +42,11 @@ def record_of(trial, value, weights=(1.5, 0.5)):
     return head | {"status": "finished", "selected": 2, "epochs": epochs, "test": errors} | shares
 
 
-def carry_out(settings, score=lambda trial: 0.0, records=None):
+def carry_out(settings, score=lambda trial: 0.0, records=None, times=None, record_of=record_of):
     """Follows the plan to its end with runs that score what `score` says (None: diverged); returns how it went."""
     records, stages = dict(records or {}), []
     while True:
-        found = plan(settings, TASKS, records)
+        found = plan(settings, TASKS, records, times)
         if not found.missing:
             return found, records, stages
         keys = [trial.key for trial in found.missing]
@@ -418,3 +418,71 @@ def test_where_no_baseline_works_equal_weights_take_their_place():
     assert {trial.method for trial in found.references[2].values()} == {"ew"}
     everything, _, _ = carry_out(PLAIN, lambda trial: 0.5 if trial.method == "mao" else None)
     assert all(trial.reference == {} for trial in everything.final["mao"].values())
+
+
+def test_without_baselines_gains_are_over_equal_weights():
+    """Whose own runs are scored against their beginning, or, where they are searched, against one that is not."""
+    settings = replace(PLAIN, baselines=False, methods=("mao",))
+    found, records, stages = carry_out(settings, lambda trial: 0.5)
+    assert stages == [{("ew", seed, 1e-3) for seed in range(3)}, {("mao", seed, 1e-3) for seed in range(3)}]
+    assert found.settings.methods == ("ew", "mao")
+    assert [trial.reference for trial in found.final["ew"].values()] == [None] * 3
+    assert all(trial.reference == {"a": 1.5, "b": 1.5} for trial in found.final["mao"].values())
+    assert len(records) == found.expected == 6
+    tuned = replace(settings, methods=("ew", "mao"), tune=True)
+    found, records, stages = carry_out(tuned, peak_at(1e-4))
+    assert stages[0] == {("ew", 0, 1e-3)}
+    assert all(trial.reference == {"a": 3.0, "b": 3.0} for trial in found.final["ew"].values())
+    assert rates(found) == {"ew": 1e-4, "mao": 1e-4}
+
+
+def rising_until(epochs):
+    """Runs that rise as long as they have fewer epochs."""
+
+    def record(trial, value):
+        found = record_of(trial, value)
+        steps = range(trial.epochs)
+        scores = [step / trial.epochs if trial.epochs < epochs else 0.5 for step in steps]
+        whole = [{**found["epochs"][1], "score": score} for score in scores]
+        return found | {"epochs": whole, "selected": len(whole)}
+
+    return record
+
+
+@pytest.mark.parametrize(("enough", "came_to"), [(8, 8), (32, 32), (10_000, 128)])
+def test_epochs_are_doubled_until_nothing_rises(enough, came_to):
+    settings = replace(PLAIN, extend_epochs=True)
+    found, records, _ = carry_out(settings, record_of=rising_until(enough))
+    assert found.settings.epochs == came_to
+    assert {trial.epochs for runs in found.final.values() for trial in runs.values()} == {came_to}
+    tried = sorted({(trial.epochs, trial.seed) for trial in found.runs if trial.epochs < came_to})
+    assert tried == [(epochs, 0) for epochs in (8, 16, 32, 64) if epochs < came_to]
+    assert found.expected == len(records) == len(found.runs)
+
+
+@pytest.mark.parametrize(("lead", "expected"), [(0.5, (4, 6)), (0.05, (12,))])
+def test_seeds_are_added_at_planned_looks_until_the_verdict_decides(lead, expected):
+    def score(trial):
+        return (lead + 0.1 * math.sin(7 * trial.seed)) * (trial.method == "mao")
+
+    settings = replace(PLAIN, seeds=12, looks=(4, 6, 12))
+    found, records, stages = carry_out(settings, score, record_of=rising_until(0))
+    assert found.settings.seeds in expected
+    assert len(records) == 4 * found.settings.seeds
+    assert len(stages) == 2 * (1 + settings.looks.index(found.settings.seeds))
+    some = dict(list(records.items())[:-1])  # interrupted: it goes on at the same look
+    assert {trial.key for trial in plan(settings, TASKS, some).missing} == records.keys() - some.keys()
+
+
+def test_where_time_is_matched_cheap_rows_train_longer():
+    times = {"ew": 1.0, "mao": 2.5, "ema": 1.25}
+    settings = replace(PLAIN, methods=("ew", "ema", "mao", "replay:mao"), match_time=True)
+    found, _, _ = carry_out(settings, times=times)
+    epochs = {row: {trial.epochs for trial in runs.values()} for row, runs in found.final.items()}
+    assert epochs == {
+        **{single: {8} for single in SINGLES},
+        "ew": {20},
+        "ema": {16},
+        "mao": {8},
+        "replay:mao": {8},
+    }

@@ -68,6 +68,18 @@ def test_notes_say_what_has_to_be_known():
     assert "chosen on validation with seed 0" in "\n".join(notes(tuned(make_result())))
 
 
+def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
+    result = make_result(seeds=5, looks=(5, 10, 20))
+    [note] = [line for line in notes(result) if "Look" in line]
+    assert note.startswith("Look 1 of 3, planned before at 5, 10, 20 seeds: it may spend 8.9e-05 of the 0.05 of error")
+    once, looked = judge_result(make_result(seeds=5)).tests, judge_result(result).tests
+    for test in looked:
+        other = once.of(test.better, test.worse, test.task)
+        assert test.raw == other.raw
+        assert test.corrected >= min(1.0, 500 * other.corrected)
+    assert "as planned up to 20" in verdict(make_result(seeds=5, looks=(5, 10, 20), levels={"ew": 1, "mao": 0.995}))[0]
+
+
 def test_failures_are_told():
     result = make_result(diverged=[("mao", 1)])
     assert "mao failed in 1 of 4 runs (seed 1: a loss became nan)." in notes(result)

@@ -22,7 +22,7 @@ from equipoise.bench.experiment import store as store_module
 from equipoise.bench.experiment.comparison import Comparison, load_result
 from equipoise.bench.experiment.database import sqlite_url
 from equipoise.bench.experiment.execution import DONE, STATE, WorkerError, serve
-from equipoise.bench.experiment.planning import plan
+from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import to_frame
@@ -207,7 +207,7 @@ def test_an_interrupt_inside_of_an_executed_string_can_be_caught_for_good(tmp_pa
 
 def plan_of(comparison):
     """The definitions that the comparison would enqueue first."""
-    found = plan(comparison.settings, comparison.problem.tasks, {})
+    found = Planner(comparison.settings, comparison.problem.tasks, {}).plan({})
     return [comparison._definition(trial) for trial in found.missing]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from equipoise.bench.experiment.learner import build_method, make_fabric
-from equipoise.bench.experiment.planning import make_trial, start_of
+from equipoise.bench.experiment.plan import make_trial, start_of
 from equipoise.bench.experiment.rows import BASELINE, FIXED, STATIC, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.settings import OWN, Settings, SettingsError
 from equipoise.bench.problems import Problem, Splits
@@ -47,7 +47,8 @@ def check(settings: Settings, problem: Problem, data: Splits) -> None:
     except (ValueError, TypeError, RuntimeError) as error:
         raise SettingsError(f"--precision {settings.precision}, --strategy {settings.strategy}: {error}") from error
     network = problem.model()
-    for row in (f"{BASELINE}{problem.tasks[0].name}", *settings.methods):
+    baselines = [f"{BASELINE}{problem.tasks[0].name}"] if settings.baselines else []
+    for row in (*baselines, *settings.methods):
         _check_row(settings, row, problem, network)
 
 
@@ -73,6 +74,11 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
         raise SettingsError(f"{row} has no hyperparameter {', '.join(own)}: its weights are found, not given.")
     spec = spec_of(row)
     potentials = {task.name: 0.5 for task in problem.tasks} if spec is not None and spec.needs_potentials else None
+    if spec is not None and spec.needs_potentials and not settings.baselines and "potentials" not in given:
+        raise SettingsError(
+            f"{row} needs single-task accuracies, and --no-baselines leaves their runs out: leave it out too, or give "
+            f"{row}.potentials."
+        )
     start = start_of(settings, row)
     try:
         build_method(problem, make_trial(settings, row, 0, start, potentials=potentials), network)

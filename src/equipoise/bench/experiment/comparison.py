@@ -29,8 +29,9 @@ from equipoise.bench.experiment.execution import (
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.front import FrontPoint, front_of
-from equipoise.bench.experiment.planning import Plan, make_trial, plan, start_of
-from equipoise.bench.experiment.rows import FIXED, parts_of
+from equipoise.bench.experiment.plan import Plan, make_trial, start_of
+from equipoise.bench.experiment.planning import Planner
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
 from equipoise.bench.experiment.settings import Settings, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store
@@ -46,6 +47,9 @@ DATABASE = "study.db"
 
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor, where a run's record needs them and no other number is asked for."""
+
+TIMES = "times"
+"""Where times of a step are kept, in the study and in `settings.json`, if epochs go by them."""
 
 CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
@@ -72,7 +76,8 @@ class Result:
     """What came of a comparison: the runs' records, the numbers and the costs by method.
 
     Attributes:
-        settings: what was asked, with the methods and seeds that were there before.
+        settings: what was asked, with the methods and seeds that were there before, and the seeds and epochs that it
+            came to.
         problem: what was trained.
         records: one per method and seed, single-task baselines included, each with its method's configuration.
         summary: the numbers.
@@ -165,12 +170,14 @@ class Comparison:
 
     def _run(self, workers: int, threads: int, progress: Progress, costs: bool) -> Result:
         self.folder.create()
-        self.folder.write_json("settings.json", {"settings": self.settings.to_json()})
-        self.store.set("settings", self.settings.to_json())
-        self.store.set(STATE, OPEN)
         torch.set_num_threads(threads)
+        self.store.set("settings", self.settings.to_json())
+        times = self._times(progress) if self.settings.match_time else {}
+        self.folder.write_json("settings.json", {"settings": self.settings.to_json(), TIMES: times})
+        self.store.set(STATE, OPEN)
+        planner = Planner(self.settings, self.problem.tasks, times)
         try:
-            records, found = self._train(workers, threads, progress)
+            records, found = self._train(planner, workers, threads, progress)
         finally:
             self.folder.write_runs(self.records().values())
         self.store.set(STATE, DONE)
@@ -188,7 +195,24 @@ class Comparison:
         """Returns what has been run, by this comparison or before, by the runs' keys."""
         return self.store.view().records(self._forgiven)
 
-    def _train(self, workers: int, threads: int, progress: Progress) -> tuple[dict[str, Record], Plan]:
+    def _times(self, progress: Progress) -> dict[str, float]:
+        """Row → time of a step, relative to equal weights; measured once and kept, so that the plan stays the same."""
+        times: dict[str, float] = self.store.get(TIMES) or {}
+        rows = [row for row in self.settings.methods if replayed_by(row) is None and row not in times]
+        if rows:
+            progress.costs()
+            measured = self._measure([self._start(row) for row in dict.fromkeys([REFERENCE, *rows])])
+            times |= {row: measured[row].relative_time for row in rows if row in measured}
+            self.store.set(TIMES, times)
+        return times
+
+    def _measure(self, trials: Sequence[Trial]) -> dict[str, Cost]:
+        alone = [replace(trial, devices=1, strategy="auto") for trial in trials]
+        return measure_costs(self.problem, self.data, alone)
+
+    def _train(
+        self, planner: Planner, workers: int, threads: int, progress: Progress
+    ) -> tuple[dict[str, Record], Plan]:
         """Plans, enqueues and waits, until nothing is missing."""
         told: set[str] | None = None
         tidied = 0.0
@@ -201,7 +225,7 @@ class Comparison:
                     tidied = looked
                 view = self.store.view()
                 records = view.records(self._forgiven)
-                found = plan(self.settings, self.problem.tasks, records)
+                found = planner.plan(records)
                 done = {trial.key for trial in found.runs if trial.key in records}
                 if told is None:
                     told = done
@@ -226,22 +250,22 @@ class Comparison:
     def _sum_up(self, records: Records, found: Plan, threads: int, progress: Progress, costs: bool) -> Result:
         self._write_files([runs[0] for runs in found.final.values() if 0 in runs])
         stored = self.folder.read_json("costs.json")
-        result = _result(self.settings, self.problem, records, found, stored, self.folder.path)
-        usable = [method for method in self.settings.methods if result.summary.cells[method]]
+        result = _result(self.problem, records, found, stored, self.folder.path)
+        usable = [method for method in result.settings.methods if result.summary.cells[method]]
         if not costs or (stored is not None and set(usable) <= set(stored["tried"])):
             return result
         progress.costs()
         tried = list(dict.fromkeys([REFERENCE, *usable]))
-        trials = [found.final[row][0] if row in usable else self._start(row) for row in tried]
-        measured = measure_costs(
-            self.problem, self.data, [replace(trial, devices=1, strategy="auto") for trial in trials]
-        )
+        trials = [next(iter(found.final[row].values())) if row in usable else self._start(row) for row in tried]
+        measured = self._measure(trials)
         stored = as_json(measured, tried, torch.device(self.settings.device), threads)
         self.folder.write_json("costs.json", stored)
         return replace(result, costs=_costs(stored), memory_source=stored["memory"])
 
     def _start(self, row: str) -> Trial:
-        return make_trial(self.settings, row, 0, start_of(self.settings, row))
+        """A run of a row as it would be without any other."""
+        potentials = {task.name: 0.5 for task in self.problem.tasks}
+        return make_trial(self.settings, row, 0, start_of(self.settings, row), potentials=potentials)
 
     def _write_files(self, trials: Iterable[Trial]) -> None:
         view = self.store.view()
@@ -280,10 +304,11 @@ def load_result(path: Path) -> Result:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
     problem = load_problem(settings.problem)
     records = {record["run"]: record for record in folder.runs()}
-    found = plan(settings, problem.tasks, records)
+    times = folder.read_json("settings.json").get(TIMES, {})
+    found = Planner(settings, problem.tasks, times).plan(records)
     if found.missing:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
+    return _result(problem, records, found, folder.read_json("costs.json"), path)
 
 
 def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
@@ -305,15 +330,8 @@ def _stored_settings(folder: RunFolder) -> Settings | None:
     return Settings.from_json(settings)
 
 
-def _result(
-    settings: Settings,
-    problem: Problem,
-    records: Records,
-    found: Plan,
-    costs: Mapping[str, Any] | None,
-    path: Path,
-) -> Result:
-    final = found.records(records)
+def _result(problem: Problem, records: Records, found: Plan, costs: Mapping[str, Any] | None, path: Path) -> Result:
+    settings, final = found.settings, found.records(records)
     return Result(
         settings=settings,
         problem=problem,

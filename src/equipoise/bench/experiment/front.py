@@ -12,7 +12,7 @@ from equipoise.bench.experiment.trial import Records, finished
 from equipoise.bench.problems import Task
 
 if TYPE_CHECKING:
-    from equipoise.bench.experiment.planning import Plan, Tried
+    from equipoise.bench.experiment.plan import Plan, Tried
 
 
 @dataclass(frozen=True)

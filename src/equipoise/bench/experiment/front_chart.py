@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from equipoise.bench.experiment.chart import Chart, Panel, Theme, said, short
-from equipoise.bench.experiment.statistics import SINGLE, Column, relative_gain
+from equipoise.bench.experiment.statistics import Column, relative_gain
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -40,7 +40,7 @@ def front_chart(result: Result) -> Chart | None:
     legend = [
         ("fixed weights", _fixed),
         ("their front", _staircase),
-        (SINGLE, _single),
+        (result.summary.reference, _single),
         *((method, _method(index)) for index, method in enumerate(gains)),
     ]
     panels = tuple(_panel(pair, gains, [point for point in points if set(pair) <= set(point)]) for pair in pairs)
@@ -48,7 +48,7 @@ def front_chart(result: Result) -> Chart | None:
 
 
 def gains_of(result: Result) -> Gains:
-    """Returns the gains over the single-task runs of the same seeds, of methods that finished every seed."""
+    """Returns the gains over the runs of the same seeds that Δm is over, of methods that finished every seed."""
     summary = result.summary
     columns = [column for column in summary.columns if column.main and column.task]
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -61,7 +61,7 @@ def gains_of(result: Result) -> Gains:
 
 def _gain(result: Result, method: str, column: Column) -> NDArray[np.float64]:
     cells = result.summary.cells
-    single = cells[SINGLE].get(column)
+    single = cells.get(result.summary.reference, {}).get(column)
     if single is None or not result.summary.complete(single):
         return np.full(result.summary.seeds, math.nan)
     pairs = zip(cells[method][column].values, single.values, strict=True)

@@ -126,7 +126,7 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
     fixed = [method for method in others if is_fixed(method)]
     against = [(method, REFERENCE) for method in others] if REFERENCE in rows else []
     within = [*itertools.combinations(free, 2), *itertools.combinations(fixed, 2)]
-    among = [*within, *((method, SINGLE) for method in rows)]
+    among = [*within, *((method, SINGLE) for method in rows if summary.reference == SINGLE)]
     questions: list[list[tuple[str, str, Column]]] = [
         [(*pair, delta) for pair in against],
         [(*pair, column) for pair in against for column in measures],

@@ -26,6 +26,9 @@ OWN = ("lr", "weight_decay")
 PRIORITIES = "priorities"
 """The table of tasks among the tables of methods."""
 
+LISTS = ("methods", "grid", "looks")
+"""Fields that JSON holds as lists."""
+
 FORMAT = 2
 """Version of what a comparison's settings, and the definitions and records of its runs, look like."""
 
@@ -58,6 +61,11 @@ class Settings:
         source: what `source_of` says about the problem.
         priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
         budget: how many configurations are tried of every row, baselines included; None: no such search.
+        baselines: whether there are single-task baselines; without, gains are over equal weights of the same seed.
+        looks: numbers of seeds after which it is asked whether the verdict decides, ascending, the last being `seeds`;
+            none: all seeds are run, and then it is.
+        extend_epochs: double the epochs as long as runs are still rising at their end.
+        match_time: give every method as many epochs as take the time of the dearest one's; baselines keep theirs.
     """
 
     problem: str
@@ -81,6 +89,10 @@ class Settings:
     source: str = ""
     priorities: Mapping[str, float] = field(default_factory=dict)
     budget: int | None = None
+    baselines: bool = True
+    looks: tuple[int, ...] = ()
+    extend_epochs: bool = False
+    match_time: bool = False
 
     def hyperparameters_of(self, row: str) -> dict[str, Any]:
         """Returns what is given for a row, `lr` and `weight_decay` included.
@@ -95,7 +107,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them."""
-        return {"format": FORMAT, **asdict(self), "methods": list(self.methods), "grid": list(self.grid)}
+        lists = {name: list(getattr(self, name)) for name in LISTS}
+        return {"format": FORMAT, **asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Settings:
@@ -108,7 +121,7 @@ class Settings:
         if fields.pop("format", None) != FORMAT:
             raise SettingsError(OTHER_VERSION)
         try:
-            return cls(**{**fields, "methods": tuple(fields["methods"]), "grid": tuple(fields["grid"])})
+            return cls(**{**fields, **{name: tuple(fields[name]) for name in LISTS}})
         except (TypeError, KeyError) as error:
             raise SettingsError(OTHER_VERSION) from error
 

@@ -17,6 +17,9 @@ from equipoise.bench.problems import Measure, Task
 DELTA = Measure("Δm", higher_is_better=True, unit="%", digits=1)
 """Improvement over single-task: the mean over tasks of the main measure's relative gain, in per cent."""
 
+EQUAL = "ew"
+"""The row with equal weights: what gains are over where no single-task run is there to be gained over."""
+
 SINGLE = "single-task"
 """The row that holds, for each task, the run that trained it alone."""
 
@@ -168,11 +171,14 @@ class Summary:
 
     Attributes:
         columns: every measure of every task, then Δm.
-        cells: row → column → cell. The row `SINGLE` comes first; a method without a finished run has no cells.
+        cells: row → column → cell. The row `SINGLE` comes first, if there are such runs; a method without a finished
+            run has no cells.
         seeds: how many the comparison has.
         failures: method → why its runs failed or diverged, one line each.
         ranks: method → mean rank over tasks' main measures and seeds, 1 the best, methods that are equal sharing
             theirs. Only methods that finished every seed are ranked.
+        reference: the row that Δm is over: `SINGLE`, or `EQUAL` where no task has single-task runs that went through.
+        left_out: tasks that are not in Δm, since a single-task run of theirs did not go through.
     """
 
     columns: tuple[Column, ...]
@@ -180,6 +186,8 @@ class Summary:
     seeds: int
     failures: Mapping[str, tuple[str, ...]]
     ranks: Mapping[str, float]
+    reference: str = SINGLE
+    left_out: tuple[str, ...] = ()
 
     def complete(self, cell: Cell | None) -> bool:
         """Whether there is a result of every seed: only those are compared."""
@@ -189,7 +197,9 @@ class Summary:
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
     """Computes means, deviations, Δm and ranks.
 
-    Δm is taken seed by seed: each run against the single-task runs of its own seed.
+    Δm is taken seed by seed: each run against the single-task runs of its own seed. A task of which one of those did
+    not go through is left out of Δm, in every seed; if all are, Δm is over the run of the same seed with equal weights.
+    Its column says so.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -199,9 +209,13 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     columns = tuple(
         Column(task.name, measure, not index) for task in tasks for index, measure in enumerate(task.measures)
     )
-    delta = Column(None, DELTA, main=True)
     runs = {(record["method"], record["seed"]): record for record in records}
     seeds = sorted({seed for _, seed in runs})
+    names = [task.name for task in tasks]
+    outcomes = {name: [runs[run]["status"] for run in runs if run[0] == f"single:{name}"] for name in names}
+    usable = [name for name in names if outcomes[name] and set(outcomes[name]) == {"finished"}]
+    reference = SINGLE if usable else EQUAL
+    delta = Column(None, _delta(len(usable), len(names)), main=True)
 
     def column_of(method: str, column: Column) -> pd.Series[float]:
         name = f"single:{column.task}" if method == SINGLE else method
@@ -209,12 +223,14 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
         values = [runs[name, seed]["test"][column.task][column.measure.name] for seed in finished]
         return pd.Series(values, index=finished, dtype=float)
 
-    rows = {method: {column: column_of(method, column) for column in columns} for method in (SINGLE, *methods)}
+    shown = (SINGLE, *methods) if any(outcomes.values()) else tuple(methods)
+    rows = {method: {column: column_of(method, column) for column in columns} for method in shown}
+    against = rows[reference] if reference in rows else {column: column_of(reference, column) for column in columns}
     for method in methods:
         gains = [
-            _gains(rows[method][column], rows[SINGLE][column], column.measure.higher_is_better)
+            _gains(rows[method][column], against[column], column.measure.higher_is_better)
             for column in columns
-            if column.main
+            if column.main and column.task in (usable or names)
         ]
         rows[method][delta] = 100 * pd.concat(gains, axis=1).mean(axis=1, skipna=False).dropna()
     cells: dict[str, dict[Column, Cell]] = {method: {} for method in rows}
@@ -236,7 +252,16 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
         for method in methods
     }
     failed = {name: lines for name, lines in failures.items() if lines}
-    return Summary((*columns, delta), cells, len(seeds), failed, _ranks(columns, cells, methods, len(seeds)))
+    ranks = _ranks(columns, cells, methods, len(seeds))
+    left_out = tuple(name for name in names if usable and name not in usable)
+    return Summary((*columns, delta), cells, len(seeds), failed, ranks, reference, left_out)
+
+
+def _delta(usable: int, tasks: int) -> Measure:
+    """Δm as it is called where it is over something else than all tasks' single-task runs."""
+    if usable == tasks:
+        return DELTA
+    return replace(DELTA, name=f"Δm of {usable} of {tasks} tasks" if usable else f"Δm over {EQUAL}")
 
 
 def _gains(values: pd.Series[float], references: pd.Series[float], higher_is_better: bool) -> pd.Series[float]:

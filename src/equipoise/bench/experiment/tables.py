@@ -14,7 +14,8 @@ from rich.text import Text
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.paired import PairedTest, PairedTests
-from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
+from equipoise.bench.experiment.sequential import level
+from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Cell, Column, stars
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -45,7 +46,9 @@ def notes(result: Result) -> list[str]:
     )
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
-    lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
+    lines.append(_delta_note(result))
+    if settings.looks:
+        lines.append(_look_note(settings.looks, settings.seeds))
     if summary.seeds >= MIN_SEEDS:
         lines.append(
             "Bold: best mean of a column. p: of the paired t-test against equal weights, corrected for everything that "
@@ -74,6 +77,33 @@ def notes(result: Result) -> list[str]:
     for method, reasons in summary.failures.items():
         lines.append(f"{method} failed in {len(reasons)} of {summary.seeds} runs ({reasons[0]}).")
     return lines
+
+
+def _delta_note(result: Result) -> str:
+    """What Δm is of, and over."""
+    summary, mean = result.summary, "Δm: mean over tasks of the main (first) measure's gain over"
+    if summary.reference != SINGLE:
+        why = (
+            "there are no single-task runs"
+            if not result.settings.baselines
+            else "no task's single-task runs went through"
+        )
+        return f"{mean} equal weights of the same seed, as {why}: it says nothing of single-task training."
+    if summary.left_out:
+        return (
+            f"{mean} single-task training of the same seed, without {', '.join(summary.left_out)}: single-task runs of "
+            "theirs did not go through."
+        )
+    return f"{mean} single-task training of the same seed."
+
+
+def _look_note(looks: Sequence[int], seeds: int) -> str:
+    """Which of the planned looks this is, and what it does to p-values."""
+    spent = level(seeds, looks)
+    return (
+        f"Look {looks.index(seeds) + 1} of {len(looks)}, planned before at {', '.join(map(str, looks))} seeds: it may "
+        f"spend {spent:.2g} of the {LEVEL:g} of error, so that its p-values are multiplied by {LEVEL / spent:.3g}."
+    )
 
 
 def count(number: int, what: str) -> str:

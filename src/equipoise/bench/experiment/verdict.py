@@ -160,7 +160,7 @@ class _Writer:
         lead = self._lead(leader, rest)
         sentences = [as_sentence(f"{head}; {lead}" if lead else head)]
         sentences += [*self._others_against_equal(leader), *self._against_fixed(), *self._replays()]
-        sentences += [*self._cheaper(leader), self._against_single()]
+        sentences += [*self._cheaper(leader), *self._against_single()]
         return sentences if sequential else [*sentences, *self._more_seeds(leader)]
 
     def _too_few(self, leader: str, seeds: int) -> list[str]:
@@ -333,9 +333,12 @@ class _Writer:
         )
         return [as_sentence(text)]
 
-    def _against_single(self) -> str:
-        """Every method against single-task training."""
-        tests = [self._of(method, SINGLE) for method in self._order]
+    def _against_single(self) -> list[str]:
+        """Every method against single-task training; nothing where there is none."""
+        found = [self._tests.find(method, SINGLE) for method in self._order]
+        tests = [test for test in found if test is not None]
+        if not tests:
+            return []
         above = [test for test in tests if test.certain and test.worse == SINGLE]
         below = [test for test in tests if test.certain and test.better == SINGLE]
         parts = []
@@ -350,7 +353,7 @@ class _Writer:
             verb = verb_of([test.worse for test in below], "does", "do")
             names = "all of them" if len(below) == len(tests) > 1 else names_of([test.worse for test in below])
             parts.append(f"{names} {verb} worse ({bound(below)})")
-        return as_sentence("; ".join(parts))
+        return [as_sentence("; ".join(parts))]
 
     def _more_seeds(self, leader: str) -> list[str]:
         """How many seeds would decide the first thing that these do not."""
