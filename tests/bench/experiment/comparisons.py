@@ -10,6 +10,7 @@ from equipoise.bench.experiment.comparison import Result
 from equipoise.bench.experiment.costs import Cost
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
+from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.problems import Measure, Problem, Regression
 
 METHODS = ("ew", "ema", "mao")
@@ -81,6 +82,10 @@ def make_result(
         summary=summarise(records, problem.tasks, methods),
         costs={name: Cost(2.0 + n, 1.0 + n / 2, 3.0, 1.0 + n) for n, name in enumerate(methods)},
         memory_source="a counter",
+        configurations={
+            name: Configuration(0.001, 0.0, 3, settings.get("hyperparameters", {}).get(name, {}))
+            for name in (*(f"single:{name}" for name in names), *methods)
+        },
         rates=dict.fromkeys((*(f"single:{name}" for name in names), *methods), 0.001),
         tuning={},
         folder=folder,
@@ -94,5 +99,6 @@ def tuned(result):
     return replace(
         result,
         settings=replace(result.settings, tune=True, grid=(1e-4, 1e-3, 1e-2)),
+        spent=dict.fromkeys(result.rates, 3),
         tuning=dict.fromkeys(result.rates, curve),
     )

@@ -65,7 +65,9 @@ def test_notes_say_what_has_to_be_known():
     assert "No stars: a paired t-test needs at least 3 seeds, this is 2." in few
     assert "bootstrap" not in few
     assert "95 % bootstrap interval" in "\n".join(notes(make_result(seeds=6)))
-    assert "chosen on validation with seed 0" in "\n".join(notes(tuned(make_result())))
+    searched = "\n".join(notes(tuned(make_result())))
+    assert "chosen on validation with seed 0" in searched
+    assert "to choose by validation: single:left 3, single:right 3, ew 3, ema 3, mao 3." in searched
 
 
 def test_the_look_is_told_and_its_p_values_are_corrected_for_it():

@@ -44,6 +44,9 @@ def notes(result: Result) -> list[str]:
         f"{settings.batch_size}, {_rates(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
+    if any(result.spent.values()):
+        tried = ", ".join(f"{row} {spent}" for row, spent in result.spent.items() if spent)
+        lines.append(f"Configurations tried, each in a run, to choose by validation: {tried}.")
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append(_delta_note(result))
@@ -114,9 +117,10 @@ def count(number: int, what: str) -> str:
 def _rates(result: Result) -> str:
     """The learning rates: the common one and those that differ, or everyone's if they were tuned."""
     settings = result.settings
-    if settings.tune:
+    if settings.tune or settings.budget is not None:
         rates = ", ".join(f"{method} {rate:g}" for method, rate in result.rates.items())
-        return f"learning rates chosen on validation with seed 0 ({rates})"
+        seed = " with seed 0" if settings.budget is None else ", with a seed of its own,"
+        return f"learning rates chosen on validation{seed} ({rates})"
     given = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
     own = [f"{method} {rate:g}" for method, rate in given.items() if rate is not None]
     return f"learning rate {settings.lr:g}" + (f" ({', '.join(own)})" if own else "")
@@ -145,6 +149,7 @@ def to_frame(result: Result) -> pd.DataFrame:
                 row[f"{name} raw p"] = test.raw if test else math.nan
             if column.task is None:
                 row[f"{name} low"], row[f"{name} high"] = cell.interval if cell else (math.nan, math.nan)
+        row["configurations tried"] = result.spent.get(method, 0)
         row[RANK] = result.summary.ranks.get(method, math.nan)
         cost = result.costs.get(method)
         row["ms per step"] = cost.milliseconds if cost else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -30,6 +30,7 @@ from equipoise.bench.experiment.pictures import (
 )
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
@@ -41,7 +42,6 @@ from equipoise.bench.experiment.tables import (
     notes,
     numbers,
 )
-from equipoise.registry import METHODS
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -97,7 +97,7 @@ def to_html(result: Result) -> str:
         use=_unbroken(found.use),
         verdict=_unbroken(found.sentences[0]),
         others=[_unbroken(sentence) for sentence in found.sentences[1:]],
-        heads=[head_of(column) for column in shown],
+        heads=[_unbroken(head_of(column)) for column in shown],
         rows=[
             (method, entries(result, found.tests, method, shown), numbers(result, method)) for method in summary.cells
         ],
@@ -177,16 +177,33 @@ def _task_table(
     return task, [_unbroken(column.measure.label) for column in columns], rows
 
 
-def _methods(result: Result) -> list[tuple[str, str, str, str]]:
-    """Every row's name, what it does, its learning rate, and its hyperparameters."""
-    settings, found = result.settings, []
-    for name in (*(f"single:{task.name}" for task in result.problem.tasks), *settings.methods):
-        given = settings.hyperparameters_of(name)
-        rate = result.rates.get(name, given.pop("lr", settings.lr))
-        given.pop("lr", None)
-        does = f"{METHODS[name].description} ({METHODS[name].source})" if name in METHODS else "one task alone"
-        found.append((name, does, f"{rate:g}", ", ".join(f"{key} = {value}" for key, value in given.items())))
+def _methods(result: Result) -> list[tuple[str, str, str, str, str]]:
+    """Every row's name, what it does, its learning rate, how many configurations were tried, and what else it has."""
+    found = []
+    for row, chosen in result.configurations.items():
+        own = {"weight decay": chosen.weight_decay, "epochs": chosen.epochs, **chosen.hyperparameters}
+        given = ", ".join(f"{name} = {_shown(value)}" for name, value in own.items())
+        found.append((row, _does(row), f"{chosen.lr:g}", str(result.spent.get(row) or ""), given))
     return found
+
+
+def _does(row: str) -> str:
+    """What a row is, in words."""
+    replayed, spec = replayed_by(row), spec_of(row)
+    if replayed is not None:
+        return f"the mean weights of {replayed}, held fixed"
+    if task_of(row) is not None:
+        return "one task alone"
+    if parts_of(row)[0] == FIXED:
+        return "the best of fixed weights that were searched"
+    return f"{spec.description} ({spec.source})" if spec is not None else ""
+
+
+def _shown(value: object) -> str:
+    """A setting's value, numbers short, also within mappings."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sections(*charts: tuple[Chart | None, str]) -> list[Section]:
