@@ -14,6 +14,7 @@ from rich.text import Text
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.paired import PairedTest, PairedTests
+from equipoise.bench.experiment.protocol import count, protocol_notes, rates_of
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def notes(result: Result) -> list[str]:
         )
     lines.append(
         f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
-        f"{settings.batch_size}, {_rates(result)}. "
+        f"{settings.batch_size}, {rates_of(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
+    lines += protocol_notes(result)
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append(_delta_note(result))
@@ -92,22 +94,6 @@ def _delta_note(result: Result) -> str:
             "theirs did not go through."
         )
     return f"{mean} single-task training of the same seed."
-
-
-def count(number: int, what: str) -> str:
-    """Returns "1 seed", "2 seeds"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _rates(result: Result) -> str:
-    """The learning rates: the common one and those that differ, or everyone's if they were tuned."""
-    settings = result.settings
-    if settings.tune:
-        rates = ", ".join(f"{method} {rate:g}" for method, rate in result.rates.items())
-        return f"learning rates chosen on validation with seed 0 ({rates})"
-    given = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
-    own = [f"{method} {rate:g}" for method, rate in given.items() if rate is not None]
-    return f"learning rate {settings.lr:g}" + (f" ({', '.join(own)})" if own else "")
 
 
 def to_frame(result: Result) -> pd.DataFrame:
