@@ -16,7 +16,7 @@ from equipoise.optim.muon import MuonAndAdamW
 Groups = list[dict[str, Any]]
 
 SEPARATOR = "@"
-DEFAULT = "adamw"
+DEFAULT_OPTIMIZER = "adamw"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def split_optimizer(name: str, tasks: Collection[str] = ()) -> tuple[str, str]:
     """
     method, separator, optimizer = name.rpartition(SEPARATOR)
     if not separator or name.partition(":")[2] in tasks:
-        return name, DEFAULT
+        return name, DEFAULT_OPTIMIZER
     if optimizer not in BASE_OPTIMIZERS:
         raise ValueError(
             f"Unknown optimizer {optimizer!r} in {name!r}; the optimizers are {', '.join(BASE_OPTIMIZERS)}."

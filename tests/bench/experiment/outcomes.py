@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from equipoise.bench.experiment.costs import Cost
 from equipoise.bench.experiment.statistics import DELTA, Cell, Column, Summary, summarise
 from equipoise.bench.experiment.verdict import judge
 from equipoise.bench.problems import Measure, Regression
+from equipoise.monitor.costs import Cost
 
 
 def make(values, singles=None, drop=(), costs=None, memory=None, **options):

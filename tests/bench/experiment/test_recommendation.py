@@ -7,11 +7,11 @@ import pytest
 from outcomes import judged, make, noisy
 from scipy import stats
 
-from equipoise.bench.experiment.costs import Cost
 from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.recommendation import cheapest, recommend
 from equipoise.bench.experiment.sequential import level, looks
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
+from equipoise.monitor.costs import Cost
 
 LEVEL = 0.05
 

@@ -66,14 +66,14 @@ def test_notes_say_what_has_to_be_known():
     assert "bootstrap" not in few
     assert "95 % bootstrap interval" in "\n".join(notes(make_result(seeds=6)))
     searched = "\n".join(notes(tuned(make_result())))
-    assert "chosen on validation with seed 0" in searched
-    assert "to choose by validation: single:left 3, single:right 3, ew 3, ema 3, mao 3." in searched
+    assert "with seed 0; the best on validation is compared." in searched
+    assert "mao lr 0.001 (of 3)." in searched
 
 
 def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
     result = make_result(seeds=5, looks=(5, 10, 20))
-    [note] = [line for line in notes(result) if "Look" in line]
-    assert note.startswith("Look 1 of 3, planned before at 5, 10, 20 seeds: it may spend 8.9e-05 of the 0.05 of error")
+    [note] = [line for line in notes(result) if "look 1" in line]
+    assert note.startswith("This is look 1 of 3: it may spend 8.9e-05 of the 0.05 of error, so that its p-values are")
     once, looked = judge_result(make_result(seeds=5)).tests, judge_result(result).tests
     for test in looked:
         other = once.of(test.better, test.worse, test.task)

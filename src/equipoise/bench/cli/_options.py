@@ -13,7 +13,14 @@ REPORT = "report.html"
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor."""
 
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's or the paper's.")]
+Epochs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Epochs; default: the problem's or the paper's. `auto`: twice as many as long as runs still rise at their "
+        "end.",
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's or the paper's.")]
 Hyperparameters = Annotated[
     list[str] | None,
@@ -53,6 +60,13 @@ MonitorEvery = Annotated[
     int,
     typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
 ]
+
+
+class Match(str, Enum):
+    """What methods have alike."""
+
+    EPOCHS = "epochs"
+    TIME = "time"
 
 
 class OnDamaged(str, Enum):

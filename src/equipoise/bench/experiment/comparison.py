@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from equipoise.bench.experiment.checking import check
-from equipoise.bench.experiment.costs import REFERENCE, Cost, as_json, measure_costs
+from equipoise.bench.experiment.costs import REFERENCE, as_json, measure_costs
 from equipoise.bench.experiment.database import hide_password, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.execution import (
@@ -38,6 +38,7 @@ from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
 from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.problems import Problem, load_problem
+from equipoise.monitor.costs import Cost
 
 TIDY_SECONDS = 5.0
 """How often the coordinator looks for workers that no longer answer."""
@@ -132,7 +133,9 @@ class Comparison:
 
     def __init__(self, settings: Settings, path: Path, storage: str | None = None, study: str | None = None) -> None:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
-        settings = replace(settings, source=source_of(settings.problem))
+        methods = {parts_of(row)[0] for row in settings.methods}
+        sources = {method: source for method in sorted(methods) if (source := source_of(method))}
+        settings = replace(settings, source=source_of(settings.problem), sources=sources)
         self.folder = RunFolder(path)
         database = path / DATABASE
         there = _stored_settings(self.folder)

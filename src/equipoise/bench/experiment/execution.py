@@ -26,6 +26,7 @@ from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.processes import begin_process, start_process
 from equipoise.bench.experiment.ranks import train_on_ranks
+from equipoise.bench.experiment.rows import parts_of
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
@@ -134,8 +135,10 @@ class Worker:
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
         _check_device(trial.device)  # not the run's
-        if source_of(definition.problem) != definition.source:
-            raise WorkerError(f"The file of {definition.problem} is another one here than where the comparison began.")
+        method, _ = parts_of(trial.method)
+        for name, source in ((definition.problem, definition.source), (method, trial.source)):
+            if source and source_of(name) != source:
+                raise WorkerError(f"The file of {name} is another one here than where the comparison began.")
         try:
             files, name, every = place / FILES, file_name(trial.method), definition.monitor_every
             outputs = Outputs(

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from equipoise.bench.experiment.chart import LIGHT, Chart, Panel, Theme, log_scale, said, save, short, styled
 from equipoise.bench.experiment.front_chart import front_chart
+from equipoise.bench.experiment.protocol import count
 from equipoise.bench.experiment.statistics import SINGLE, Column, pareto
-from equipoise.bench.experiment.tables import WIDE, count, head_of, number
+from equipoise.bench.experiment.tables import WIDE, head_of, number
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result

@@ -161,6 +161,7 @@ def make_trial(settings: Settings, row: str, seed: int, configuration: Configura
         devices=settings.devices,
         precision=settings.precision,
         strategy=settings.strategy,
+        source="" if replayed_by(row) is not None else settings.sources.get(parts_of(row)[0], ""),
         **given,
     )
 

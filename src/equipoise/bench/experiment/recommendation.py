@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from equipoise.bench.experiment.costs import REFERENCE, Cost
+from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.statistics import MIN_SEEDS, SINGLE
 from equipoise.bench.experiment.training_length import TrainingLength
 from equipoise.bench.experiment.wording import MANY, join, name_of, points
+from equipoise.monitor.costs import Cost
 
 FIRST_SEEDS = 5
 """What is recommended where there are too few seeds for a test."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
+from functools import cache
 
-from equipoise.aggregators import Aggregator
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.integrations import torchjd
-from equipoise.registry import METHODS, MethodSpec
-from equipoise.registry.base_optimizers import DEFAULT, SEPARATOR
+from equipoise.registry import DEFAULT_OPTIMIZER, METHODS, MethodSpec, find_own
+from equipoise.registry import spec_of as spec_of_own
+from equipoise.registry.base_optimizers import SEPARATOR
 
 FIXED = "fixed"
 """The method whose weights are searched, and then stay."""
@@ -37,9 +39,9 @@ def parts_of(row: str) -> tuple[str, str]:
     """Returns a row's method and optimizer; a replay has those of the row that it replays."""
     name = replayed_by(row) or row
     if name.startswith(BASELINE):  # a task's name may be anything
-        return name, DEFAULT
-    method, _, optimizer = name.partition(SEPARATOR)
-    return method, optimizer or DEFAULT
+        return name, DEFAULT_OPTIMIZER
+    method, separator, optimizer = name.rpartition(SEPARATOR)
+    return (method, optimizer) if separator else (name, DEFAULT_OPTIMIZER)
 
 
 def made_by(row: str) -> str:
@@ -56,19 +58,34 @@ def made_by(row: str) -> str:
 
 
 def spec_of(row: str) -> MethodSpec | None:
-    """Returns what the registry knows of a row's method; None for baselines, `fixed` and TorchJD's."""
-    return METHODS.get(parts_of(row)[0])
+    """Returns what is known of a row's method; None for baselines and `fixed`, and where there is none of that name.
+
+    Raises:
+        ImportError: it is of a library or file that cannot be imported.
+        TypeError, ValueError: what is there is no method.
+    """
+    return _spec_of(parts_of(row)[0])
+
+
+@cache
+def _spec_of(method: str) -> MethodSpec | None:
+    if method in METHODS:
+        return METHODS[method]
+    if method == FIXED or method.startswith(BASELINE):
+        return None
+    if method.startswith(torchjd.PREFIX):
+        return torchjd.spec_of(method, 1)
+    found = find_own(method)
+    return None if found is None else spec_of_own(found, method)
 
 
 def gives_weights(row: str) -> bool:
     """Whether a row's method moves tasks by weights; MAO, GradDrop and TorchJD's aggregators do it otherwise."""
-    method, _ = parts_of(row)
-    if method.startswith(torchjd.PREFIX):
-        return torchjd.is_scalarizer(torchjd.find_class(method))
-    spec = METHODS[method]
-    if isinstance(spec.takes, type) and issubclass(spec.takes, Aggregator):
-        return issubclass(spec.takes, GramianAggregator)
-    return spec.optimizer is None
+    spec = spec_of(row)
+    if spec is None or spec.family != "aggregator":
+        return spec is None or spec.family == "objective"
+    made = spec.takes if inspect.isclass(spec.takes) else type(spec.takes())
+    return issubclass(made, GramianAggregator)
 
 
 def with_replayed(rows: Iterable[str]) -> tuple[str, ...]:

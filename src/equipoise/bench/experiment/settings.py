@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.rows import BASELINE, parts_of
 from equipoise.bench.problems import split_options
-from equipoise.registry.base_optimizers import DEFAULT
+from equipoise.registry import DEFAULT_OPTIMIZER
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,6 +59,7 @@ class Settings:
         grid: the rates that are tried at first; none: those of each row's optimizer.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
         source: what `source_of` says about the problem.
+        sources: method → what it says about that, of methods that are in files.
         priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
         budget: how many configurations are tried of every row, baselines included; None: no such search.
         baselines: whether there are single-task baselines; without, gains are over equal weights of the same seed.
@@ -93,6 +94,7 @@ class Settings:
     looks: tuple[int, ...] = ()
     extend_epochs: bool = False
     match_time: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def hyperparameters_of(self, row: str) -> dict[str, Any]:
         """Returns what is given for a row, `lr` and `weight_decay` included.
@@ -101,7 +103,7 @@ class Settings:
         """
         method, optimizer = parts_of(row)
         given = dict(self.hyperparameters.get("single" if method.startswith(BASELINE) else method, {}))
-        if optimizer != DEFAULT:
+        if optimizer != DEFAULT_OPTIMIZER:
             given = {name: value for name, value in given.items() if name not in OWN}
         return {**given, **(self.hyperparameters.get(row, {}))}
 
@@ -140,7 +142,7 @@ class Settings:
         differences = [
             f"{name} is {there[name]!r} there and {here[name]!r} here"
             for name in here
-            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source")
+            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source", "sources")
             and here[name] != there[name]
         ]
         if self.source != earlier.source and self.problem == earlier.problem:
@@ -160,13 +162,14 @@ class Settings:
             methods=methods,
             seeds=max(self.seeds, earlier.seeds),
             hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
+            sources={**earlier.sources, **self.sources},
         )
 
 
-def source_of(problem: str) -> str:
-    """Returns a hash of the file that a problem, as `load_problem` takes it, is in; "" if it is not in a `FILE.py`."""
-    file = Path(split_options(problem)[0].rpartition(":")[0])
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" else ""
+def source_of(name: str) -> str:
+    """Returns a hash of the file that a problem or method, written `FILE.py:NAME`, is in; "" if it is not in a file."""
+    file = Path(split_options(name)[0].rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" and file.exists() else ""
 
 
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:

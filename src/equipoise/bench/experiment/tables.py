@@ -14,6 +14,7 @@ from rich.text import Text
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.paired import PairedTest, PairedTests
+from equipoise.bench.experiment.protocol import count, protocol_notes, rates_of
 from equipoise.bench.experiment.sequential import level
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Cell, Column, stars
 
@@ -41,12 +42,10 @@ def notes(result: Result) -> list[str]:
         )
     lines.append(
         f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
-        f"{settings.batch_size}, {_rates(result)}. "
+        f"{settings.batch_size}, {rates_of(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
-    if any(result.spent.values()):
-        tried = ", ".join(f"{row} {spent}" for row, spent in result.spent.items() if spent)
-        lines.append(f"Configurations tried, each in a run, to choose by validation: {tried}.")
+    lines += protocol_notes(result)
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append(_delta_note(result))
@@ -104,26 +103,9 @@ def _look_note(looks: Sequence[int], seeds: int) -> str:
     """Which of the planned looks this is, and what it does to p-values."""
     spent = level(seeds, looks)
     return (
-        f"Look {looks.index(seeds) + 1} of {len(looks)}, planned before at {', '.join(map(str, looks))} seeds: it may "
-        f"spend {spent:.2g} of the {LEVEL:g} of error, so that its p-values are multiplied by {LEVEL / spent:.3g}."
+        f"This is look {looks.index(seeds) + 1} of {len(looks)}: it may spend {spent:.2g} of the {LEVEL:g} of error, so "
+        f"that its p-values are multiplied by {LEVEL / spent:.3g}."
     )
-
-
-def count(number: int, what: str) -> str:
-    """Returns "1 seed", "2 seeds"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _rates(result: Result) -> str:
-    """The learning rates: the common one and those that differ, or everyone's if they were tuned."""
-    settings = result.settings
-    if settings.tune or settings.budget is not None:
-        rates = ", ".join(f"{method} {rate:g}" for method, rate in result.rates.items())
-        seed = " with seed 0" if settings.budget is None else ", with a seed of its own,"
-        return f"learning rates chosen on validation{seed} ({rates})"
-    given = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
-    own = [f"{method} {rate:g}" for method, rate in given.items() if rate is not None]
-    return f"learning rate {settings.lr:g}" + (f" ({', '.join(own)})" if own else "")
 
 
 def to_frame(result: Result) -> pd.DataFrame:

@@ -59,6 +59,7 @@ class Trial:
             measure itself, another one by its gain over its own first epoch.
         potentials: each task's validation accuracy by the single-task run, for the methods that need it.
         priorities: task → how much it is wanted; none for a single-task run.
+        source: a digest of the file that the method is in, if that is a person's own.
         shares: whether the record says how much of the update each task had, which the balance monitor measures.
     """
 
@@ -78,6 +79,7 @@ class Trial:
     reference: Mapping[str, float] | None = None
     potentials: Mapping[str, float] | None = None
     priorities: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
     shares: bool = False
 
     @property

@@ -15,8 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from scipy.stats import qmc
 
-from equipoise.registry import BASE_OPTIMIZERS, MethodSpec
-from equipoise.registry.base_optimizers import DEFAULT
+from equipoise.registry import BASE_OPTIMIZERS, DEFAULT_OPTIMIZER, MethodSpec
 from equipoise.search_space import Choice, Range, SearchSpace
 
 MIN_RATE, MAX_RATE = 1e-7, 1.0
@@ -164,7 +163,7 @@ def start_rate(optimizer: str, own: float) -> float:
     That is the problem's `own`, which is meant for AdamW; for an optimizer whose rates are others, its grid's middle.
     """
     grid = BASE_OPTIMIZERS[optimizer].grid
-    return own if grid == BASE_OPTIMIZERS[DEFAULT].grid else grid[len(grid) // 2]
+    return own if grid == BASE_OPTIMIZERS[DEFAULT_OPTIMIZER].grid else grid[len(grid) // 2]
 
 
 def _decade(lr: float, direction: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from equipoise.bench.experiment.costs import REFERENCE, Cost
+from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.front import FrontPoint
 from equipoise.bench.experiment.paired import PairedTest, PairedTests, is_fixed, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
@@ -28,6 +28,7 @@ from equipoise.bench.experiment.wording import (
     points,
     verb_of,
 )
+from equipoise.monitor.costs import Cost
 
 CHEAPER = 0.8
 """A method is called cheaper than another if it takes less than this share of its time or memory."""

@@ -13,7 +13,15 @@ from equipoise.bench.experiment.settings import PRIORITIES, Settings
 def command(settings: Settings) -> str:
     """Returns the command that makes the same comparison in an empty folder, as a shell takes it."""
     words = ["equipoise", "compare", settings.problem, "--methods", ",".join(settings.methods)]
-    words += ["--seeds", str(settings.seeds), "--epochs", str(settings.epochs)]
+    if settings.looks:
+        words += ["--seeds", str(settings.looks[0]), "--until-decided", "--max-seeds", str(settings.looks[-1])]
+    else:
+        words += ["--seeds", str(settings.seeds)]
+    words += ["--epochs", str(settings.epochs)]
+    if settings.match_time:
+        words += ["--match", "time"]
+    if not settings.baselines:
+        words.append("--no-baselines")
     words += ["--batch-size", str(settings.batch_size)]
     if settings.quick:
         words.append("--quick")
