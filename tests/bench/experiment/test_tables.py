@@ -73,7 +73,7 @@ def test_notes_say_what_has_to_be_known():
 def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
     result = make_result(seeds=5, looks=(5, 10, 20))
     [note] = [line for line in notes(result) if "look 1" in line]
-    assert note.startswith("This is look 1 of 3: it may spend 8.9e-05 of the 0.05 of error, so that its p-values are")
+    assert note.startswith("This is look 1 of 3: it may spend 8.9e-05 of the 0.05 of error: its p-values are")
     once, looked = judge_result(make_result(seeds=5)).tests, judge_result(result).tests
     for test in looked:
         other = once.of(test.better, test.worse, test.task)

@@ -103,8 +103,8 @@ def _look_note(looks: Sequence[int], seeds: int) -> str:
     """Which of the planned looks this is, and what it does to p-values."""
     spent = level(seeds, looks)
     return (
-        f"This is look {looks.index(seeds) + 1} of {len(looks)}: it may spend {spent:.2g} of the {LEVEL:g} of error, so "
-        f"that its p-values are multiplied by {LEVEL / spent:.3g}."
+        f"This is look {looks.index(seeds) + 1} of {len(looks)}: it may spend {spent:.2g} of the {LEVEL:g} of error: "
+        f"its p-values are multiplied by {LEVEL / spent:.3g}."
     )
 
 
