@@ -41,7 +41,6 @@ from equipoise.bench.experiment.tables import (
     notes,
     numbers,
 )
-from equipoise.registry import METHODS
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -173,12 +172,13 @@ def _task_table(
 def _methods(result: Result) -> list[tuple[str, str, str, str]]:
     """Every row's name, what it does, its learning rate, and its hyperparameters."""
     settings, found = result.settings, []
-    for name in (*(f"single:{task.name}" for task in result.problem.tasks), *settings.methods):
-        given = settings.hyperparameters_of(name)
-        rate = result.rates.get(name, given.pop("lr", settings.lr))
-        given.pop("lr", None)
-        does = f"{METHODS[name].description} ({METHODS[name].source})" if name in METHODS else "one task alone"
-        found.append((name, does, f"{rate:g}", ", ".join(f"{key} = {value}" for key, value in given.items())))
+    for row in (*(f"single:{task.name}" for task in result.problem.tasks), *settings.methods):
+        chosen = result.configurations.get(row)
+        if chosen is not None:
+            decay = {"weight_decay": chosen.weight_decay} if chosen.weight_decay != settings.weight_decay else {}
+            given = {**chosen.hyperparameters, **decay}
+            said = ", ".join(f"{name} = {value}" for name, value in given.items())
+            found.append((row, what_it_does(row), f"{chosen.lr:g}", said))
     return found
 
 
