@@ -28,6 +28,7 @@ from equipoise.bench.experiment.pictures import (
     tuning_chart,
     weights_chart,
 )
+from equipoise.bench.experiment.protocol import what_it_does
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
 from equipoise.bench.experiment.tables import (
