@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED, selection_seed
-from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.experiment.wording import join
+from equipoise.registry import BASE_OPTIMIZERS, DEFAULT_OPTIMIZER
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -19,11 +20,9 @@ MANY = 8
 
 def announced(settings: Settings) -> list[str]:
     """Returns what will be done, a sentence each."""
-    epochs = f"{settings.epochs} epochs, twice as many as long as runs rise" if settings.extend_epochs else ""
-    lines = [
-        f"Compares {join(settings.methods)} over {count(settings.looks[0] if settings.looks else settings.seeds, 'seed')}"
-        f", {epochs or count(settings.epochs, 'epoch')} each."
-    ]
+    seeds = count(settings.looks[0] if settings.looks else settings.seeds, "seed")
+    longer = ", twice as many as long as runs still rise at their end" if settings.extend_epochs else ""
+    lines = [f"Compares {join(settings.methods)} over {seeds}, {count(settings.epochs, 'epoch')} each{longer}."]
     if settings.looks:
         lines.append(_looks(settings))
     lines += [sentence for sentence in (_search(settings), _time(settings)) if sentence]
@@ -54,15 +53,28 @@ def protocol_notes(result: Result) -> list[str]:
 
 
 def rates_of(result: Result) -> str:
-    """Returns the learning rate, where it was not chosen: the common one, and those that differ."""
+    """Returns learning rates that were not chosen, a comma before them: the common one, and those that differ."""
     settings = result.settings
-    common = [row for row, spent in result.spent.items() if not spent and replayed_by(row) is None]
-    own: dict[str, float] = {}
-    for row in common:
-        if result.rates[row] != settings.lr:
-            own["single" if row.startswith("single:") else row] = result.rates[row]
-    text = f"learning rate {settings.lr:g}"
-    return text + (f" ({', '.join(f'{row} {rate:g}' for row, rate in own.items())})" if own else "")
+    rates = {
+        "single" if task_of(row) is not None else row: rate
+        for row, rate in result.rates.items()
+        if not result.spent.get(row) and replayed_by(row) is None
+    }
+    own = ", ".join(f"{row} {rate:g}" for row, rate in rates.items() if rate != settings.lr)
+    common = f", learning rate {settings.lr:g}" if settings.lr in rates.values() else ""
+    return f"{common} ({own})" if common and own else common or (f", learning rates {own}" if own else "")
+
+
+def what_it_does(row: str) -> str:
+    """Returns what a row is, for somebody who does not know its name."""
+    method, optimizer = parts_of(row)
+    source, spec = replayed_by(row), spec_of(row)
+    text = f"{spec.description} ({spec.source})" if spec is not None else "one task alone"
+    if source is not None:
+        text = f"the mean weights of {source}'s run of the same seed, fixed"
+    elif method == FIXED:
+        text = "the best fixed weights that a search found"
+    return text if optimizer == DEFAULT_OPTIMIZER else f"{text}; {BASE_OPTIMIZERS[optimizer].description}"
 
 
 def count(number: int, what: str) -> str:
@@ -88,11 +100,9 @@ def _search(settings: Settings) -> str:
     apart = f"with a seed of its own ({seed})" if seed == SELECTION_SEED else f"with seed {seed}"
     if settings.budget is not None:
         rows = "method and single-task baseline" if settings.baselines else "method"
-        also = f", and of {join(fixed)} the weights," if fixed else ""
-        return (
-            f"Of every {rows} {count(settings.budget, 'configuration')} of learning rate, weight decay and hyperparameters"
-            f"{also} are tried {apart}; the best on validation is compared."
-        )
+        tried = f"{count(settings.budget, 'configuration')} of learning rate, weight decay and hyperparameters"
+        also = f" (of {join(fixed)}: of the weights too)" if fixed else ""
+        return f"Of every {rows} {tried}{also} are tried {apart}; the best on validation is compared."
     parts = [f"every row is tried at several learning rates {apart}"] if settings.tune else []
     if fixed:
         parts.append(f"{FIXED_BUDGET} weightings are tried {apart} for {join(fixed)}")

@@ -42,7 +42,7 @@ def notes(result: Result) -> list[str]:
         )
     lines.append(
         f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
-        f"{settings.batch_size}, {rates_of(result)}. "
+        f"{settings.batch_size}{rates_of(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
     lines += protocol_notes(result)

@@ -28,9 +28,9 @@ from equipoise.bench.experiment.pictures import (
     tuning_chart,
     weights_chart,
 )
+from equipoise.bench.experiment.protocol import what_it_does
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
-from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
@@ -183,20 +183,8 @@ def _methods(result: Result) -> list[tuple[str, str, str, str, str]]:
     for row, chosen in result.configurations.items():
         own = {"weight decay": chosen.weight_decay, "epochs": chosen.epochs, **chosen.hyperparameters}
         given = ", ".join(f"{name} = {_shown(value)}" for name, value in own.items())
-        found.append((row, _does(row), f"{chosen.lr:g}", str(result.spent.get(row) or ""), given))
+        found.append((row, what_it_does(row), f"{chosen.lr:g}", str(result.spent.get(row) or ""), given))
     return found
-
-
-def _does(row: str) -> str:
-    """What a row is, in words."""
-    replayed, spec = replayed_by(row), spec_of(row)
-    if replayed is not None:
-        return f"the mean weights of {replayed}, held fixed"
-    if task_of(row) is not None:
-        return "one task alone"
-    if parts_of(row)[0] == FIXED:
-        return "the best of fixed weights that were searched"
-    return f"{spec.description} ({spec.source})" if spec is not None else ""
 
 
 def _shown(value: object) -> str:
