@@ -220,6 +220,30 @@ def test_interrupted_and_gone_on_with(tmp_path, workers):
     assert cut == whole
 
 
+def test_interrupted_while_workers_start(tmp_path):
+    """Which would end with a traceback each: Ctrl-C in a terminal reaches all processes."""
+    (tmp_path / "mine.py").write_text(DIVERGING)
+    arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--workers", "2", "--out", "out"]
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines == ["Loading PyTorch and mine.py:problem.\n", "3 runs, 2 workers.\n"]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while children.exists() and len(children.read_text().split()) < 3:  # two workers, the resource tracker
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert output == "Interrupted. 0 finished runs are kept in out; the same command goes on from there.\n"
+
+
 @pytest.mark.slow
 def test_killed_workers_parent_leaves_no_orphans(tmp_path):
     process = subprocess.Popen(
