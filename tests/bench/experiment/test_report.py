@@ -221,6 +221,10 @@ def test_names_are_escaped(tmp_path):
             monitor_every=7,
         ),
         Settings("digits", ("mao",), 1, False, 8, 64, 1000, 1e-3, 0.0, "constant", tune=True, grid=(1e-5, 0.003)),
+        Settings(
+            "digits", ("ew", "fixed"), 20, False, 8, 64, 1000, 1e-3, 0.0, "constant", budget=8, looks=(8, 11, 15, 20)
+        ),
+        Settings("digits", ("ew",), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant", baselines=False, match_time=True),
     ],
 )
 def test_the_command_asks_for_the_same(settings, monkeypatch):
@@ -231,7 +235,7 @@ def test_the_command_asks_for_the_same(settings, monkeypatch):
         asked.append(settings)
         return make_result()
 
-    monkeypatch.setattr(cli, "_carry_out", carry_out)
+    monkeypatch.setattr("equipoise.bench.cli._comparing.carry_out", carry_out)
     words = shlex.split(command(settings))
     assert words[0] == "equipoise"
     done = CliRunner().invoke(cli.app, words[1:])

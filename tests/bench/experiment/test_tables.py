@@ -65,7 +65,9 @@ def test_notes_say_what_has_to_be_known():
     assert "No stars: a paired t-test needs at least 3 seeds, this is 2." in few
     assert "bootstrap" not in few
     assert "95 % bootstrap interval" in "\n".join(notes(make_result(seeds=6)))
-    assert "chosen on validation with seed 0" in "\n".join(notes(tuned(make_result())))
+    assert "tried at several learning rates with seed 0; the best on validation" in "\n".join(
+        notes(tuned(make_result()))
+    )
 
 
 def test_failures_are_told():
