@@ -21,13 +21,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diagnosis import agreement
-from equipoise.bench.experiment.judgement import judge_result
-from equipoise.bench.experiment.ranking import Ranking, draw_ranking, rank
 
 from equipoise.bench.experiment.chart import LIGHT
 from equipoise.bench.experiment.comparison import Result, load_result
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.folder import FolderError
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.ranking import Ranking, draw_ranking, rank
 from equipoise.bench.experiment.statistics import SINGLE
 from equipoise.registry import METHODS
 

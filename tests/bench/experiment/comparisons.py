@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.bench.experiment.comparison import Result
+from equipoise.bench.experiment.plan import start_of
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
-from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.problems import Measure, Problem, Regression
 from equipoise.monitor.costs import Cost
 
@@ -75,24 +75,19 @@ def make_result(
                 | {"test": values, "seconds": 1.0}
             )
     given = Settings("errors.py:problem", tuple(methods), seeds, False, 3, 16, 64, 1e-3, 0.0, "constant")
-    given_own = settings.get("hyperparameters", {})
-    rates = {
-        name: given_own.get(name, {}).get("lr", 1e-3) for name in (*(f"single:{name}" for name in names), *methods)
-    }
-
-    def own(name):
-        return {key: value for key, value in given_own.get(name, {}).items() if key != "lr"}
-
+    given = replace(given, **settings)
+    rows = (*(f"single:{name}" for name in names), *methods)
+    configurations = {row: start_of(given, row) for row in rows}
     return Result(
-        settings=replace(given, **settings),
+        settings=given,
         problem=problem,
         records=records,
         summary=summarise(records, problem.tasks, methods),
         costs={name: Cost(2.0 + n, 1.0 + n / 2, 3.0, 1.0 + n) for n, name in enumerate(methods)},
         memory_source="a counter",
-        configurations={name: Configuration(rates[name], 0.0, 3, own(name)) for name in rates},
-        spent=dict.fromkeys(rates, 0),
-        rates=rates,
+        rates={row: configuration.lr for row, configuration in configurations.items()},
+        configurations=configurations,
+        spent=dict.fromkeys(rows, 0),
         tuning={},
         folder=folder,
         versions={"equipoise": "0.1.0", "device": "a machine"},
@@ -105,6 +100,6 @@ def tuned(result):
     return replace(
         result,
         settings=replace(result.settings, tune=True, grid=(1e-4, 1e-3, 1e-2)),
-        spent=dict.fromkeys(result.rates, 3),
         tuning=dict.fromkeys(result.rates, curve),
+        spent=dict.fromkeys(result.rates, len(curve)),
     )

@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from equipoise.bench import cli
-from equipoise.bench.cli import _comparing
 from equipoise.bench.experiment.chart import LIGHT, save
 from equipoise.bench.experiment.report import to_html
 from equipoise.bench.experiment.report.repeat import command
@@ -222,6 +221,10 @@ def test_names_are_escaped(tmp_path):
             monitor_every=7,
         ),
         Settings("digits", ("mao",), 1, False, 8, 64, 1000, 1e-3, 0.0, "constant", tune=True, grid=(1e-5, 0.003)),
+        Settings(
+            "digits", ("ew", "fixed"), 20, False, 8, 64, 1000, 1e-3, 0.0, "constant", budget=8, looks=(8, 11, 15, 20)
+        ),
+        Settings("digits", ("ew",), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant", baselines=False, match_time=True),
     ],
 )
 def test_the_command_asks_for_the_same(settings, monkeypatch):
@@ -232,7 +235,7 @@ def test_the_command_asks_for_the_same(settings, monkeypatch):
         asked.append(settings)
         return make_result()
 
-    monkeypatch.setattr(_comparing, "carry_out", carry_out)
+    monkeypatch.setattr("equipoise.bench.cli._comparing.carry_out", carry_out)
     words = shlex.split(command(settings))
     assert words[0] == "equipoise"
     done = CliRunner().invoke(cli.app, words[1:])

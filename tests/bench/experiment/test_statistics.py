@@ -219,3 +219,37 @@ def test_a_task_without_labels_in_test_is_nan_not_an_error():
             record["test"]["kind"] = {"accuracy": math.nan, "F1": math.nan}
     summary = summarise(runs, TASKS, ["a", "b"])
     assert math.isnan(cell(summary, "a", *KIND).mean)
+
+
+def with_baselines_that_diverged(*baselines):
+    """In the last seed."""
+    gone = {"status": "diverged", "message": "a loss became nan"}
+    return [record | gone if record["method"] in baselines and record["seed"] == 3 else record for record in records()]
+
+
+def test_a_task_whose_baseline_did_not_go_through_is_left_out_of_delta_m_in_every_seed():
+    summary = summarise(with_baselines_that_diverged("single:kind"), TASKS, ["a", "b"])
+    assert (summary.reference, summary.left_out) == (SINGLE, ("kind",))
+    expected = [100 * (1 - error / single) for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"])]
+    assert cell(summary, "b", None, "Δm of 1 of 2 tasks").values == pytest.approx(expected)
+    assert len(cell(summary, SINGLE, *KIND).values) == 3
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        with_baselines_that_diverged("single:kind", "single:size"),
+        [record for record in records() if not record["method"].startswith("single:")],
+    ],
+)
+def test_without_baselines_delta_m_is_over_equal_weights(runs):
+    renamed = [record | {"method": "ew"} if record["method"] == "a" else record for record in runs]
+    summary = summarise(renamed, TASKS, ["ew", "b"])
+    assert (summary.reference, summary.left_out) == ("ew", ())
+    expected = [
+        100 / 2 * (kind / other_kind - 1 + 1 - size / other_size)
+        for (kind, size), (other_kind, other_size) in zip(RESULTS["b"], RESULTS["a"])
+    ]
+    assert cell(summary, "b", None, "Δm over ew").values == pytest.approx(expected)
+    assert cell(summary, "ew", None, "Δm over ew").values == pytest.approx([0] * 4)
+    assert (SINGLE in summary.cells) == any(record["method"].startswith("single:") for record in runs)
