@@ -35,6 +35,7 @@ DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
     "`equipoise compare digits --quick`\n\n"
     "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
     "`equipoise compare digits --tune --seeds 5`: every method at its own best learning rate\n\n"
+    "`equipoise compare health --model ple`: with another network\n\n"
     "`equipoise compare my_problem.py:problem --out runs/mine`"
 )
 def compare(
@@ -45,6 +46,10 @@ def compare(
             help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`.",
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The network, for a problem with several; as `PROBLEM?model=NAME`.", show_default=False),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -65,7 +70,8 @@ def compare(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
+        Path | None,
+        typer.Option(help="Run folder; default: runs/PROBLEM or runs/PROBLEM-MODEL. One that exists is gone on with."),
     ] = None,
     tune: Tune = False,
     grid: Grid = None,
@@ -84,6 +90,10 @@ def compare(
         check_rows(methods.split(","))
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
 
+        if model is not None:
+            from equipoise.bench.problems import with_model
+
+            problem = with_model(problem, model)
         settings = read_settings(
             problem=problem,
             methods=methods,
@@ -103,7 +113,8 @@ def compare(
             strategy=strategy,
             monitor_every=monitor_every,
         )
-        folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
+        name = "-".join(filter(None, [_stem(problem), model, "quick" if quick else None]))
+        folder = out or Path("runs") / name
         result = carry_out(settings, folder, workers, storage, study)
         check_some_finished(result)
 

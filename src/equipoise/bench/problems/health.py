@@ -11,7 +11,8 @@ from torchmetrics import MetricCollection
 
 from equipoise.bench.metrics import PoissonErrors, poisson_deviance
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Splits, Task, Tensors, Training
-from equipoise.bench.problems._tables import TableProblem, shipped_file, split_by_group
+from equipoise.bench.problems._splitting import split_by_group
+from equipoise.bench.problems._tables import TableProblem, shipped_file
 
 VISITS = {"doctor visits": "mdvis", "other visits": "notmdvis", "therapy visits": "mentvis", "admissions": "totadm"}
 """Counts a year: task → column."""
