@@ -31,9 +31,7 @@ def test_a_version_without_the_file_is_said_so():
 
 
 def test_an_unknown_model_names_those_that_fit():
-    with pytest.raises(
-        ProblemError, match="yeast does not take the model 'mtan': take one of shared-bottom, mmoe"
-    ):
+    with pytest.raises(ProblemError, match="yeast does not take the model 'mtan': take one of shared-bottom, mmoe"):
         with_model("yeast", "mtan")
 
 
