@@ -48,8 +48,9 @@ class Weigh:
         self._parts = [*objective.task_modules(), *([] if aggregator is None else [aggregator])]
         self._bounded = any(type(part).lower_bounds is not TaskModule.lower_bounds for part in self._parts)
         self._modules = modules_of(objective)
-        on_host = aggregator is None or isinstance(aggregator, GramianAggregator)
-        self._placed = [*self._modules, *([] if on_host else modules_of(aggregator))]
+        self._placed = list(self._modules)
+        if aggregator is not None and not isinstance(aggregator, GramianAggregator):
+            self._placed += modules_of(aggregator)
         self._declared = objective.declared_parameters()
         self._others = [module for module in self._modules if module not in self._declared]
         self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
