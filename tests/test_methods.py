@@ -9,6 +9,8 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.registry import METHODS
+from equipoise.registry.aggregators import AGGREGATORS
+from equipoise.search_space import Choice
 
 POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
 
@@ -365,3 +367,18 @@ def test_learning_rates_of_the_weights_have_names_of_their_own():
 def test_check_finite_reaches_the_method(name):
     method = eq.make_method(name, Network(), TASKS, check_finite=False)
     assert (method.optimizer if name == "mao" else method.balancer).check_finite is False
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_search_spaces_are_of_hyperparameters_and_of_values_that_these_take(name):
+    spec = METHODS[name]
+    for key, space in spec.search_space.items():
+        assert key in spec.hyperparameters
+        for value in space.values if isinstance(space, Choice) else (space.low, space.high):
+            make(name, **{key: value})
+
+
+def test_every_aggregator_that_can_be_tuned_says_so():
+    """Those without have nothing but a seed, or a choice that is not tuned."""
+    without = [name for name in AGGREGATORS if not METHODS[name].search_space]
+    assert without == ["imtl-g", "imtl", "pcgrad", "nash-mtl", "config", "upgrad", "dualproj"]
