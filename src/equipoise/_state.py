@@ -37,7 +37,12 @@ class Undecided:
 
     def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
         self.old = old
-        self.valid = Flag(unless)
+        self._valid = Flag(unless)
+
+    @property
+    def valid(self) -> bool:
+        """The flag."""
+        return bool(self._valid)
 
 
 Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]

@@ -117,7 +117,10 @@ def test_bfloat16_autocast(name: str) -> None:
             each.zero_grad()
 
 
-FROM_EACH_MICRO_BATCH = {"rlw", "ema", "rema", "dwema", "gls", "dwa-g", "rlw-g", "dtp-g", "amtl", "famo"}
+FROM_EACH_MICRO_BATCH = {
+    *("rlw", "ema", "rema", "dwema", "gls", "dwa-g", "rlw-g", "dtp-g", "amtl", "famo"),
+    *("stch", "uw-so", "go4align", "ldc-mtl", "cov", "softadapt", "relobralo", "pbi", "cosmos"),
+}
 """Weights that each micro-batch's losses (or draws) decide: two micro-batches are not one batch, by definition."""
 
 
