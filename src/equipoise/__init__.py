@@ -46,6 +46,7 @@ from equipoise.objectives import (
 )
 from equipoise.optim import MAO
 from equipoise.per_sample import PerSample
+from equipoise.rewards import group_normalize
 
 __all__ = [
     "COSMOS",
@@ -88,6 +89,7 @@ __all__ = [
     "WeightedSum",
     "Weighting",
     "count_labels",
+    "group_normalize",
     "list_methods",
     "make_method",
     "masked_mean",
