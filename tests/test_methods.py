@@ -59,6 +59,7 @@ TABLE = {
     "graddrop": ("Equal", "GradDrop"),
     "cagrad": ("Equal", "CAGrad"),
     "nash-mtl": ("Equal", "NashMTL"),
+    "lr-annealing": ("Equal", "LRAnnealing"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},

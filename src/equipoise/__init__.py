@@ -8,6 +8,7 @@ from equipoise.aggregators import (
     GradDrop,
     GradNorm,
     GramianAggregator,
+    LRAnnealing,
     NashMTL,
     PCGrad,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GramianAggregator",
+    "LRAnnealing",
     "MixedLoader",
     "NashMTL",
     "Objective",

@@ -26,6 +26,11 @@ class Flag:
         if self._event is not None:
             self._event.record()
 
+    @property
+    def arrived(self) -> bool:
+        """Whether nobody has to wait."""
+        return self._event is None or self._event.query()
+
     def __bool__(self) -> bool:
         if self._event is not None:
             self._event.synchronize()

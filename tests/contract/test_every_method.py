@@ -208,6 +208,8 @@ def test_a_task_that_is_never_there_might_as_well_not_exist(name, pair):
         train(model, method, 0, 4, present=[pair] * 4)
         assert_same(snapshot(model), before[:2])
         return
+    if name == "lr-annealing" and TASKS[0] not in pair:
+        return  # the first task is the residual, which the others are brought to
     model, method = make(name, dtype=torch.float64)
     twin, smaller = make(name, tasks=tuple(pair), dtype=torch.float64)
     train(model, method, 0, 7, present=[pair] * 7)

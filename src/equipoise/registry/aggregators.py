@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from equipoise._checks import check_number
-from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad
+from equipoise.aggregators import IMTLG, MGDA, Aggregator, CAGrad, GradDrop, GradNorm, LRAnnealing, NashMTL, PCGrad
 from equipoise.objectives import IMTLL
 from equipoise.registry._spec import PASS_PER_TASK, MethodSpec
 
@@ -42,4 +42,10 @@ AGGREGATORS: dict[str, MethodSpec] = {
     "graddrop": _aggregator(GradDrop, "one random sign kept per element", "Chen et al. 2020"),
     "cagrad": _aggregator(CAGrad, "the worst task's improvement near the mean gradient", "Liu et al. 2021"),
     "nash-mtl": _aggregator(NashMTL, "Nash bargaining between the gradients", "Navon et al. 2022"),
+    "lr-annealing": _aggregator(
+        LRAnnealing,
+        "for physics-informed networks: data terms brought to the residual's gradient in every tenth step",
+        "Wang et al. 2021",
+        every=10,
+    ),
 }
