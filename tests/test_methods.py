@@ -44,6 +44,15 @@ TABLE = {
     "amtl-a": ("Achievement", None),
     "imtl-l": ("IMTLL", None),
     "famo": ("FAMO", None),
+    "stch": ("STCH", None),
+    "uw-so": ("UWSO", None),
+    "go4align": ("GO4Align", None),
+    "ldc-mtl": ("LDCMTL", None),
+    "cov": ("CoV", None),
+    "softadapt": ("SoftAdapt", None),
+    "relobralo": ("ReLoBRaLo", None),
+    "pbi": ("PBI", None),
+    "cosmos": ("COSMOS", None),
     "gradnorm": ("Equal", "GradNorm"),
     "imtl-g": ("Equal", "IMTLG"),
     "imtl": ("IMTLL", "IMTLG"),
@@ -64,6 +73,7 @@ TABLE = {
     "moco": ("Equal", "MoCo"),
     "db-mtl": ("LogSum", "DBMTL"),
     "excess-mtl": ("Equal", "ExcessMTL"),
+    "lr-annealing": ("Equal", "LRAnnealing"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},
@@ -114,7 +124,7 @@ def test_builds_the_class_of_its_name(name):
     assert (first["lr"], first["weight_decay"]) == (0.3, 0.2)
     assert [id(p) for p in first["params"]] == [id(p) for p in model.parameters()]
     learned = list(method.balancer.parameters())
-    assert bool(learned) == (name in {"uw", "imtl-l", "imtl"})
+    assert bool(learned) == METHODS[name].learns_weights
     assert [p for group in own for p in group["params"]] == learned
     assert all(group["weight_decay"] == 0.0 and group["lr"] == 0.3 for group in own)
 

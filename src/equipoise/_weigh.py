@@ -270,10 +270,9 @@ class Weigh:
         return (
             f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
             "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
-            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
-            "graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, gradvac, pcd, krum, "
-            "trimmed-mean, moco, excess-mtl, mao, "
-            "adatask, mtadam."
+            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, ldc-mtl, softadapt, pbi, cosmos, "
+            "imtl-g, imtl, mgda, pcgrad, graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, "
+            "gradvac, pcd, krum, trimmed-mean, moco, excess-mtl, lr-annealing, mao, adatask, mtadam."
         )
 
 

@@ -61,7 +61,7 @@ def make_method(
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
     chunk_size: int | None = None,
     engine: Literal["rows", "layers"] | None = None,
-    every: int = 1,
+    every: int | None = None,
     check_finite: bool | None = None,
     process_group: Any = None,
     priorities: Mapping[str, float] | None = None,
@@ -89,7 +89,8 @@ def make_method(
             else all shared parameters.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share.
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
-        every: as in `Balancer`; above 1 for methods that find weights from the Gramian.
+        every: as in `Balancer`; above 1 for methods with an aggregator that has weights. None: 10 for `lr-annealing`,
+            as in its authors' code, else 1.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         priorities: as in `Balancer` and `MAO`; a single task has none.
@@ -127,8 +128,8 @@ def make_method(
         own = name
         name = method = own.__name__ if inspect.isclass(own) else type(own).__name__
         spec, optimizer_name = spec_of(own, method), DEFAULT_OPTIMIZER
-    statistics = (("probe", probe is not None), ("engine='layers'", engine == "layers"), ("every", every != 1))
-    for option, given in statistics:
+    statistics = {"probe": probe is not None, "engine='layers'": engine == "layers", "every": every not in (None, 1)}
+    for option, given in statistics.items():
         if given and (spec is None or spec.optimizer is not None):
             raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
     base = BASE_OPTIMIZERS[optimizer_name]
@@ -175,7 +176,7 @@ def make_method(
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         chunk_size=chunk_size,
         engine=engine,
-        every=every,
+        every=spec.every if every is None else every,
         model=model,
         check_finite=check_finite,
         process_group=process_group,

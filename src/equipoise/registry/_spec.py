@@ -42,6 +42,7 @@ class MethodSpec:
         learns_weights: the objective's weights are parameters, learned with the model, in a group of their own: its
             learning rate is the hyperparameter `weights_lr`.
         probes_last_layer: its paper takes gradient statistics on the last shared layer.
+        every: its paper takes gradient statistics in every nth step.
         search_space: hyperparameter → what it may be when it is tuned; by default what `takes` declares.
     """
 
@@ -56,6 +57,7 @@ class MethodSpec:
     needs_potentials: bool = False
     learns_weights: bool = False
     probes_last_layer: bool = False
+    every: int = 1
     search_space: SearchSpace = field(default_factory=dict)
 
     def __post_init__(self) -> None:
