@@ -16,7 +16,6 @@ from equipoise._method import Method
 from equipoise.aggregators import RowStateAggregator
 from equipoise.testing._subject import PRESENT, TASKS, Network, Subject, assert_same, batch, snapshot, step, train
 
-
 Both = tuple[Network, Method]
 
 
