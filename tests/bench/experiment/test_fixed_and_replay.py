@@ -21,7 +21,7 @@ def test_a_method_that_beats_the_best_fixed_weights():
     [sentence] = said(values, "found among")
     assert sentence == "mao beats the best fixed weights found among 24 (p < 0.01)."
     _, verdict = make(values)
-    assert verdict.use.startswith("Use: mao: ")
+    assert verdict.use.startswith("Use: mao. ")
 
 
 def test_fixed_weights_that_nothing_beats():
@@ -89,7 +89,7 @@ def test_a_replay_is_tested_against_its_origin_alone_and_never_named():
     _, verdict = make(values)
     tested = [{test.better, test.worse} for test in verdict.tests if "replay:ema" in (test.better, test.worse)]
     assert tested == [{"ema", "replay:ema"}]
-    assert verdict.use.startswith("Use: ema: ")
+    assert verdict.use.startswith("Use: ema. ")
 
 
 def test_the_interval_of_a_replay_is_students():

@@ -24,7 +24,7 @@ def use(*arguments, **options):
 def test_a_clear_winner_with_its_gain_and_costs():
     times = {"ew": 1.0, "ema": 1.0, "mao": 1.9}
     said, decided = use(noisy({"ew": 1.0, "ema": 0.8, "mao": 0.5}), costs=times, memory={"mao": 2.04})
-    gain = re.fullmatch(r"Use: mao: Δm (.*) points above equal weights at 1.90 × the time and 2.04 × the memory.", said)
+    gain = re.fullmatch(r"Use: mao. Δm (.*) points above equal weights at 1.90 × the time and 2.04 × the memory.", said)
     assert float(gain[1]) == pytest.approx(50, abs=1)
     assert decided
 
@@ -32,14 +32,14 @@ def test_a_clear_winner_with_its_gain_and_costs():
 def test_of_equals_the_cheapest_is_named():
     values = noisy({"ew": 1.5, "ema": 0.5, "mao": 0.5, "uw": 0.9}, spread=0.02, seed=3)
     said, decided = use(values, costs={"ew": 1.0, "ema": 1.02, "mao": 1.9, "uw": 1.0})
-    assert said.startswith("Use: ema, the cheapest of 2 that are not told apart (beside mao): Δm ")
+    assert said.startswith("Use: ema, the cheapest of 2 that are not told apart (beside mao). Δm ")
     assert decided
 
 
 def test_without_costs_the_best_of_equals_is_named():
     values = noisy({"ew": 1.5, "ema": 0.5, "mao": 0.5}, spread=0.02, seed=3)
     values["mao"] -= 0.001
-    assert use(values)[0].startswith("Use: mao, the highest Δm of 2 that are not told apart (beside ema): ")
+    assert use(values)[0].startswith("Use: mao, the highest Δm of 2 that are not told apart (beside ema). ")
 
 
 def test_time_and_memory_both_count():

@@ -190,7 +190,7 @@ def test_names_are_escaped(tmp_path):
     assert "alert(&#39;x&#39;)" in text
     found = page(result)
     assert f"{NASTY}: balancing methods compared" in found.texts
-    assert f"{NASTY} = {NASTY}" in found.texts
+    assert f"weight decay = 0, epochs = 3, {NASTY} = {NASTY}" in found.texts
     assert any(NASTY in image["alt"] for image in found.all("img"))
     assert any(NASTY in attributes.get("aria-label", "") for _, attributes in found.elements)
 
@@ -258,6 +258,7 @@ def test_nothing_finished_is_a_page_too():
 
 def test_forty_tasks_stay_readable():
     text = to_html(make_result(Errors([f"task {number}" for number in range(40)])))
-    assert "<details open" not in text
-    assert text.count("<details") == 40
+    tables = [line for line in text.splitlines() if line.startswith("<details")]
+    assert tables.count("<details>") >= 40
+    assert {line for line in tables if "open" in line} == {'<details class="chart" open>'}
     assert len(text) < 5e6

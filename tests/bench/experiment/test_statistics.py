@@ -230,8 +230,9 @@ def with_baselines_that_diverged(*baselines):
 def test_a_task_whose_baseline_did_not_go_through_is_left_out_of_delta_m_in_every_seed():
     summary = summarise(with_baselines_that_diverged("single:kind"), TASKS, ["a", "b"])
     assert (summary.reference, summary.left_out) == (SINGLE, ("kind",))
-    pairs = zip(RESULTS["b"], RESULTS["single:size"], strict=True)
-    expected = [100 * (1 - error / single) for (_, error), (_, single) in pairs]
+    expected = [
+        100 * (1 - error / single) for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"], strict=True)
+    ]
     assert cell(summary, "b", None, "Δm of 1 of 2 tasks").values == pytest.approx(expected)
     assert len(cell(summary, SINGLE, *KIND).values) == 3
 

@@ -65,9 +65,21 @@ def test_notes_say_what_has_to_be_known():
     assert "No stars: a paired t-test needs at least 3 seeds, this is 2." in few
     assert "bootstrap" not in few
     assert "95 % bootstrap interval" in "\n".join(notes(make_result(seeds=6)))
-    assert "tried at several learning rates with seed 0; the best on validation" in "\n".join(
-        notes(tuned(make_result()))
-    )
+    searched = "\n".join(notes(tuned(make_result())))
+    assert "with seed 0; the best on validation is compared." in searched
+    assert "mao lr 0.001 (of 3)." in searched
+
+
+def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
+    result = make_result(seeds=5, looks=(5, 10, 20))
+    [note] = [line for line in notes(result) if "look 1" in line]
+    assert note.startswith("This is look 1 of 3: it may spend 8.9e-05 of the 0.05 of error: its p-values are")
+    once, looked = judge_result(make_result(seeds=5)).tests, judge_result(result).tests
+    for test in looked:
+        other = once.of(test.better, test.worse, test.task)
+        assert test.raw == other.raw
+        assert test.corrected >= min(1.0, 500 * other.corrected)
+    assert "as planned up to 20" in verdict(make_result(seeds=5, looks=(5, 10, 20), levels={"ew": 1, "mao": 0.995}))[0]
 
 
 def test_failures_are_told():

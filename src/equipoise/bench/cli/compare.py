@@ -47,6 +47,7 @@ DEFAULT_MAX_SEEDS = 20
     "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
     "`equipoise compare digits --tune --seeds 5`: every method at its own best learning rate\n\n"
     "`equipoise compare digits --budget 16 --until-decided`: 16 configurations of each, and seeds until decided\n\n"
+    "`equipoise compare health --model ple`: with another network\n\n"
     "`equipoise compare my_problem.py:problem --out runs/mine`"
 )
 def compare(
@@ -57,6 +58,10 @@ def compare(
             help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`.",
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The network, for a problem with several; as `PROBLEM?model=NAME`.", show_default=False),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -86,7 +91,8 @@ def compare(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
+        Path | None,
+        typer.Option(help="Run folder; default: runs/PROBLEM or runs/PROBLEM-MODEL. One that exists is gone on with."),
     ] = None,
     tune: Tune = False,
     grid: Grid = None,
@@ -117,6 +123,10 @@ def compare(
         say_loading(problem)
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
 
+        if model is not None:
+            from equipoise.bench.problems import with_model
+
+            problem = with_model(problem, model)
         settings = read_settings(
             problem=problem,
             methods=methods,
@@ -143,7 +153,8 @@ def compare(
         )
         if methods == DEFAULT_METHODS:
             console.print("Methods were chosen for you: few, so that a difference can show; --methods takes others.")
-        folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
+        name = "-".join(filter(None, [_stem(problem), model, "quick" if quick else None]))
+        folder = out or Path("runs") / name
         result = carry_out(settings, folder, workers, storage, study)
         check_some_finished(result)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from equipoise.bench.experiment.chart import Chart, Panel, Theme, said, short, styled
+from equipoise.bench.experiment.chart import Chart, Panel, Theme, said, short
 from equipoise.bench.experiment.statistics import Column, relative_gain
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def front_chart(result: Result) -> Chart | None:
         ("fixed weights", _fixed),
         ("their front", _staircase),
         (result.summary.reference, _single),
-        *((method, styled(index)) for index, method in enumerate(gains)),
+        *((method, _method(index)) for index, method in enumerate(gains)),
     ]
     panels = tuple(_panel(pair, gains, [point for point in points if set(pair) <= set(point)]) for pair in pairs)
     return Chart("front", "methods and fixed weights", panels, tuple(legend), (3.6, 3.3), columns=3)
@@ -103,8 +103,7 @@ def _panel(pair: tuple[str, str], gains: Gains, points: Sequence[Mapping[str, fl
         for index, found in enumerate(gains.values()):
             one, two = found[first], found[second]
             spread = {"xerr": one.std(ddof=1), "yerr": two.std(ddof=1)} if len(one) > 1 else {}
-            style = theme.style(index) | {"linestyle": "", "markersize": 6, "elinewidth": 1}
-            axes.errorbar(one.mean(), two.mean(), **spread, **style, zorder=3)
+            axes.errorbar(one.mean(), two.mean(), elinewidth=1, zorder=3, **spread, **_method(index)(theme))
         axes.set_xlabel(f"{short(first)}: gain %")
         axes.set_ylabel(f"{short(second)}: gain %")
         axes.grid()
@@ -121,6 +120,10 @@ def _panel(pair: tuple[str, str], gains: Gains, points: Sequence[Mapping[str, fl
     return Panel(
         f"{short(first)} and {short(second)}", draw, f"{text} Beyond the front: {', '.join(beyond) or 'none'}."
     )
+
+
+def _method(index: int) -> Callable[[Theme], dict[str, Any]]:
+    return lambda theme: theme.style(index) | {"linestyle": "", "markersize": 6}
 
 
 def _fixed(theme: Theme) -> dict[str, Any]:

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equipoise.bench.experiment.costs import REFERENCE
-from equipoise.bench.experiment.paired import FIXED, REPLAY
+from equipoise.bench.experiment.rows import FIXED, STATIC, parts_of, replayed_by, spec_of
 from equipoise.bench.experiment.wording import join
 from equipoise.objectives import RLW
-from equipoise.registry import METHODS
 
 MOVED = 0.02
 """A task's share of the weights that stays within this of equal weights has hardly moved."""
 
-HELD = (REFERENCE, "static", FIXED)
+HELD = (REFERENCE, STATIC, FIXED)
 """Rows whose weights are not meant to move."""
 
 
@@ -51,8 +50,8 @@ def movement_remarks(records: Iterable[Mapping[str, Any]], methods: Sequence[str
 
 def _held(method: str) -> bool:
     """Whether a row's weights are not meant to move, or to move at random."""
-    name = method.partition("@")[0]
-    return name in HELD or method.startswith(REPLAY) or (name in METHODS and METHODS[name].takes is RLW)
+    spec = spec_of(method)
+    return parts_of(method)[0] in HELD or replayed_by(method) is not None or (spec is not None and spec.takes is RLW)
 
 
 def _furthest(runs: Sequence[Mapping[str, Any]]) -> float | None:

@@ -12,13 +12,8 @@ import numpy as np
 from scipy import special, stats
 
 from equipoise.bench.experiment.costs import REFERENCE
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
 from equipoise.bench.experiment.statistics import LEVEL, SINGLE, Column, Summary, holm, paired_p_value
-
-FIXED = "fixed"
-"""The method of rows that hold the best fixed weighting that a search found, chosen with a seed of its own."""
-
-REPLAY = "replay:"
-"""Begins the names of rows that train with the mean weights of another row, which follows."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +98,8 @@ class PairedTests:
 
 
 def is_fixed(method: str) -> bool:
-    """Whether a row holds fixed weights that were searched, with whatever optimizer."""
-    return method.partition("@")[0] == FIXED
-
-
-def origin(method: str) -> str:
-    """Returns the row whose weights a replay holds fixed."""
-    return method.removeprefix(REPLAY)
+    """Whether a row holds the best of the fixed weights that were searched, with whatever optimizer."""
+    return parts_of(method)[0] == FIXED and replayed_by(method) is None
 
 
 def paired_tests(summary: Summary, methods: Sequence[str], level: float, selection_seed: int | None) -> PairedTests:
@@ -129,8 +119,8 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
             weights leave it out, since the result of the chosen one with it is the best of many.
     """
     *measures, delta = (column for column in summary.columns if column.main)
-    replays = [(origin(method), method) for method in methods if method.startswith(REPLAY)]
-    rows = [method for method in methods if not method.startswith(REPLAY)]
+    replays = [(of, method) for method in methods if (of := replayed_by(method)) is not None]
+    rows = [method for method in methods if replayed_by(method) is None]
     others = [method for method in rows if method != REFERENCE]
     free = [method for method in others if not is_fixed(method)]
     fixed = [method for method in others if is_fixed(method)]

@@ -174,7 +174,7 @@ def _name(
         why = "the highest Δm" if least is None else "the cheapest"
         text += f", {why} of {len(equals)} that are not told apart{f' (beside {others})' if others else ''}"
     if REFERENCE in judged and chosen != REFERENCE:
-        text += f": Δm {points(tests.of(chosen, REFERENCE).lead_of(chosen))} above equal weights"
+        text += f". Δm {points(tests.of(chosen, REFERENCE).lead_of(chosen))} above equal weights"
         if chosen in costs:
             cost = costs[chosen]
             memory = f" and {cost.relative_memory:.2f} × the memory" if abs(cost.relative_memory - 1) >= 0.05 else ""

@@ -15,7 +15,8 @@ from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.protocol import count, protocol_notes, rates_of
-from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
+from equipoise.bench.experiment.sequential import level
+from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Cell, Column, stars
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -48,6 +49,8 @@ def notes(result: Result) -> list[str]:
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append(_delta_note(result))
+    if settings.looks:
+        lines.append(_look_note(settings.looks, settings.seeds))
     if summary.seeds >= MIN_SEEDS:
         lines.append(
             "Bold: best mean of a column. p: of the paired t-test against equal weights, corrected for everything that "
@@ -96,6 +99,15 @@ def _delta_note(result: Result) -> str:
     return f"{mean} single-task training of the same seed."
 
 
+def _look_note(looks: Sequence[int], seeds: int) -> str:
+    """Which of the planned looks this is, and what it does to p-values."""
+    spent = level(seeds, looks)
+    return (
+        f"This is look {looks.index(seeds) + 1} of {len(looks)}: it may spend {spent:.2g} of the {LEVEL:g} of error: "
+        f"its p-values are multiplied by {LEVEL / spent:.3g}."
+    )
+
+
 def to_frame(result: Result) -> pd.DataFrame:
     """Returns everything, a row per method: mean and standard deviation of every column, p-values, costs.
 
@@ -119,6 +131,7 @@ def to_frame(result: Result) -> pd.DataFrame:
                 row[f"{name} raw p"] = test.raw if test else math.nan
             if column.task is None:
                 row[f"{name} low"], row[f"{name} high"] = cell.interval if cell else (math.nan, math.nan)
+        row["configurations tried"] = result.spent.get(method, 0)
         row[RANK] = result.summary.ranks.get(method, math.nan)
         cost = result.costs.get(method)
         row["ms per step"] = cost.milliseconds if cost else math.nan

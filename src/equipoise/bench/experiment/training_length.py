@@ -64,7 +64,7 @@ def training_length(records: Iterable[Mapping[str, Any]], epochs: int, schedule:
 
     Args:
         records: a comparison's, one a run; those that did not finish are ignored.
-        epochs: how many each was given.
+        epochs: how many each was given; a row may have had more, the same in all of its runs.
         schedule: of the learning rate, a name in `SCHEDULES`.
     """
     constant = schedule == "constant"
@@ -78,7 +78,9 @@ def training_length(records: Iterable[Mapping[str, Any]], epochs: int, schedule:
             curves.setdefault(record["method"], []).append(scores / abs(scores[-1] or 1) if single else scores)
     rises = {row: _rise(np.array(found), constant) for row, found in curves.items()}
     methods = {row: found for row, found in curves.items() if not row.startswith("single:")}
-    ends = {row: float(np.mean(np.array(found)[:, -max(1, epochs // 5) :])) for row, found in methods.items()}
+    ends = {
+        row: float(np.mean([curve[-max(1, len(curve) // 5) :] for curve in found])) for row, found in methods.items()
+    }
     best = max((end for end in ends.values() if math.isfinite(end)), default=math.nan)
     rising = [row for row, end in ends.items() if rises[row] > 0 and end + 5 * rises[row] >= best]
     singles = [row for row in curves if row not in methods]

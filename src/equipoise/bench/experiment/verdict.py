@@ -10,8 +10,9 @@ import numpy as np
 
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.front import FrontPoint
-from equipoise.bench.experiment.paired import REPLAY, PairedTest, PairedTests, is_fixed, origin, paired_tests
+from equipoise.bench.experiment.paired import PairedTest, PairedTests, is_fixed, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
+from equipoise.bench.experiment.rows import replayed_by
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Summary
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
 from equipoise.bench.experiment.wording import (
@@ -32,7 +33,7 @@ from equipoise.monitor.costs import Cost
 CHEAPER = 0.8
 """A method is called cheaper than another if it takes less than this share of its time or memory."""
 
-NORMAL = ", and that differences between seeds are roughly normal, which so few cannot show"
+NORMAL = ", and that differences between seeds are roughly normal"
 """What a t-test rests on besides, with few seeds."""
 
 
@@ -91,7 +92,7 @@ def judge(
         for method in methods
         if summary.complete(summary.cells[method].get(delta)) and np.isfinite(summary.cells[method][delta].values).all()
     }
-    judged = {method: mean for method, mean in complete.items() if not method.startswith(REPLAY)}
+    judged = {method: mean for method, mean in complete.items() if replayed_by(method) is None}
     tests = paired_tests(summary, list(complete), level, selection_seed)
     tasks = [str(column.task) for column in summary.columns if column.main and column.task]
     use = recommend(judged, tests, costs, tasks, summary.seeds, planned, length)
@@ -103,8 +104,8 @@ def judge(
     sentences += remarks
     if not length.known:
         sentences.append(
-            "Whether longer training would change this is not known: under a falling learning rate, or in few epochs, "
-            "flat curves prove nothing."
+            "Whether longer training would change this is not known: flat curves prove nothing in few epochs, or under "
+            "a falling learning rate."
         )
     claims = tuple(test for test in tests if test.certain)
     if any(not math.isnan(test.raw) for test in tests):
@@ -387,7 +388,7 @@ def _certain_losses(lost: Sequence[PairedTest], tasks: int) -> str:
 def _replayed(test: PairedTest) -> str:
     """The method of a test against the replay of its weights; "" if it is another test."""
     for first, second in ((test.better, test.worse), (test.worse, test.better)):
-        if second.startswith(REPLAY) and origin(second) == first:
+        if replayed_by(second) == first:
             return first
     return ""
 

@@ -6,22 +6,37 @@ import math
 from collections.abc import Sequence
 
 from equipoise.bench.experiment.costs import REFERENCE
-from equipoise.bench.experiment.paired import FIXED, PairedTest
+from equipoise.bench.experiment.paired import PairedTest
+from equipoise.bench.experiment.rows import FIXED
 from equipoise.bench.experiment.statistics import LEVEL, SINGLE
+from equipoise.registry.base_optimizers import SEPARATOR
 
 MANY = 6
 """Of more tasks or methods than this, sentences give the number and not the names."""
 
 
-def name_of(method: str) -> str:
-    """Returns what a sentence calls a row."""
-    named = {REFERENCE: "equal weights", SINGLE: "single-task training", FIXED: "the best fixed weights"}
-    return named.get(method, method)
+NAMES = {REFERENCE: "equal weights", FIXED: "the best fixed weights"}
+"""What sentences call methods whose names say little."""
 
 
-def verb_of(methods: Sequence[str], one: str, several: str) -> str:
+def name_of(row: str) -> str:
+    """Returns what a sentence calls a row.
+
+    Example:
+        >>> name_of("ew"), name_of("ew@sgd"), name_of("ema@sgd")
+        ('equal weights', 'equal weights with sgd', 'ema@sgd')
+    """
+    if row == SINGLE:
+        return "single-task training"
+    method, _, optimizer = row.partition(SEPARATOR)
+    if method not in NAMES:
+        return row
+    return f"{NAMES[method]} with {optimizer}" if optimizer else NAMES[method]
+
+
+def verb_of(rows: Sequence[str], one: str, several: str) -> str:
     """Returns the verb's form: equal weights are several."""
-    return one if len(methods) == 1 and methods[0] not in (REFERENCE, FIXED) else several
+    return one if len(rows) == 1 and rows[0].partition(SEPARATOR)[0] not in NAMES else several
 
 
 def as_sentence(text: str) -> str:

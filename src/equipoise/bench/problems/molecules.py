@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from equipoise.bench.problems._base import Splits, Tensors, Training
 from equipoise.bench.problems._registry import need_packages
-from equipoise.bench.problems._tables import TableProblem, split_by_group
+from equipoise.bench.problems._splitting import split_by_group
+from equipoise.bench.problems._tables import TableProblem
 from equipoise.bench.problems._tasks import Regression
 
 FRAGMENTS = 1024
@@ -58,6 +59,7 @@ class Molecules(TableProblem):
     description = "eleven properties of a molecule from its fragments, on molecules with other scaffolds"
     features = FRAGMENTS
     heads = dict.fromkeys(PROPERTIES, 1)
+    width = 256
     tasks = tuple(Regression(name) for name in PROPERTIES)
 
     def data(self, quick: bool = False) -> Splits:

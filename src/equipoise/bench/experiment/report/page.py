@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 KEY_WIDTH = 3.3
 """Of a legend, in inches: what a phone shows unscaled."""
 
+OPEN = ("results", "tradeoff", "front", "layers")
+"""Charts that are shown before anybody asks for them."""
+
 PICTURE = 1000
 """Pictures of predictions are made no wider and no higher than this, in pixels."""
 
@@ -72,6 +75,7 @@ class Section:
     name: str
     title: str
     says: str
+    open: bool
     key: Picture | None
     pictures: Sequence[Picture]
 
@@ -93,14 +97,13 @@ def to_html(result: Result) -> str:
         use=_unbroken(found.use),
         verdict=_unbroken(found.sentences[0]),
         others=[_unbroken(sentence) for sentence in found.sentences[1:]],
-        heads=[head_of(column) for column in shown],
+        heads=[_unbroken(head_of(column)) for column in shown],
         rows=[
             (method, entries(result, found.tests, method, shown), numbers(result, method)) for method in summary.cells
         ],
-        last=(RANK, TIME, MEMORY),
+        last=[_unbroken(head) for head in (RANK, TIME, MEMORY)],
         notes=notes(result),
         tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
-        many=len(result.problem.tasks) > WIDE,
         sections=_sections(
             (results_chart(result), RESULTS),
             (tradeoff_chart(result), TRADEOFF),
@@ -152,9 +155,13 @@ CONFLICTS = (
 )
 
 
-def _unbroken(sentence: str) -> str:
-    """With spaces that a line does not end at around comparison signs."""
-    return sentence.replace(" < ", "\u00a0<\u00a0").replace(" = ", "\u00a0=\u00a0").replace(" ×", "\u00a0×")
+def _unbroken(text: str) -> str:
+    """With spaces that a line does not end at around comparison signs, and before units and arrows."""
+    for sign in ("<", "="):
+        text = text.replace(f" {sign} ", f"\u00a0{sign}\u00a0")
+    for sign in ("×", "%", "↑", "↓"):
+        text = text.replace(f" {sign}", f"\u00a0{sign}")
+    return text
 
 
 def _part(name: str) -> str:
@@ -163,24 +170,28 @@ def _part(name: str) -> str:
 
 def _task_table(
     result: Result, tests: PairedTests, task: str
-) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
+) -> tuple[str, list[str], list[tuple[str, list[Entry | None], tuple[()]]]]:
     """A task's name and all its measures, by method."""
     columns = [column for column in result.summary.columns if column.task == task]
-    rows = [(method, entries(result, tests, method, columns)) for method in result.summary.cells]
-    return task, [column.measure.label for column in columns], rows
+    rows = [(method, entries(result, tests, method, columns), ()) for method in result.summary.cells]
+    return task, [_unbroken(column.measure.label) for column in columns], rows
 
 
-def _methods(result: Result) -> list[tuple[str, str, str, str]]:
-    """Every row's name, what it does, its learning rate, and its hyperparameters."""
-    settings, found = result.settings, []
-    for row in (*(f"single:{task.name}" for task in result.problem.tasks), *settings.methods):
-        chosen = result.configurations.get(row)
-        if chosen is not None:
-            decay = {"weight_decay": chosen.weight_decay} if chosen.weight_decay != settings.weight_decay else {}
-            given = {**chosen.hyperparameters, **decay}
-            said = ", ".join(f"{name} = {value}" for name, value in given.items())
-            found.append((row, what_it_does(row), f"{chosen.lr:g}", said))
+def _methods(result: Result) -> list[tuple[str, str, str, str, str]]:
+    """Every row's name, what it does, its learning rate, how many configurations were tried, and what else it has."""
+    found = []
+    for row, chosen in result.configurations.items():
+        own = {"weight decay": chosen.weight_decay, "epochs": chosen.epochs, **chosen.hyperparameters}
+        given = ", ".join(f"{name} = {_shown(value)}" for name, value in own.items())
+        found.append((row, what_it_does(row), f"{chosen.lr:g}", str(result.spent.get(row) or ""), given))
     return found
+
+
+def _shown(value: object) -> str:
+    """A setting's value, numbers short, also within mappings."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sections(*charts: tuple[Chart | None, str]) -> list[Section]:
@@ -193,6 +204,7 @@ def _section(chart: Chart, says: str) -> Section:
         name=chart.name,
         title=chart.title[0].upper() + chart.title[1:],
         says=says,
+        open=chart.name in OPEN,
         key=_drawn(lambda theme: chart.key(theme, KEY_WIDTH), "", f"Legend: {names}") if names else None,
         pictures=[_drawn(partial(chart.alone, panel), panel.title, panel.text) for panel in chart.panels],
     )
@@ -206,7 +218,7 @@ def _drawn(draw: Callable[[Theme], Figure], title: str, text: str) -> Picture:
             figure = draw(theme)
             found.append(_address("image/svg+xml", save(figure, "svg")))
     width, height = figure.get_size_inches()
-    return Picture(found[0], found[1], round(96 * width), round(96 * height), title, text)
+    return Picture(found[0], found[1], round(96 * width), round(96 * height), _unbroken(title), text)
 
 
 def _predictions(result: Result) -> list[Picture]:
