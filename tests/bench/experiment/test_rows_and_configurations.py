@@ -17,6 +17,7 @@ from bench.experiment.planned import (
 
 from equipoise.bench.experiment import tuning
 from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED, mean_weights
+from equipoise.bench.experiment.rows import gives_weights, spec_of
 from equipoise.bench.experiment.tuning import UNIFORM, WEIGHT, Configuration, search_space
 from equipoise.registry import METHODS
 from equipoise.search_space import Choice, Range
@@ -35,6 +36,17 @@ def test_a_row_with_another_optimizer_has_its_own_rates():
     assert [chosen[row].weight_decay for row in ("ema", "ema@sgd")] == [0.3, 0.0]
     untuned, _, _ = carry_out(replace(settings, tune=False))
     assert [rates(untuned)[row] for row in settings.methods] == [1e-3, 1e-2, 1e-3]
+
+
+@pytest.mark.parametrize("row", ["mao", "mao@sgd", "ema@muon", "uw", "gradnorm"])
+def test_what_is_searched_is_what_the_row_takes(row):
+    spec = spec_of(row)
+    assert spec.search_space.keys() <= spec.hyperparameters.keys()
+
+
+def test_which_rows_give_weights():
+    giving = {row: gives_weights(row) for row in ("ema", "uw@sgd", "gls", "gradnorm", "imtl", "mao", "graddrop")}
+    assert giving == {row: row not in ("mao", "graddrop") for row in giving}
 
 
 def quality_of(trial):
