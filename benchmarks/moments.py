@@ -1,6 +1,6 @@
 """What MAO's moments take, and what keeping less of them costs.
 
-    python benchmarks/moments.py     # under two minutes on one CPU core
+    python benchmarks/moments.py     # about 100 seconds on one CPU core
 
 Trains every fifth task of `digit-attributes` with MAO as it is, with first moments in bfloat16, with factored second
 moments, and with both, from the same seeds. A row has the bytes of state a parameter and task that reaches it; the mean
@@ -24,7 +24,7 @@ from torch.nn import functional
 import equipoise as eq
 from equipoise.bench.problems.digit_attributes import DigitAttributes
 
-EPOCHS, BATCH, SEEDS, LR = 4, 64, 3, 1e-3
+EPOCHS, BATCH, SEEDS, LR = 3, 64, 3, 1e-3
 TASKS = slice(0, None, 5)
 WAYS: dict[str, dict[str, Any]] = {
     "MAO": {},

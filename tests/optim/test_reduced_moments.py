@@ -1,4 +1,4 @@
-"""MAO's moments in less memory: bfloat16 first moments, factored second moments, against float64 with their rounding."""
+"""MAO's moments in less memory: first ones in bfloat16, second ones factored, against float64 that rounds alike."""
 
 import copy
 import io
@@ -81,7 +81,7 @@ def test_is_the_formula_with_the_same_rounding(way):
 
 
 def test_second_moments_of_rank_one_are_exact_and_a_kernel_is_a_matrix():
-    """With gradients of rank one in absolute value, factored moments lose nothing, whatever the number of dimensions."""
+    """With gradients of rank one in absolute value factored moments lose nothing, in any number of dimensions."""
     results = []
     for factored in (False, True):
         kernel = nn.Parameter(torch.zeros(3, 2, 2, dtype=torch.float64))
