@@ -16,7 +16,7 @@ from equipoise._parts import check_representation
 from equipoise._saved import shortened
 from equipoise._sharing import Sharing
 from equipoise._state_step import StateStep
-from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.aggregators import Aggregator, GramianAggregator, RowStateAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
@@ -139,6 +139,12 @@ class Collect:
         if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
             return self._together(step, coefficients, valid, ranks)
         if ranks.sharded:
+            if isinstance(self._aggregator, RowStateAggregator):
+                raise ValueError(
+                    f"{type(self._aggregator).__name__} keeps state as large as the tasks' gradients, which cannot be "
+                    "saved where fully_shard spreads parameters over ranks: use DistributedDataParallel, or a method "
+                    "without such state."
+                )
             sharded = "parameters are sharded" if self._engine == "layers" else ""
             return self._by_rows(step, coefficients, valid, None, sharded)
         leaves = ranks.leaves(step)
@@ -316,26 +322,36 @@ class Collect:
         aggregator, rows = self._aggregator, list(collected.rows.values())
         if aggregator is None or not rows:
             return [], None, None, False
+        if isinstance(aggregator, RowStateAggregator):
+            aggregator.columns = self._sharing.names(shared)
+            if any(row[p].is_sparse for row in rows for p in shared if p in row):
+                raise ValueError(
+                    f"{type(aggregator).__name__} keeps state as large as the tasks' gradients, and a table has sparse "
+                    "ones: make the embedding with sparse=False, or take a method without such state."
+                )
         holds = self.cadence.holds(collected.tasks, learns)
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))
-        if isinstance(aggregator, GramianAggregator):
+        if holds:
+            weights, state = self.held.or_mean(collected.values, collected.tasks), None
+            combined = combine(matrix, weights)
+        elif isinstance(aggregator, GramianAggregator):
             statistics = matrix
             measured = self._sharing.measured(shared, collected.reached)
             if measured:
                 places = [index for index, p in enumerate(shared) if p in measured]
                 statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
-            if holds:
-                weights, state = self.held.or_mean(collected.values, collected.tasks), None
-            else:
-                products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
-                weights, state = self._solved(stack, products, collected, learns)
+            products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
+            weights, state = self._solved(stack, products, collected, learns)
             combined = combine(matrix, weights, stacks)
         else:
             present = aggregator.positions(collected.tasks)
             state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
+            if aggregator.weighs and not learns:
+                weights = self.held.instead_of(weights, collected.tasks)
+                combined = combine(matrix, weights)
         whole = [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)]
         return whole, weights, state, holds
 
@@ -383,12 +399,20 @@ class Collect:
         tasks = () if state is None or self._aggregator is None else self._aggregator.tasks or ()
         return tasks if state is None or state.present is None else [tasks[index] for index in state.present]
 
-    def end(self, outcome: Outcome, looks: bool) -> None:
-        """Holds the weights of a step, if it counts; `looks`: the host may look whether it does, in the next step."""
+    def end(self, outcome: Outcome, scaled: bool) -> None:
+        """Holds the weights of a step, if it counts.
+
+        On an accelerator the host looks whether it does where there is a gradient scaler, whose own step has waited for
+        that by the next one. (Ranks have to agree, and so wait.)
+        """
         if outcome.weighed is not None:
             self.held.note(outcome.weights, outcome.usable)
             self.held.end(outcome.valid)
-        self.cadence.end(outcome.weighed, outcome.valid if looks else None)
+        valid = outcome.valid
+        if self.cadence.every > 1 and outcome.usable is not None:  # a step without any task counts for nothing
+            valid = outcome.usable.any() if valid is None else valid & outcome.usable.any()
+        looks = valid is not None and (valid.device.type == "cpu" or scaled)
+        self.cadence.end(outcome.weighed, valid if looks else None, self._company.now().active)
 
     def _solved(
         self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool

@@ -37,7 +37,7 @@ class Krum(GramianAggregator):
     Example:
         >>> import torch
         >>> from equipoise.aggregators import Krum
-        >>> Krum()(torch.tensor([[1.0, 0.0], [1.5, 0.0], [0.0, 90.0], [1.25, 0.0]]))
+        >>> Krum(byzantine=0)(torch.tensor([[1.0, 0.0], [1.5, 0.0], [0.0, 90.0], [1.25, 0.0]]))
         tensor([1.2500, 0.0000])
     """
 
@@ -55,7 +55,7 @@ class Krum(GramianAggregator):
         if count <= 2:
             return torch.full_like(gramian[0], 1 / count)
         norms = gramian.diagonal()
-        distances = (norms + norms[:, None] - gramian - gramian.T).clamp(min=0).fill_diagonal_(torch.inf)
+        distances = (norms + norms[:, None] - (gramian + gramian.T)).clamp(min=0).fill_diagonal_(torch.inf)
         neighbours = count - min(self.byzantine, count - 3) - 2
         scores = distances.sort(1).values[:, :neighbours].sum(1)
         taken = scores.argsort(stable=True)[: self.selected]

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.balancer import Balancer
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 
-def backward(module: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+def backward(
+    module: Any, balancer: Balancer | BalancingOptimizer, losses: Mapping[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under the trainer's precision, its gradient scaler included.
 
     A Balancer that is an attribute of the module is saved in Lightning's checkpoints, and its parameters are among
@@ -19,7 +21,7 @@ def backward(module: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor]
 
     Args:
         module: the `LightningModule`, in its `training_step`.
-        balancer: the Balancer, or MAO (also as `self.optimizers()` gives it).
+        balancer: the Balancer, or MAO or its kin (also as `self.optimizers()` gives it).
         losses: task → scalar loss.
         **options: as for `Balancer.backward`.
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, TaskRows
-from equipoise.optim._states import counts_device
+from equipoise.optim._base import NO_TASK
 from equipoise.optim.moments import Lists, Moments, listed
 
-NO_TASK = ""
-"""The name, which no task has, of what `.grad` holds."""
-
 is_sparse = attrgetter("is_sparse")
+
+
+def counts_device(parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Where the parameter's step counts lie: as in `torch.optim.AdamW`, on the host if kernels do not read them."""
+    return parameter.device if group["capturable"] or group["fused"] else torch.device("cpu")
 
 
 class Listing:

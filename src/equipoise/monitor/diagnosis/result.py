@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from equipoise.monitor.costs import Cost
 from equipoise.monitor.diagnosis.measuring import Measured
-from equipoise.monitor.diagnosis.regimes import NAMES, OPPOSED, SCALE, SIZE, SPEED, Regime
+from equipoise.monitor.diagnosis.regimes import BLOCKS, NAMES, OPPOSED, SCALE, SIZE, SPEED, Regime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +76,17 @@ class Diagnosis:
         return self.shared and any(name in NEEDS for name in self.found)
 
     @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The tasks with too few labels in the measured steps to be judged by their gradients."""
+        again = self.measured.across.diagonal(dim1=1, dim2=2)
+        counts = [(~seen.isnan()).sum(0).tolist() for seen in (self.measured.contributions, again)]
+        return tuple(
+            task
+            for task, *found in zip(self.measured.tasks, *counts, strict=True)
+            if self.shared and min(found) < BLOCKS
+        )
+
+    @property
     def answer(self) -> str:
         """The answer in one line."""
         if not self.shared:
@@ -90,7 +101,7 @@ class Diagnosis:
                 f"Nothing here surely needs balancing: keep equal weights (ew). Perhaps {_listed(perhaps, 'and')}; "
                 "more steps tell more."
             )
-        doubtful = any(r.name in NEEDS and not r.sure for r in self.regimes)
+        doubtful = self.unjudged or any(r.name in NEEDS and not r.sure for r in self.regimes)
         far = f", as far as {len(self.measured.losses)} steps tell" if doubtful else ""
         nothing = f"Nothing here needs balancing{far}: keep equal weights (ew)"
         if SCALE in self.found:
@@ -109,6 +120,8 @@ class Diagnosis:
                 f"{one.method}: {one.reason}{_cost(one)}.", WIDTH, initial_indent="  ", subsequent_indent="    "
             )
         steps, measured = len(self.measured.losses), len(self.measured.contributions)
+        if self.unjudged:
+            lines += ["", f"  Too few labels in so many steps to judge: {', '.join(self.unjudged)}."]
         lines += ["", f"{steps} steps with equal weights and {self.measured.optimizer}, {measured} of them measured."]
         return "\n".join(lines)
 
@@ -134,16 +147,17 @@ def explanation(regime: Regime) -> str:
     if regime.name == OPPOSED:
         one, other = regime.pair
         seen = regime.evidence
+        together = f"mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps"
         return (
-            f"{one} and {other}: mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps; with "
-            f"itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
+            f"{one} and {other}: {'seldom in one batch' if math.isnan(seen['cosine']) else together}; "
+            f"with itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
             f"{seen['first with itself, share below 0']:.0%}, and {other} {seen['second with itself']:+.2f}, in "
             f"{seen['second with itself, share below 0']:.0%}; freed from that noise the two have "
             f"{_number(regime.strength, '+.2f')} (opposed from {regime.threshold:g}){by}"
         )
-    write = {SCALE: "{:.3g}", SIZE: "{:.1%}", SPEED: "at {:.0%}"}[regime.name]
+    write = {SCALE: _short, SIZE: "{:.1%}".format, SPEED: "at {:.0%}".format}[regime.name]
     return (
-        f"{regime.pair[0]} to {regime.pair[1]} {_number(regime.strength, '.3g')} to 1 (from {regime.threshold:g}): "
+        f"{regime.pair[0]} to {regime.pair[1]} {_short(regime.strength)} to 1 (from {regime.threshold:g}): "
         f"{_values(regime.evidence, write)}{by}"
     )
 
@@ -155,16 +169,21 @@ def _verdict(regime: Regime) -> str:
 
 
 def _strength(regime: Regime) -> str:
-    return f"{regime.strength:+.2f}" if regime.name == OPPOSED else f"{regime.strength:.3g} to 1"
+    return f"{regime.strength:+.2f}" if regime.name == OPPOSED else f"{_short(regime.strength)} to 1"
+
+
+def _short(value: float) -> str:
+    """Three digits, and thousands set apart."""
+    return f"{float(f'{value:.3g}'):,.12g}"
 
 
 def _number(value: float, form: str) -> str:
     return "unknown" if math.isnan(value) else format(value, form)
 
 
-def _values(evidence: Mapping[str, float], write: str) -> str:
+def _values(evidence: Mapping[str, float], write: Callable[[float], str]) -> str:
     known = sorted(((value, task) for task, value in evidence.items() if not math.isnan(value)), reverse=True)
-    texts = [f"{task} {write.format(value)}" for value, task in known]
+    texts = [f"{task} {write(value)}" for value, task in known]
     if len(texts) > 2 * SHOWN:
         texts = [*texts[:SHOWN], "…", *texts[-SHOWN:]]
     return ", ".join(texts)
