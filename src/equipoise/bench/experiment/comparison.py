@@ -32,7 +32,7 @@ from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.learner import build_method, make_fabric
 from equipoise.bench.experiment.settings import OWN, Settings, SettingsError, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
-from equipoise.bench.experiment.store import Store
+from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Trial
 from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
 from equipoise.bench.problems import Problem, load_problem
@@ -86,6 +86,7 @@ class Result:
             where a run diverged. Methods that were not tuned are left out.
         folder: the run folder.
         versions: what the runs were made with and where, "mixed: …" where that differs between them.
+        unfinished: how many runs there are of how many, "13 of 24 runs", where some are still to be made; else empty.
     """
 
     settings: Settings
@@ -98,6 +99,7 @@ class Result:
     tuning: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     folder: Path | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
 
 
 class Comparison:
@@ -330,10 +332,11 @@ class Comparison:
 
 
 def load_result(path: Path) -> Result:
-    """Returns what came of a comparison from its folder alone; nothing is trained.
+    """Returns what came of a comparison from its folder alone, finished or not; nothing is trained.
 
     Raises:
-        FolderError: there is no finished comparison in the folder.
+        FolderError: there is no comparison in the folder, or nothing of it is finished.
+        StorageError: the study in the folder cannot be read.
         SettingsError: it is of another version of equipoise.
         ProblemError: its problem cannot be had.
     """
@@ -342,11 +345,14 @@ def load_result(path: Path) -> Result:
     if settings is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
     problem = load_problem(settings.problem)
-    records = {Run.of(record): record for record in folder.runs()}
+    records = read_records(path / DATABASE)  # a comparison that is under way writes its runs.jsonl at its end
+    if records is None:
+        records = {Run.of(record): record for record in folder.runs()}
+    if not any(record["status"] == "finished" for record in records.values()):
+        raise FolderError(f"No run of the comparison in {path} is finished yet: `equipoise compare` goes on with it.")
     found = plan(settings, [task.name for task in problem.tasks], records)
-    if found.missing or found.failed:
-        raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
+    unfinished = f"{len(records)} of {found.expected} runs" if found.missing or found.failed else ""
+    return _result(settings, problem, records, found, folder.read_json("costs.json"), path, unfinished)
 
 
 def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
@@ -375,19 +381,23 @@ def _result(
     found: Plan,
     costs: Mapping[str, Any] | None,
     path: Path,
+    unfinished: str = "",
 ) -> Result:
-    final = [records[Run(method, seed, rate)] for method, rate in found.rates.items() for seed in range(settings.seeds)]
+    runs = [Run(method, seed, rate) for method, rate in found.rates.items() for seed in range(settings.seeds)]
+    final = [records[run] for run in runs if run in records]
+    missing = [{**vars(run), "status": "missing"} for run in runs if run not in records]  # no method has all seeds yet
     return Result(
         settings=settings,
         problem=problem,
         records=final,
-        summary=summarise(final, problem.tasks, settings.methods),
+        summary=summarise([*final, *missing], problem.tasks, settings.methods),
         costs=_costs(costs) if costs is not None else {},
         memory_source=costs["memory"] if costs is not None else "",
         rates=found.rates,
         tuning=curves(settings, list(found.rates), records),
         folder=path,
         versions=_made_with(final),
+        unfinished=unfinished,
     )
 
 

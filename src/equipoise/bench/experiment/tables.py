@@ -72,6 +72,11 @@ def notes(result: Result) -> list[str]:
     return lines
 
 
+def unfinished(result: Result) -> str:
+    """Returns the line that stands above everything of a comparison that is not finished; nothing of one that is."""
+    return f"Unfinished: {result.unfinished}. What is below is what there is so far." if result.unfinished else ""
+
+
 def count(number: int, what: str) -> str:
     """Returns "1 seed", "2 seeds"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
@@ -123,7 +128,8 @@ def to_markdown(result: Result) -> str:
         cells = [_escape(method), *(_markdown(cell, column, result) for cell, column in _row(result, method))]
         lines.append(f"| {' | '.join([*cells, *numbers(result, method)])} |")
     said = [*(_escape(sentence) for sentence in verdict(result)), "", *(f"- {_escape(n)}" for n in notes(result))]
-    return "\n".join([*lines, "", *said]) + "\n"
+    above = [f"**{_escape(unfinished(result))}**", ""] if result.unfinished else []
+    return "\n".join([*above, *lines, "", *said]) + "\n"
 
 
 def to_latex(result: Result) -> str:
@@ -144,7 +150,7 @@ def to_latex(result: Result) -> str:
         lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
         if method == SINGLE:
             lines.append("\\midrule")
-    text = _latex(" ".join([*verdict(result), *notes(result)]))
+    text = _latex(" ".join(filter(None, [unfinished(result), *verdict(result), *notes(result)])))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{text}}}", "\\end{table}"]) + "\n"
 
 
@@ -154,6 +160,8 @@ def to_rich(result: Result) -> Table:
     if len(columns) > WIDE + 1:
         columns = [column for column in columns if column.task is None]
     title = f"{result.problem.name}{' (quick)' if result.settings.quick else ''}"
+    if result.unfinished:
+        title += f"\n{unfinished(result)}"
     table = Table(title=Text(title), title_justify="left", caption_justify="left")
     table.add_column("method")
     for column in columns:

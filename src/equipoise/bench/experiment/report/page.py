@@ -40,6 +40,7 @@ from equipoise.bench.experiment.tables import (
     number,
     numbers,
     seeds_of,
+    unfinished,
     verdict,
 )
 from equipoise.registry import METHODS
@@ -103,6 +104,7 @@ def to_html(result: Result) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         problem=result.problem,
         quick=result.settings.quick,
+        unfinished=unfinished(result),
         verdict=_unbroken(sentences[0]),
         others=[_unbroken(sentence) for sentence in sentences[1:]],
         heads=[head_of(column) for column in shown],
