@@ -94,6 +94,9 @@ def close(found, expected):
     [("pcgrad", "auto"), ("mao", "ddp"), ("single:b", "auto"), ("imtl", "fsdp"), ("mao", "fsdp")],
 )
 def test_two_devices_give_what_one_gives(problem, method, strategy, tmp_path):
+    """Also where one of them has more labels of a task than the other, but for fully_shard, which wants all."""
+    if strategy != "fsdp":
+        problem = problem.replace(":problem", ":partial")
     loaded = load_problem(problem)
     trial = replace(TRIAL, method=method, reference=None if method.startswith("single:") else TRIAL.reference)
     expected = train(loaded, loaded.data(), trial)

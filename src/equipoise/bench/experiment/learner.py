@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,6 +74,21 @@ class _Predictor(nn.Module):
         return self.problem.predict(self.network, batch)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What came of a step, by task; on several devices of this one's part of the batch.
+
+    Attributes:
+        losses: mean losses.
+        counts: how many labels each is the mean over; 1 where that is not known, and on one device.
+        weights: those that the method gave, the same on all devices.
+    """
+
+    losses: Mapping[str, Tensor]
+    counts: Mapping[str, int | Tensor]
+    weights: Mapping[str, Tensor]
+
+
 class Learner:
     """A network, the method that trains it and Fabric, which runs them; seeded.
 
@@ -96,25 +112,26 @@ class Learner:
         self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
         self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
 
-    def step(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-        """Makes one step of training. Returns the losses and the weights that the method gave them.
+    def step(self, batch: Batch) -> Step:
+        """Makes one step of training.
 
         Raises:
             DivergedError: a loss is NaN or infinite; asked on the CPU only, where asking is free.
         """
-        losses = self._losses(batch)
-        if not losses and self.fabric.world_size == 1:
-            return {}, {}
+        losses, several = self._losses(batch), self.fabric.world_size > 1
+        if not losses and not several:
+            return Step({}, {}, {})
         for name, loss in losses.items():  # of several devices one alone must not stop
-            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
+            if loss.device.type == "cpu" and not several and not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss of {name!r} became {loss.item()}")
-        weights = backward(self.fabric, self.method, losses)
+        counts = self._counts(batch, losses) if several else None
+        weights = backward(self.fabric, self.method, losses, counts=counts)
         self._optimizer.step()
         if self.method.needs_after_step:
             with torch.no_grad():
                 self.method.after_step(self._losses(batch))
         self.method.zero_grad()
-        return losses, weights or {}
+        return Step(losses, counts or dict.fromkeys(losses, 1), weights or {})
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has labels for, or of the single one."""
@@ -122,6 +139,19 @@ class Learner:
         tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
         losses = {task.name: task.loss(predictions, batch) for task in tasks}
         return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def _counts(self, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, int | Tensor]:
+        """How many labels each loss is the mean over; 1 where that is not known."""
+        found = {task.name: task.labels(batch) for task in self._problem.tasks if task.name in losses}
+        return {name: 1 if count is None else count for name, count in found.items()}
+
+    def sum_over_devices(self, values: Tensor) -> Tensor:
+        """Returns a tensor's sum over the devices, on the CPU."""
+        if self.fabric.world_size == 1:
+            return values
+        moved = values.to(self.fabric.device)
+        torch.distributed.all_reduce(moved)
+        return moved.cpu()
 
     def evaluate(self, dataset: MapDataset) -> Values:
         """Returns what every task's metrics compute on a split; NaN for a task without a label in it.

@@ -37,6 +37,11 @@ class Classification(Task):
         logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
         return functional.cross_entropy(logits, labels) if len(labels) else None
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        labels: Tensor = batch[self.name]
+        return (labels != -1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns accuracy (share of samples that are right) and macro F1."""
         return MetricCollection(
@@ -80,6 +85,10 @@ class Regression(Task):
         """Returns the mean loss over labelled samples."""
         values, labels = self._labelled(predictions, batch)
         return self.function(values, labels) if len(labels) else None
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        return (~torch.isnan(batch[self.name])).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns mean squared error, mean absolute error and R²."""
