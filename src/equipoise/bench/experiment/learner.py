@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from equipoise._method import Method
+from equipoise.bench.experiment.sharding import gather, spread, spread_moments
 from equipoise.bench.experiment.trial import SHARDED, Trial, Values
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset, Predictions
@@ -111,6 +112,7 @@ class Learner:
         self.method = build_method(problem, trial, self.network)
         self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
         self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
+        self._sharded = trial.strategy == SHARDED
 
     def step(self, batch: Batch) -> Step:
         """Makes one step of training.
@@ -191,13 +193,27 @@ class Learner:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
 
+    @property
+    def saves(self) -> bool:
+        """Whether this device has to take part in saving: the first one, and of a sharded network's all."""
+        return self._sharded or self.fabric.is_global_zero
+
+    def gathered(self, state: Any) -> Any:
+        """Returns a state whole, on the first device; as it is where nothing is sharded."""
+        return gather(state, self.fabric.is_global_zero) if self._sharded else state
+
+    def load_network(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over the network's state, whole or as this device has it."""
+        own = self.network.state_dict()
+        self.network.load_state_dict({name: spread(value, own[name]) for name, value in state.items()})
+
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is needed to go on bit for bit, the generators of random numbers included."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         cuda = self.fabric.device.type == "cuda"
         return {
-            "network": self.network.state_dict(),
-            "method": self.method.state_dict(),
+            "network": self.gathered(self.network.state_dict()),
+            "method": self.gathered(self.method.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.fabric.device) if cuda else None,
@@ -205,8 +221,12 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
-        self.network.load_state_dict(state["network"])
-        self.method.load_state_dict(state["method"])
+        self.load_network(state["network"])
+        method = state["method"]
+        if self._sharded:
+            parameters = [p for group in self.method.optimizer.param_groups for p in group["params"]]
+            method = {**method, "optimizer": spread_moments(method["optimizer"], parameters)}
+        self.method.load_state_dict(method)
         if state["scaler"] is not None:
             cast("Any", self.fabric.strategy.precision).scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])

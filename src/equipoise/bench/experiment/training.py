@@ -17,7 +17,7 @@ from equipoise.bench.experiment.batches import Batches, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
-from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
+from equipoise.bench.experiment.trial import Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
 from equipoise.monitor import BalanceMonitor
 
@@ -78,7 +78,7 @@ def train(
     record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
-    checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
+    checkpoint = outputs.checkpoint
     saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
     watched = None if saved is None or saved["monitor_every"] != every else saved["monitor"]
     monitor = None
@@ -109,7 +109,7 @@ def train(
             best = value
             chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
-        if checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
+        if checkpoint is not None and epoch < trial.epochs and learner.saves:
             state = {
                 "learner": learner.state_dict(),
                 "scheduler": scheduler.state_dict(),
@@ -118,15 +118,16 @@ def train(
                 "monitor_every": every,
                 "epochs": epochs,
                 "best": best,
-                "chosen": chosen,
+                "chosen": learner.gathered(chosen),
                 "selected": record["selected"],
                 "seconds": time.perf_counter() - started,
             }
-            save_checkpoint(checkpoint, trial, outputs.origin, state)
+            if learner.fabric.is_global_zero:
+                save_checkpoint(checkpoint, trial, outputs.origin, state)
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
-    learner.network.load_state_dict(chosen)
+    learner.load_network(chosen)
     record["test"] = learner.evaluate(data.test)
     if outputs.picture is not None:
         learner.draw(data.test, outputs.picture)

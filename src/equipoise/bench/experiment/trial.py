@@ -27,7 +27,7 @@ class Trial:
         hyperparameters: the method's own; `potentials` among them stand in place of those below.
         device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
             each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
-            states over them by `fully_shard`; such a run has no checkpoint.
+            states over them by `fully_shard`.
         reference: each task's main measure on validation by the single-task run of the same seed, against which
             epochs are scored; None for a single-task run.
         potentials: each task's validation accuracy by that run, for the methods that need it.
