@@ -30,7 +30,7 @@ from sections import exactness, gramian_weights, optimizer_steps, training_steps
 from steps import make_step
 from workloads import make_workload
 
-from equipoise.bench.experiment.costs import peak_bytes
+from equipoise.monitor.costs import peak_bytes
 
 Part = Callable[[], list[dict[str, Any]]]
 """Measures one table's rows."""

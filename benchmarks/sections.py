@@ -15,7 +15,7 @@ from steps import WAYS
 from workloads import Workload, make_workload
 
 import equipoise as eq
-from equipoise.bench.experiment.costs import peak_bytes
+from equipoise.monitor.costs import peak_bytes
 
 OURS = {
     "pcgrad": eq.PCGrad,

@@ -34,6 +34,7 @@ LAYERS = (
         "_saved",
         "_saving",
         "_intersection",
+        "_cadence",
         "_held",
         "_parts",
         "_weigh",

@@ -50,6 +50,14 @@ TABLE = {
     "graddrop": ("Equal", "GradDrop"),
     "cagrad": ("Equal", "CAGrad"),
     "nash-mtl": ("Equal", "NashMTL"),
+    "fairgrad": ("Equal", "FairGrad"),
+    "aligned-mtl": ("Equal", "AlignedMTL"),
+    "config": ("Equal", "ConFIG"),
+    "upgrad": ("Equal", "UPGrad"),
+    "dualproj": ("Equal", "DualProj"),
+    "gradvac": ("Equal", "GradVac"),
+    "pcd": ("Equal", "PCD"),
+    "krum": ("Equal", "Krum"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},
@@ -64,6 +72,11 @@ DEFAULTS = {
     "mgda": {"normalization": "none"},
     "cagrad": {"c": 0.5},
     "graddrop": {"leak": 0.0},
+    "fairgrad": {"alpha": 1.0},
+    "aligned-mtl": {"scale": "min"},
+    "gradvac": {"beta": 0.5},
+    "pcd": {"primary": None, "tau": 0.02, "beta": 0.999, "eps": 1e-8},
+    "krum": {"byzantine": 1, "selected": 1},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
 }
 
@@ -195,7 +208,7 @@ def test_a_scheduler_moves_the_learning_rate():
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        (3, {}, TypeError, "name must be one of list_methods\\(\\), found 3"),
+        (3, {}, TypeError, "name must be one of list_methods\\(\\), or a class .* found 3"),
         ("ema", {"model": [nn.Linear(1, 1)]}, TypeError, "model must be a torch.nn.Module, found \\[Linear"),
         ("ema", {"lr": None}, ValueError, "lr must be a finite number ≥ 0, found None"),
         ("rlw", {"seed": 1.5}, ValueError, "seed must be an integer of at most 64 bits, found 1.5"),
@@ -206,7 +219,12 @@ def test_a_scheduler_moves_the_learning_rate():
         ("uw", {"classification": 3}, TypeError, "classification must be an iterable of names, found 3"),
         ("mao", {"betas": 0.9}, ValueError, "betas must be two numbers in .*, found 0.9"),
         ("mao", {"groups": "x"}, TypeError, "groups must be a number of groups, or a mapping .*, found 'x'"),
-        ("emma", {}, ValueError, "Unknown method 'emma'; the methods are ew, .*mao, single:<task>"),
+        (
+            "emma",
+            {},
+            ValueError,
+            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, single:<task>",
+        ),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
         ("single:", {}, ValueError, "unknown task ''"),

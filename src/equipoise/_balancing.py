@@ -55,6 +55,7 @@ class Balancing:
         check_finite: bool | None,
         chunk_size: int | None,
         engine: str | None,
+        every: int,
     ) -> None:
         self._tasks, self._company, self._aggregator = tasks, company, aggregator
         self._priorities = priorities if aggregator is None else {}
@@ -71,7 +72,7 @@ class Balancing:
         self._reader = Reader(company, tasks, check_finite, self.rows.waiting, self.batching)
         self.weigh = Weigh(tasks, objective, aggregator, self._notices)
         sharing = Sharing(tasks, aggregator, shared, probe, company, self.rows.waiting, self._notices)
-        self.collect = Collect(aggregator, sharing, company, self.rows, self.watching, engine)
+        self.collect = Collect(aggregator, sharing, company, self.rows, self.watching, engine, every)
 
     @property
     def takes_empty(self) -> bool:
@@ -218,7 +219,8 @@ class Balancing:
         """Returns what was chosen and found in earlier steps, for a checkpoint."""
         weights = {"objective": self.held.numbers(), "aggregator": self.collect.held.numbers()}
         refused = list(map(list, self.collect.no_layers.items()))
-        return {"chunk_size": self.batching.chosen, "no_layers": refused, "weights": weights}
+        position = self.collect.cadence.position
+        return {"chunk_size": self.batching.chosen, "no_layers": refused, "position": position, "weights": weights}
 
     def choose(self, state: Mapping[str, Any]) -> None:
         """Takes over what `chosen` gave."""
@@ -226,14 +228,16 @@ class Balancing:
         self.collect.no_layers = dict(state["no_layers"])
         weights = state.get("weights", {})
         self.held.restore(weights.get("objective", {}))
-        self.collect.held.restore(weights.get("aggregator", {}))
+        found = weights.get("aggregator", {})
+        self.collect.held.restore(found)
+        self.collect.cadence.restore(state.get("position", 0), found)
         self._same_state = False
 
     def _hold(self, outcome: Outcome) -> None:
         """Holds the weights of a step, if it counts."""
         self.held.end(outcome.valid)
-        self.collect.held.note(outcome.weights, outcome.usable)
-        self.collect.held.end(outcome.valid)
+        looks = outcome.valid is not None and (outcome.valid.device.type == "cpu" or self._reader.scaled)
+        self.collect.end(outcome, looks)
 
     def _wanted(self, coefficients: Tensor, step: Step) -> Tensor:
         """Returns the coefficients `[K']` times the tasks' priorities."""

@@ -44,6 +44,17 @@ def check_number(
     return number
 
 
+def check_count(name: str, value: int, at_least: int) -> int:
+    """Returns `value` if it is an integer of at least that.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an integer ≥ {at_least}, found {value!r}.")
+    return value
+
+
 def check_seed(seed: int) -> int:
     """Returns `seed` if a random generator takes it.
 

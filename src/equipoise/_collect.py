@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from torch import Tensor
 
+from equipoise._cadence import Cadence
 from equipoise._held import Held
+from equipoise._parts import check_representation
 from equipoise._saved import shortened
 from equipoise._sharing import Sharing
 from equipoise._state_step import StateStep
@@ -28,7 +31,12 @@ from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watching
 from equipoise.gradients.writing import all_finite
 
+Reached = Mapping[str, Sequence[Tensor]]
+"""Task → the trained leaves that it reaches."""
+
+NOTHING: Reached = {}
 NO_STEP = "no step yet"
+HELD = "one backward pass, of held weights"
 
 LITTLE = 1 << 20
 """Numbers in all rows together under which a way that holds less is not looked for: some 4 MB."""
@@ -45,11 +53,13 @@ class Outcome:
         weights: task → the aggregator's weight; empty if it has none.
         valid: whether the step counts, 0-dim bool; None: it does.
         usable: which of these tasks take part, bool; None: all.
+        weighed: the tasks of which weights were found; None: those found before were held.
     """
 
     weights: Mapping[str, Tensor]
     valid: Tensor | None
     usable: Tensor | None = None
+    weighed: Sequence[str] | None = ()
 
 
 class Collect:
@@ -57,7 +67,8 @@ class Collect:
 
     - one pass (`one_pass`): without an aggregator, of the weighted sum, straight into `.grad`;
     - rows (`Rows`): a backward pass a task, their gradients kept over micro-batches;
-    - statistics (`Statistics`): the Gramian at a place, and one weighted backward pass.
+    - statistics (`Statistics`): the Gramian at a place, and one weighted backward pass; of that the latter alone where
+      weights are held.
 
     Args:
         aggregator: bound to them; None: gradients are added up (by rows for micro-batches with counts).
@@ -66,11 +77,13 @@ class Collect:
         rows: collects rows.
         watching: who looks at them.
         engine: "rows", "layers", or None: what saves.
+        every: how many steps there are from one that takes statistics to the next.
 
     Attributes:
         way: which way the last step took, and why.
         no_layers: engine → why this model has no Gramian by layers, once that is found; checkpoints keep it.
-        held: the aggregator's weights of the last step that learned something.
+        held: the aggregator's weights of the last step that found some.
+        cadence: counts the steps.
     """
 
     def __init__(
@@ -81,9 +94,11 @@ class Collect:
         rows: Rows,
         watching: Watching,
         engine: str | None,
+        every: int,
     ) -> None:
         self.way = NO_STEP
         self.held = Held()
+        self.cadence = Cadence(every)
         self._engine = engine
         self._looked = False  # whether layers would save, once where they are not chosen
         self._hint = ""
@@ -107,25 +122,8 @@ class Collect:
             TypeError: it is something else.
             ValueError: it cannot, or there is none.
         """
-        if not isinstance(self._aggregator, GramianAggregator):
-            found = "none" if self._aggregator is None else type(self._aggregator).__name__
-            raise ValueError(
-                f"representation needs an aggregator that finds weights from the Gramian; found {found}. Leave it out."
-            )
-        if self._sharing.given:
-            raise ValueError(
-                "representation says what is shared, all that leads to it: make the Balancer without shared."
-            )
-        if accumulate or self._rows.waiting.micro_batches:
-            raise ValueError(
-                "representation balances one batch, whose graph the trunk's backward pass needs: leave it out where "
-                "gradients are accumulated over micro-batches."
-            )
-        if self._company.now().sharded:
-            raise ValueError(
-                "representation does not go with fully_shard, which has gradients computed from the losses only: leave "
-                "it out; probe= takes statistics on a layer."
-            )
+        accumulates = accumulate or bool(self._rows.waiting.micro_batches)
+        check_representation(self._aggregator, self._sharing.given, accumulates, self._company.now().sharded)
         return read_representation(representation, needed)
 
     def run(self, step: Step, coefficients: Tensor, valid: Tensor | None) -> Outcome:
@@ -146,20 +144,24 @@ class Collect:
         leaves = ranks.leaves(step)
         waiting = self._rows.waiting.micro_batches
         reached = waiting.reached_with(step.tasks, leaves)
-        shared = (
-            {}
-            if step.accumulate or self._aggregator is None
-            else self._sharing.shared_in(reached, step, step.representation is not None)
-        )
+        shared: dict[Tensor, None] = {}
+        if self._aggregator is not None and (self.cadence.every > 1 or not step.accumulate):
+            shared = self._sharing.shared_in(reached, step, step.representation is not None)
         if step.representation is not None:
             representation = ranks.checked(RepresentationPlace, ranks, step, step.representation)
             under = {leaf: None for leaf in representation.under if ranks.order.is_trained(leaf)}
             if self._sharing.everybody(reached) and not shared | under:
                 ranks.checked(self._sharing.nothing_shared, reached, step)
             self._sharing.note(shared, reached)
-            self.way = "statistics at the representation"
-            return self._by_statistics(step, coefficients, valid, representation, shared | under)
-        measured = {} if waiting else self._sharing.measured(shared, reached)
+            holding = self._holding(step, shared | under, reached)
+            self.way = HELD if holding else "statistics at the representation"
+            return self._by_statistics(step, coefficients, valid, representation, shared | under, holding)
+        holding = self._holding(step, shared, reached)
+        if holding:
+            self._sharing.note(shared, reached)
+            self.way = HELD
+            return self._by_statistics(step, coefficients, valid, Probe(ranks, step, ()), shared, holding)
+        measured = {} if waiting or step.accumulate else self._sharing.measured(shared, reached)
         if measured:
             self._sharing.note(shared, reached)
             place = Probe(ranks, step, measured)
@@ -177,6 +179,14 @@ class Collect:
         if layers.refused is not None:
             self.no_layers = {self._engine: shortened(layers.refused)}
         return outcome
+
+    def _holding(self, step: Step, shared: Mapping[Tensor, None], reached: Reached) -> Reached:
+        """Returns what the tasks reach, if their weights are held, as the first micro-batch decides; else nothing."""
+        waiting = self._rows.waiting.micro_batches
+        counted = step.accumulate and step.counts is not None  # how much one counts is known at the last one
+        if self.cadence.every == 1 or counted or waiting.rows:
+            return {}
+        return reached if waiting or self.cadence.holds(self._sharing.taking(shared, reached), step.learns) else {}
 
     def _layers(
         self, step: Step, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]
@@ -224,7 +234,11 @@ class Collect:
         """Completes a step whose last micro-batch has no task."""
         self._company.now().finish()
         collected = self._rows.finish()
-        outcome = Outcome({}, None) if collected is None else self._reduce(collected, step, None)
+        if collected is not None:
+            outcome = self._reduce(collected, step, None)
+        else:
+            earlier = self._rows.waiting.micro_batches
+            outcome = Outcome({}, self._valid(earlier.written(), step, None), weighed=None if earlier else ())
         self._rows.waiting.end()
         return outcome
 
@@ -280,7 +294,7 @@ class Collect:
             watcher.see_rows(collected.rows)
         with ExitStack() as stack:
             balanced = collected.of(self._sharing.taking(shared, collected.reached))
-            combined, weights, state = self._aggregated(balanced, shared, stack, step.learns)
+            combined, weights, state, holds = self._aggregated(balanced, shared, stack, step.learns)
             found = self._by_task(balanced.tasks, weights, shared)
             gradients = dict(zip(shared, combined, strict=True))
             del combined
@@ -289,19 +303,20 @@ class Collect:
                 own = {leaf: gradient for leaf, gradient in row.items() if id(leaf) not in balancing}
                 row.clear()
                 move_into(gradients, own)
-            outcome = Outcome(found, valid, balanced.usable)
+            outcome = Outcome(found, valid, balanced.usable, None if holds else self._weighed(state))
             return self._written(step.scale.gradients(gradients), step, outcome, state)
 
     def _aggregated(
         self, collected: Collected, shared: Mapping[Tensor, None], stack: ExitStack, learns: bool
-    ) -> tuple[list[Tensor], Tensor | None, StateStep | None]:
-        """Returns the shared leaves' gradients, the weights `[K']`, if there are any, and the state to commit.
+    ) -> tuple[list[Tensor], Tensor | None, StateStep | None, bool]:
+        """Returns the shared leaves' gradients, the weights `[K']`, if any, the state to commit, and if they are held.
 
         The rows are those of the K' tasks that reach anything shared.
         """
         aggregator, rows = self._aggregator, list(collected.rows.values())
         if aggregator is None or not rows:
-            return [], None, None
+            return [], None, None, False
+        holds = self.cadence.holds(collected.tasks, learns)
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))
         if isinstance(aggregator, GramianAggregator):
@@ -311,14 +326,18 @@ class Collect:
                 places = [index for index, p in enumerate(shared) if p in measured]
                 statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
-            products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
-            weights, state = self._solved(stack, products, collected, learns)
+            if holds:
+                weights, state = self.held.or_mean(collected.values, collected.tasks), None
+            else:
+                products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
+                weights, state = self._solved(stack, products, collected, learns)
             combined = combine(matrix, weights, stacks)
         else:
             present = aggregator.positions(collected.tasks)
             state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
-        return [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)], weights, state
+        whole = [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)]
+        return whole, weights, state, holds
 
     def show(self, step: Step, coefficients: Tensor) -> None:
         """Shows the rows of a step that does not make them to a watcher that asks for this step."""
@@ -331,22 +350,45 @@ class Collect:
         watcher.see_rows(step.scale.unscaled(dict(zip(step.tasks, found, strict=True))))
 
     def _by_statistics(
-        self, step: Step, coefficients: Tensor, valid: Tensor | None, place: Place, shared: Mapping[Tensor, None]
+        self,
+        step: Step,
+        coefficients: Tensor,
+        valid: Tensor | None,
+        place: Place,
+        shared: Mapping[Tensor, None],
+        holding: Reached = NOTHING,
     ) -> Outcome:
-        """A step whose Gramian is taken at a place."""
+        """A step whose Gramian is taken at a place; or whose weights are held, and the tasks go together from there."""
         ranks = self._company.now()
         self.show(step, coefficients)
         state: StateStep | None = None
         with ExitStack() as stack:
 
-            def solve(products: Tensor) -> Tensor:
+            def solve(products: Callable[[], Tensor]) -> Tensor:
                 nonlocal state
-                weights, state = self._solved(stack, products, step, step.learns)
+                if holding:
+                    return self.held.or_mean(step.values, step.tasks)
+                weights, state = self._solved(stack, products(), step, step.learns)
                 return weights
 
             weights, gradients = Statistics(ranks, place, shared).run(step, coefficients, solve)
-            outcome = Outcome(self._by_task(step.tasks, weights, shared), valid, step.usable)
-            return self._written(gradients, step, outcome, state)
+            found = self._by_task(step.tasks, weights, shared)
+            if holding:
+                found = {task: found[task] for task in self._sharing.taking(shared, holding) if task in found}
+            outcome = Outcome(found, valid, step.usable, None if holding else self._weighed(state))
+            return self._written(gradients, step, outcome, state, holding)
+
+    def _weighed(self, state: StateStep | None) -> Sequence[str]:
+        """Returns the tasks of which the aggregator has found weights; `state`: to commit, None where it has not."""
+        tasks = () if state is None or self._aggregator is None else self._aggregator.tasks or ()
+        return tasks if state is None or state.present is None else [tasks[index] for index in state.present]
+
+    def end(self, outcome: Outcome, looks: bool) -> None:
+        """Holds the weights of a step, if it counts; `looks`: the host may look whether it does, in the next step."""
+        if outcome.weighed is not None:
+            self.held.note(outcome.weights, outcome.usable)
+            self.held.end(outcome.valid)
+        self.cadence.end(outcome.weighed, outcome.valid if looks else None)
 
     def _solved(
         self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool
@@ -358,11 +400,21 @@ class Collect:
         weights, state = stack.enter_context(solved)
         return weights if learns else self.held.instead_of(weights, step.tasks), state
 
-    def _written(self, gradients: Row, step: Step, outcome: Outcome, state: StateStep | None) -> Outcome:
-        """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid."""
-        valid = self._valid(gradients.values(), step, outcome.valid)
-        self._rows.waiting.end()
-        step.write(gradients)
+    def _written(
+        self, gradients: Row, step: Step, outcome: Outcome, state: StateStep | None, holding: Reached = NOTHING
+    ) -> Outcome:
+        """The last stop: adds the gradients into `.grad`, and commits the aggregator's state if the step is valid.
+
+        Those of held weights go there with each micro-batch.
+        """
+        waiting = self._rows.waiting
+        valid = self._valid(chain(gradients.values(), waiting.micro_batches.written()), step, outcome.valid)
+        if step.accumulate:
+            step.write(gradients)
+            waiting.keep(waiting.micro_batches.plus(step, {}, holding))
+        else:
+            waiting.end()
+            step.write(gradients)
         if state is not None and step.learns:
             state.commit(valid)
         return replace(outcome, valid=valid)

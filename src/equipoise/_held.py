@@ -39,7 +39,7 @@ class Held:
             return weights
         new = torch.stack(list(weights.values()))
         unknown = torch.full_like(new[0], torch.nan)
-        old = torch.stack([others.get(task, unknown).to(new) for task in weights])
+        old = torch.stack([_as(new, others.get(task, unknown)) for task in weights])
         return dict(zip(weights, torch.where(condition.to(new.device), new, old).unbind(), strict=True))
 
     def instead_of(self, found: Tensor, tasks: Sequence[str]) -> Tensor:
@@ -51,10 +51,18 @@ class Held:
         self.weights.update(zip(tasks, held.unbind(), strict=True))
         return held
 
+    def or_mean(self, like: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Returns the weights `[K']` that are held, as `like` `[K']` is; of tasks that have none the mean, or 1."""
+        otherwise = torch.ones_like(like)
+        if self.weights and not self.weights.keys() >= set(tasks):
+            ones = torch.ones_like(like[:1]).expand(len(self.weights))
+            otherwise = self.known(ones, list(self.weights)).mean().expand_as(like)
+        return self.known(otherwise, tasks)
+
     def known(self, otherwise: Tensor, tasks: Sequence[str]) -> Tensor:
         """Returns the weights `[K']` that are held, and `otherwise` `[K']` where there is none that is finite."""
         held = [self.weights.get(task, weight) for task, weight in zip(tasks, otherwise.unbind(), strict=True)]
-        stacked = torch.stack([weight.to(otherwise) for weight in held])
+        stacked = torch.stack([_as(otherwise, weight) for weight in held])
         return torch.where(stacked.isfinite(), stacked, otherwise)
 
     def numbers(self) -> dict[str, float]:
@@ -65,3 +73,8 @@ class Held:
         """Takes over what `numbers` gave."""
         self.weights = {task: torch.tensor(n, dtype=torch.float64, device="cpu") for task, n in numbers.items()}
         self.forget()
+
+
+def _as(like: Tensor, weight: Tensor) -> Tensor:
+    """Returns the weight with dtype and device of `like`; the host, where a checkpoint's are, does not wait."""
+    return weight.to(like, non_blocking=weight.is_cpu)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -31,9 +32,16 @@ def in_common(found: Sequence[Any], own: Sequence[Any]) -> dict[int, int]:
 
 
 def put(into: Tensor, value: Tensor, at: Mapping[int, int]) -> Tensor:
-    """Returns a copy of `[K]` numbers with those of other tasks' `[K₀]` at the places of the tasks of both."""
+    """Returns a copy of numbers by task with those of other tasks' at the places of the tasks of both.
+
+    Both are `[K]` and `[K₀]`, or by pair `[K, K]` and `[K₀, K₀]`.
+    """
     result = into.detach().clone()
-    result[list(at)] = value[list(at.values())].to(result)
+    own, found = (torch.tensor(list(places), device="cpu") for places in (at.keys(), at.values()))
+    if into.dim() == 2:
+        result[own[:, None], own] = value[found[:, None], found].to(result)
+    else:
+        result[own] = value[found].to(result)
     return result
 
 
@@ -64,7 +72,7 @@ def balancer_state(balancer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
             source = f"{name.rpartition('.')[0]}.{learned[name]}"
         value = state.get(source)
         if isinstance(before, Tensor):
-            shape = (len(found["tasks"]),) if name in by_task else before.shape
+            shape = (len(found["tasks"]),) * before.dim() if name in by_task else before.shape
             if getattr(value, "shape", None) != shape:
                 raise ValueError(
                     f"This state_dict does not fit the Balancer: {source!r} is {value!r}, expected a tensor of shape "

@@ -26,7 +26,7 @@ class Method:
     Attributes:
         name: the method's name.
         tasks: the tasks' names.
-        optimizer: AdamW over the model's (and the objective's) parameters, or MAO; for learning-rate schedulers.
+        optimizer: over the model's (and the objective's) parameters; for learning-rate schedulers.
         balancer: the Balancer; None for MAO.
     """
 
@@ -42,7 +42,10 @@ class Method:
         self.tasks = tasks
         self.optimizer = optimizer
         self.balancer = balancer
-        self._parameters = [*parameter_names(model), *([] if balancer is None else learned_names(balancer))]
+        names = dict(zip(map(id, model.parameters()), parameter_names(model), strict=True))
+        if balancer is not None:
+            names |= dict(zip(map(id, balancer.parameters()), learned_names(balancer), strict=True))
+        self._parameters = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, tasks={list(self.tasks)})"
@@ -149,9 +152,9 @@ class SingleTask(Method):
     balancer: Balancer
 
     def __init__(
-        self, task: str, tasks: tuple[str, ...], model: nn.Module, optimizer: Optimizer, balancer: Balancer
+        self, name: str, task: str, tasks: tuple[str, ...], model: nn.Module, optimizer: Optimizer, balancer: Balancer
     ) -> None:
-        super().__init__(SINGLE + task, tasks, model, optimizer, balancer)
+        super().__init__(name, tasks, model, optimizer, balancer)
         self.task = task
 
     def backward(

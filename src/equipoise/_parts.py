@@ -89,13 +89,13 @@ def check_prefers(aggregator: Aggregator) -> None:
 
 
 def check_balancer_arguments(
-    aggregator: Aggregator | None, shared: bool, probe: bool, engine: str | None, model: nn.Module | None
+    aggregator: Aggregator | None, shared: bool, probe: bool, engine: str | None, every: int, model: nn.Module | None
 ) -> None:
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
-        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator; as
-            `refuse_wrappers`.
+        ValueError: a probe, or weights to hold, without a Gramian aggregator, shared parameters without an aggregator;
+            `every` is no number of steps; as `refuse_wrappers`.
     """
     if probe and not isinstance(aggregator, GramianAggregator):
         raise ValueError(
@@ -115,5 +115,44 @@ def check_balancer_arguments(
             "engine='layers' computes the Gramian of all shared parameters; it needs an aggregator that finds weights "
             f"from the Gramian, and no probe. Found {found}: leave engine out."
         )
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a number of steps ≥ 1, found {every!r}.")
+    if every > 1 and not isinstance(aggregator, GramianAggregator):
+        found = "no aggregator" if aggregator is None else type(aggregator).__name__
+        raise ValueError(
+            "every holds an aggregator's weights between the steps that take statistics; it needs an aggregator that "
+            f"finds weights from the Gramian. Found {found}: leave every out."
+        )
     if model is not None:
         refuse_wrappers(model)
+
+
+def check_representation(aggregator: Aggregator | None, shared: bool, accumulates: bool, sharded: bool) -> None:
+    """Refuses a representation where it does not go with the rest.
+
+    Args:
+        aggregator: what takes statistics.
+        shared: a person named what is shared.
+        accumulates: there are several micro-batches.
+        sharded: parameters are spread over ranks.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(aggregator, GramianAggregator):
+        found = "none" if aggregator is None else type(aggregator).__name__
+        raise ValueError(
+            f"representation needs an aggregator that finds weights from the Gramian; found {found}. Leave it out."
+        )
+    if shared:
+        raise ValueError("representation says what is shared, all that leads to it: make the Balancer without shared.")
+    if accumulates:
+        raise ValueError(
+            "representation balances one batch, whose graph the trunk's backward pass needs: leave it out where "
+            "gradients are accumulated over micro-batches."
+        )
+    if sharded:
+        raise ValueError(
+            "representation does not go with fully_shard, which has gradients computed from the losses only: leave "
+            "it out; probe= takes statistics on a layer."
+        )

@@ -37,12 +37,14 @@ def packed(tasks: list[str], method: str, shared: SharedParameters, chosen: Mapp
         method: what describes the method.
         shared: knows the names of shared parameters.
         chosen: "chunk_size": how many tasks go at once, or None; "no_layers": pairs of an engine, or None, and
-            why it has no Gramian by layers; "weights": kind → task → weight.
+            why it has no Gramian by layers; "position": of the next step among those from one that takes statistics to
+            the next; "weights": kind → task → weight.
     """
     state = {"tasks": tasks, "method": method, "shared": shared.names, **chosen}
     weights = {kind: dict.fromkeys(tasks, LONGEST) for kind in chosen["weights"]}
     reasons = [["layers", "." * REASON]] * 2
-    room = {"shared": shared.possible_names, "chunk_size": sys.maxsize, "no_layers": reasons, "weights": weights}
+    most = {"chunk_size": sys.maxsize, "position": sys.maxsize}
+    room = {"shared": shared.possible_names, "no_layers": reasons, "weights": weights, **most}
     text = json.dumps(state).encode().ljust(len(json.dumps({**state, **room})))
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 

@@ -17,25 +17,27 @@ from equipoise._state_step import StateStep, StateView
 from equipoise.search_space import SearchSpace
 
 
-class Undecided:
-    """State to go back to, should a flag that another device has yet to compute turn out false.
+class Flag:
+    """A 0-dim bool that is on its way to the host while the host goes on; only who asks for its truth waits for it."""
 
-    The flag is on its way to the host while the host goes on, and only `valid` waits for it.
-    """
-
-    def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
-        self.old = old
-        self._event = None if unless.device.type == "cpu" else torch.Event(unless.device)
-        self._valid = unless.to("cpu", non_blocking=True)
+    def __init__(self, flag: Tensor) -> None:
+        self._event = None if flag.device.type == "cpu" else torch.Event(flag.device)
+        self._value = flag.to("cpu", non_blocking=True)
         if self._event is not None:
             self._event.record()
 
-    @property
-    def valid(self) -> bool:
-        """The flag."""
+    def __bool__(self) -> bool:
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._valid)
+        return bool(self._value)
+
+
+class Undecided:
+    """State to go back to, should a flag that another device has yet to compute turn out false."""
+
+    def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
+        self.old = old
+        self.valid = Flag(unless)
 
 
 Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]
@@ -50,10 +52,10 @@ def _is_elsewhere(flag: Tensor, state: Tensor) -> bool:
 class TaskModule(nn.Module):
     """Base of everything that decides between tasks: objectives, weightings and aggregators.
 
-    A subclass declares in `__init__` what it keeps per task (`add_state`, `add_parameter`) and whether it draws
-    random numbers (`add_generator`), and reads and writes `self.state` in its methods. The Balancer names the
-    tasks (`bind`) and opens a step (`step`) for the tasks present; from there state is saved in `state_dict`,
-    follows `.to()` to any device, and changes only when the whole step succeeded.
+    A subclass declares in `__init__` what it keeps per task (`add_state`, `add_parameter`) or pair of tasks
+    (`add_pair_state`), and whether it draws random numbers (`add_generator`), and reads and writes `self.state` in its
+    methods. The Balancer names the tasks (`bind`) and opens a step (`step`) for the tasks present; from there state is
+    saved in `state_dict`, follows `.to()` to any device, and changes only when the whole step succeeded.
 
     Which of the tasks present take part may be known on an accelerator alone, as a bool `[K']` there. A formula that
     looks at each task by itself need not care; what it does across tasks goes through `self.active`, as in
@@ -84,6 +86,7 @@ class TaskModule(nn.Module):
         self.tasks: tuple[str, ...] | None = None
         self.generator: torch.Generator | None = None
         self._states: dict[str, float | int] = {}
+        self._pairs: set[str] = set()  # of these, those that are kept per pair
         self._learned: dict[str, float] = {}
         self._view: StateView | None = None
         self._undecided: list[Undecided] = []
@@ -95,6 +98,14 @@ class TaskModule(nn.Module):
         float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
         """
         self._states[name] = default
+
+    def add_pair_state(self, name: str, default: float) -> None:
+        """Declares a `[K, K]` buffer, a number for each pair of tasks, that is otherwise as `add_state` has it.
+
+        In a step, `self.state` has the pairs of tasks that take part, `[K', K']`; all others stay as they are.
+        """
+        self.add_state(name, default)
+        self._pairs.add(name)
 
     def add_parameter(self, name: str, default: float) -> None:
         """Declares a parameter per task that starts at `default` and is learned with the model: float32, or wider.
@@ -138,7 +149,8 @@ class TaskModule(nn.Module):
                 module.tasks = names
                 for name, default in module._states.items():
                     kind = torch.int64 if isinstance(default, int) else torch.float64
-                    module.register_buffer(name, torch.full((len(names),), default, dtype=kind, device="cpu"))
+                    shape = (len(names),) * (2 if name in module._pairs else 1)
+                    module.register_buffer(name, torch.full(shape, default, dtype=kind, device="cpu"))
                 dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
                 for name, default in module._learned.items():
                     learned = (torch.tensor(default, dtype=dtype, device="cpu") for _ in names)
@@ -193,6 +205,12 @@ class TaskModule(nn.Module):
                 "or bind(tasks) and open `with module.step():`."
             )
         return self._view
+
+    @property
+    def present_tasks(self) -> tuple[str, ...]:
+        """The names of the K' tasks present; only within a step."""
+        known, present = self.tasks or (), self.state.present
+        return known if present is None else tuple(known[index] for index in present)
 
     @property
     def active(self) -> Active:

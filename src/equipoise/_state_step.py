@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class StateView:
     """The state of the tasks that are present in a step, as attributes.
 
-    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), writing keeps the new value
-    until the step is committed. So a method is written as if every task were always there: a task that is
-    left out keeps its state without a line of the method's own.
+    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), and `[K', K']` of state per pair; writing
+    keeps the new value until the step is committed. So a method is written as if every task were always there: a task
+    that is left out keeps its state without a line of the method's own.
     """
 
     _module: TaskModule
@@ -36,7 +36,7 @@ class StateView:
         if name in self._written:
             return self._written[name]
         if name in self._module._buffers:
-            value = self._restricted(self._module.settled(name))
+            value = self._restricted(name, self._module.settled(name))
         else:
             value = torch.stack(self.learned(name))
         return value if value.dtype == self._dtype or not value.is_floating_point() else value.to(self._dtype)
@@ -51,8 +51,14 @@ class StateView:
         parameters = list(self._module._modules[name]._parameters.values())  # type: ignore[union-attr]
         return parameters if self._present is None else [parameters[index] for index in self._present]
 
-    def _restricted(self, buffer: Tensor) -> Tensor:
-        return buffer if self._present is None else buffer[constants(self._present, torch.int64, buffer.device)]
+    def _places(self, name: str, buffer: Tensor) -> tuple[Tensor, ...]:
+        """Where the numbers of the tasks present are, as an index, where not all are."""
+        assert self._present is not None
+        rows = constants(self._present, torch.int64, buffer.device)
+        return (rows[:, None], rows) if name in self._module._pairs else (rows,)
+
+    def _restricted(self, name: str, buffer: Tensor) -> Tensor:
+        return buffer if self._present is None else buffer[self._places(name, buffer)]
 
     def _leave_out(self, tasks: Tensor) -> None:
         vars(self).update(_active=self._active.without(tasks))
@@ -73,11 +79,12 @@ class StateView:
             taken = valid if taken is None else taken & valid
         changes = []
         for name, buffer in buffers.items():
-            new = self._written[name]
+            new = self._written[name].to(buffer.dtype)
             if taken is not None:
-                new = torch.where(taken, new.to(buffer.dtype), self._restricted(buffer))
+                both = taken & taken[:, None] if name in self._module._pairs and taken.dim() else taken
+                new = torch.where(both, new, self._restricted(name, buffer))
             if self._present is not None:
-                new = buffer.index_copy(0, constants(self._present, torch.int64, buffer.device), new.to(buffer.dtype))
+                new = buffer.index_put(self._places(name, buffer), new)
             changes.append((buffer, new))
         return changes
 
@@ -88,6 +95,7 @@ class StateStep:
     def __init__(
         self, modules: Sequence[TaskModule], present: tuple[int, ...] | None, dtype: torch.dtype, active: Active
     ) -> None:
+        self.present = present
         self._views = {module: StateView(module, present, dtype, active) for module in modules}
         self._generators: list[tuple[torch.Generator, Tensor]] = []
         self.committed = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Iterable, Mapping
-from functools import partial
+from importlib.metadata import entry_points
 from typing import Any, Literal, cast
 
 import torch
@@ -21,23 +23,33 @@ from equipoise._method import SINGLE, Method, SingleTask
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.integrations import torchjd
-from equipoise.optim.mao import FUSED_DEVICES
-from equipoise.registry import METHODS, ONE_PASS, PASS_PER_TASK, MethodSpec
+from equipoise.registry import (
+    BASE_OPTIMIZERS,
+    DEFAULT_OPTIMIZER,
+    GROUP,
+    METHODS,
+    MethodSpec,
+    find_own,
+    spec_of,
+    split_optimizer,
+)
 
 
 def list_methods() -> list[str]:
-    """Returns the methods' names; beside them there is `single:<task>`, the baseline of one task alone.
+    """Returns the methods' names, those of installed packages' entry points `equipoise.methods` at the end.
+
+    Beside them there is `single:<task>`, the baseline of one task alone.
 
     Example:
         >>> import equipoise as eq
         >>> eq.list_methods()[:3]
         ['ew', 'static', 'rlw']
     """
-    return list(METHODS)
+    return [*METHODS, *(entry.name for entry in entry_points(group=GROUP) if entry.name not in METHODS)]
 
 
 def make_method(
-    name: str,
+    name: str | object,
     model: nn.Module,
     tasks: Iterable[str],
     *,
@@ -47,6 +59,7 @@ def make_method(
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
     chunk_size: int | None = None,
     engine: Literal["rows", "layers"] | None = None,
+    every: int = 1,
     check_finite: bool | None = None,
     process_group: Any = None,
     priorities: Mapping[str, float] | None = None,
@@ -55,11 +68,14 @@ def make_method(
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
     The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay.
+    task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
+    `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
+    parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
+    are, they are AdamW's beside Muon. Their learning rate is the hyperparameter `weights_lr`; None, the default: `lr`.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
-            a scalarizer of TorchJD's, such as `torchjd:UPGrad`.
+            a scalarizer of TorchJD's, such as `torchjd:UPGrad`; behind any of these `@adamw`, `@sgd` or `@muon`.
         model: what is trained; on its device already, as for any optimizer.
         tasks: the tasks' names.
         lr: learning rate, at least 0.
@@ -70,6 +86,7 @@ def make_method(
             else all shared parameters.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share.
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
+        every: as in `Balancer`; above 1 for methods that find weights from the Gramian.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         priorities: as in `Balancer` and `MAO`; a single task has none.
@@ -77,10 +94,10 @@ def make_method(
             become tensors, and the number of tasks is filled in.)
 
     Raises:
-        ImportError: the method is TorchJD's, which is not installed.
+        ImportError: the method is TorchJD's, which is not installed; or PyTorch is older than 2.9 and has no Muon.
         TypeError: the name is no string, or the model no module.
-        ValueError: unknown method or hyperparameter, a value out of range, potentials missing or outside (0, 1]; a
-            model in FullyShardedDataParallel, DataParallel or a DeepSpeed engine.
+        ValueError: unknown method, optimizer or hyperparameter, a value out of range, potentials missing or outside
+            (0, 1]; a model in FullyShardedDataParallel, DataParallel or a DeepSpeed engine.
 
     Example:
         >>> import torch, equipoise as eq
@@ -91,8 +108,6 @@ def make_method(
         >>> method.step()
         >>> method.zero_grad()
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be one of list_methods(), found {name!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {model!r}.")
     refuse_wrappers(model)
@@ -102,33 +117,46 @@ def make_method(
     check_priorities(priorities, names)
     if engine is not None:
         check_choice("engine", engine, ["rows", "layers"])
-    for option, given in (("probe", probe is not None), ("engine='layers'", engine == "layers")):
-        if given and (name.startswith(SINGLE) or name == "mao"):
+    if isinstance(name, str):
+        method, optimizer_name = split_optimizer(name, names)
+        spec = None if method.startswith(SINGLE) else _spec(method, len(names))
+    else:
+        own = name
+        name = method = own.__name__ if inspect.isclass(own) else type(own).__name__
+        spec, optimizer_name = spec_of(own, method), DEFAULT_OPTIMIZER
+    statistics = (("probe", probe is not None), ("engine='layers'", engine == "layers"), ("every", every != 1))
+    for option, given in statistics:
+        if given and (spec is None or spec.optimizer is not None):
             raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
-    parameters = list(model.parameters())  # frozen ones too: they may be unfrozen
-    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    if name.startswith(SINGLE):
-        task = name.removeprefix(SINGLE)
+    base = BASE_OPTIMIZERS[optimizer_name]
+    groups = base.groups(model)
+    if spec is None:
+        task = method.removeprefix(SINGLE)
         check_known(f"Method {name!r}", [task], names)
         _check_hyperparameters(name, hyperparameters, ())
         alone = Balancer(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
-        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
-        return SingleTask(task, names, model, optimizer, alone)
-    spec = _spec(name, len(names))
+        return SingleTask(name, task, names, model, base.make(groups, lr, weight_decay), alone)
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        own = spec.optimizer(parameters, names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters)
-        return Method(name, names, model, own, None)
+        if method != name:
+            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
+        optimizer = spec.optimizer(
+            list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
+        )
+        return Method(name, names, model, optimizer, None)
+    weights_lr = hyperparameters.pop("weights_lr", None) if spec.learns_weights else None
+    if weights_lr is not None:
+        check_number("weights_lr", weights_lr, at_least=0)
     if spec.needs_potentials:
         if potentials is None:
             raise ValueError(
                 f"Method {name!r} needs potentials: a mapping from each task to its single-task accuracy in (0, 1]."
             )
         hyperparameters["potentials"] = potentials
-    if name == "static":
+    if method == "static":
         hyperparameters.setdefault("weights", dict.fromkeys(names, 1.0))
     given_to_objective = {} if spec.aggregator else hyperparameters
     objective = None if spec.objective is None else spec.objective(**given_to_objective)
@@ -141,18 +169,18 @@ def make_method(
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         chunk_size=chunk_size,
         engine=engine,
+        every=every,
         model=model,
         check_finite=check_finite,
         process_group=process_group,
     )
-    groups: list[dict[str, Any]] = [{"params": parameters}]
     learned = list(balancer.parameters())
     if learned:
-        device = next((p.device for p in parameters), torch.device("cpu"))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         balancer.to(device)
-        groups.append({"params": learned, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=fused)
-    return Method(name, names, model, optimizer, balancer)
+        own_lr = {} if weights_lr is None else {"lr": weights_lr}
+        groups.append({"params": learned, "weight_decay": 0.0, **own_lr})
+    return Method(name, names, model, base.make(groups, lr, weight_decay), balancer)
 
 
 def _last_shared_layer(model: nn.Module) -> nn.Module | None:
@@ -168,19 +196,21 @@ def _spec(name: str, count: int) -> MethodSpec:
     """Returns what is known of a method for `count` tasks.
 
     Raises:
-        ImportError: it is TorchJD's, and TorchJD is not installed.
+        ImportError: it is TorchJD's, and TorchJD is not installed; or what it is in cannot be imported.
+        TypeError: what is there is no method.
         ValueError: there is no such method.
     """
+    if name in METHODS:
+        return METHODS[name]
     if name.startswith(torchjd.PREFIX):
-        found = torchjd.find_class(name)
-        make = partial(torchjd.make, found, count)
-        if torchjd.is_scalarizer(found):
-            return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", ONE_PASS, found, objective=make)
-        return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", PASS_PER_TASK, found, aggregator=make)
-    if name not in METHODS:
-        known = ", ".join([*METHODS, f"{SINGLE}<task>", f"{torchjd.PREFIX}<class>"])
-        raise ValueError(f"Unknown method {name!r}; the methods are {known}.")
-    return METHODS[name]
+        return torchjd.spec_of(name, count)
+    found = find_own(name)
+    if found is None:
+        near = difflib.get_close_matches(name, METHODS)
+        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        known = ", ".join([*METHODS, f"{SINGLE}<task>", f"{torchjd.PREFIX}<class>", "FILE.py:NAME"])
+        raise ValueError(f"Unknown method {name!r}.{meant} The methods are {known}.")
+    return spec_of(found, name)
 
 
 def _check_hyperparameters(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:

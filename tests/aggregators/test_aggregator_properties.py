@@ -1,5 +1,6 @@
 """What holds for every aggregator, or for all that promise it, on every sampled Jacobian."""
 
+import copy
 import math
 from contextlib import contextmanager
 
@@ -7,7 +8,25 @@ import pytest
 import torch
 from jacobians import CASES, COUNTS, FULL_RANK, sample
 
-from equipoise.aggregators import IMTLG, MGDA, CAGrad, GradDrop, GradNorm, NashMTL, PCGrad, _simplex, nash_mtl
+from equipoise.aggregators import (
+    IMTLG,
+    MGDA,
+    PCD,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradDrop,
+    GradNorm,
+    GradVac,
+    Krum,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+    _simplex,
+    nash_mtl,
+)
 
 STATELESS = {
     "imtl-g": IMTLG,
@@ -17,6 +36,17 @@ STATELESS = {
     "cagrad large c": lambda: CAGrad(c=3.0),
     "cagrad small c": lambda: CAGrad(c=1e-3),
     "nash-mtl": NashMTL,
+    "fairgrad": FairGrad,
+    "fairgrad alpha 2": lambda: FairGrad(alpha=2.0),
+    "fairgrad alpha 0.5": lambda: FairGrad(alpha=0.5),
+    "aligned-mtl": AlignedMTL,
+    "aligned-mtl median": lambda: AlignedMTL("median"),
+    "aligned-mtl mean": lambda: AlignedMTL("mean"),
+    "config": ConFIG,
+    "upgrad": UPGrad,
+    "dualproj": DualProj,
+    "krum": Krum,
+    "krum of three": lambda: Krum(byzantine=2, selected=3),
     "pcgrad": lambda: PCGrad(seed=1),
     "graddrop": lambda: GradDrop(seed=1),
     "graddrop leak": lambda: GradDrop(leak=0.3, seed=1),
@@ -31,10 +61,12 @@ def promising(promise):
 def test_what_the_methods_promise():
     """Each list goes into a test; a promise that is withdrawn is seen here."""
     every = list(STATELESS)
-    assert promising("non_conflicting") == ["mgda", "nash-mtl"]
-    assert promising("permutation_invariant") == [method for method in every if method != "pcgrad"]
-    assert promising("homogeneous") == [method for method in every if method != "nash-mtl"]
-    assert promising("scale_invariant") == ["nash-mtl"]
+    fair = ["fairgrad", "fairgrad alpha 2", "fairgrad alpha 0.5"]
+    assert promising("non_conflicting") == ["mgda", "nash-mtl", *fair, "upgrad", "dualproj"]
+    ordered = ["pcgrad", "krum", "krum of three"]
+    assert promising("permutation_invariant") == [method for method in every if method not in ordered]
+    assert promising("homogeneous") == [method for method in every if method not in ("nash-mtl", *fair)]
+    assert promising("scale_invariant") == ["nash-mtl", "fairgrad"]
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)
@@ -58,13 +90,19 @@ def test_all_rows_zero(method, dtype):
     assert torch.equal(combined, torch.zeros(7, dtype=dtype))
 
 
+def precision(method, name):
+    """Eigenvalues of a Gramian are exact to rounding relative to the largest: here they lie over eleven decades."""
+    return 1e-4 if method.startswith("aligned-mtl") and name == "shared direction" else 1e-8
+
+
 @pytest.mark.parametrize(("name", "count"), FULL_RANK)
 @pytest.mark.parametrize("method", promising("permutation_invariant"))
 def test_order_of_tasks_does_not_matter(method, name, count):
     jacobian = sample(name, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     one, other = STATELESS[method]()(jacobian), STATELESS[method]()(jacobian[order])
-    torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-9 * float(jacobian.norm(dim=1).max()))
+    scale = 0.1 * float(jacobian.norm(dim=1).max())
+    torch.testing.assert_close(other, one, rtol=1e-8, atol=scale * precision(method, name))
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e12])
@@ -73,7 +111,8 @@ def test_order_of_tasks_does_not_matter(method, name, count):
 def test_scaling_all_gradients_scales_the_result(method, name, count, factor):
     jacobian = sample(name, count)
     one, other = STATELESS[method]()(jacobian), STATELESS[method]()(factor * jacobian)
-    torch.testing.assert_close(other, factor * one, rtol=1e-8, atol=1e-9 * float(factor * one.norm()))
+    scale = 0.1 * factor * float(one.norm())
+    torch.testing.assert_close(other, factor * one, rtol=1e-8, atol=scale * precision(method, name))
 
 
 @pytest.mark.parametrize(("name", "count"), FULL_RANK)
@@ -93,7 +132,9 @@ def test_never_against_a_task(method, name, count):
     combined = STATELESS[method]()(jacobian)
     norms = jacobian.norm(dim=1)
     # Where the rows cancel, the direction of the remainder is rounding: relative to what was added up.
-    floor = 1e-8 * (norms.max() if method == "mgda" else 10.0)
+    floor = 1e-8 * (10.0 if method == "nash-mtl" else norms.max())
+    if method.startswith("fairgrad"):
+        floor = 1e-8 * STATELESS[method]().aggregate([[row] for row in jacobian], torch.ones(count))[1] @ norms
     if method == "nash-mtl" and name in ("opposite rows", "low rank"):
         floor = 1e-5
     assert ((jacobian @ combined) >= -floor * norms).all()
@@ -104,6 +145,9 @@ def test_one_task(method):
     row = sample("random", 1)
     expected = {
         "nash-mtl": row[0] / row.norm(),
+        "fairgrad": row[0] / row.norm(),
+        "fairgrad alpha 2": row[0] / row.norm() ** (4 / 3),
+        "fairgrad alpha 0.5": row[0] / row.norm() ** (2 / 3),
         "cagrad": 1.5 * row[0],
         "cagrad large c": 4 * row[0],
         "cagrad small c": 1.001 * row[0],
@@ -130,22 +174,35 @@ def test_a_gradient_that_is_not_finite_shows_and_does_not_raise(method, value):
     assert not torch.isfinite(STATELESS[method]()(jacobian)).all()
 
 
-@pytest.mark.parametrize("method", [lambda seed: PCGrad(seed=seed), lambda seed: GradDrop(seed=seed)])
+class BoundGradVac(GradVac):
+    """In a step of its own at each call."""
+
+    def forward(self, jacobian):
+        if self.tasks is None:
+            self.bind([f"task {k}" for k in range(len(jacobian))])
+        with self.step() as step:
+            combined = super().forward(jacobian)
+            step.commit()
+        return combined
+
+
+@pytest.mark.parametrize("method", [PCGrad, GradDrop, BoundGradVac])
 def test_random_methods_follow_their_seed_and_their_saved_state(method):
     jacobian = sample("conflicting", 5)
-    one, same = method(3), method(3)
+    one, same = method(seed=3), method(seed=3)
     first = one(jacobian)
     assert torch.equal(same(jacobian), first)
-    state = one.state_dict()
+    state = copy.deepcopy(one.state_dict())
     second = one(jacobian)
     assert not torch.equal(second, first)
-    resumed = method(4)
+    resumed = method(seed=4)
+    resumed(jacobian)
     resumed.load_state_dict(state)
     assert torch.equal(resumed(jacobian), second)
     torch.manual_seed(11)
-    unseeded = method(None)(jacobian)
+    unseeded = method(seed=None)(jacobian)
     torch.manual_seed(11)
-    assert torch.equal(method(None)(jacobian), unseeded)
+    assert torch.equal(method(seed=None)(jacobian), unseeded)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +214,15 @@ def test_random_methods_follow_their_seed_and_their_saved_state(method):
         (lambda: CAGrad(c=-0.1), r"c must be a finite number ≥ 0, found -0\.1"),
         (lambda: CAGrad(c=math.inf), r"c must be a finite number ≥ 0, found inf"),
         (lambda: CAGrad(rescale="c"), r"rescale must be one of 'none', '1\+c2', '1\+c', found 'c'"),
+        (lambda: AlignedMTL("max"), r"scale must be one of 'min', 'median', 'mean', found 'max'"),
+        (lambda: FairGrad(alpha=0.0), r"alpha must be a finite number > 0, found 0\.0"),
+        (lambda: GradVac(beta=1.5), r"beta must be a finite number ≥ 0 and ≤ 1, found 1\.5"),
+        (lambda: PCD(tau=-0.1), r"tau must be a finite number ≥ 0 and ≤ 1, found -0\.1"),
+        (lambda: PCD(beta=1.0), r"beta must be a finite number ≥ 0 and < 1, found 1\.0"),
+        (lambda: PCD(eps=-1.0), r"eps must be a finite number ≥ 0, found -1\.0"),
+        (lambda: PCD("c").bind(["a", "b"]), r"primary: unknown task 'c'; the tasks are 'a', 'b'"),
+        (lambda: Krum(byzantine=-1), "byzantine must be an integer ≥ 0, found -1"),
+        (lambda: Krum(selected=True), "selected must be an integer ≥ 1, found True"),
         (lambda: GradDrop(leak=1.5), r"leak must be a finite number ≥ 0 and ≤ 1, found 1\.5"),
         (lambda: GradDrop(leak={"a": -1}), r"leak\['a'\] must be a finite number ≥ 0 and ≤ 1, found -1"),
         (lambda: GradDrop(leak={"c": 0.5}).bind(["a", "b"]), r"leak: unknown task 'c'; the tasks are 'a', 'b'"),
@@ -204,7 +270,9 @@ def test_the_default_device_does_not_matter(method):
 
 
 @pytest.mark.parametrize(
-    "create", [PCGrad, lambda: GradDrop({"a": 0.5}), GradNorm], ids=["pcgrad", "graddrop by task", "gradnorm"]
+    "create",
+    [PCGrad, lambda: GradDrop({"a": 0.5}), GradNorm, GradVac, PCD],
+    ids=["pcgrad", "graddrop by task", "gradnorm", "gradvac", "pcd"],
 )
 def test_the_default_device_does_not_matter_for_seeds_and_state(create):
     jacobian, losses = sample("conflicting", 3), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)

@@ -19,6 +19,8 @@ ANSWERS = {
     ("--version",): (0, "equipoise"),
     ("compare", "--help"): (0, "my_problem.py:problem"),
     ("report", "--help"): (0, "latex"),
+    ("init", "no-name.txt"): (2, "no-name.txt cannot be imported: take a name such as my_problem.py."),
+    ("check", "digts"): (2, "Did you mean digits"),
     ("methods",): (0, "Kendall et al. 2018"),
     ("compare", "digits", "--seed", "3"): (2, "--seeds"),
     ("compre",): (2, "compare"),

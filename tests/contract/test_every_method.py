@@ -220,7 +220,7 @@ def test_a_task_that_is_never_there_might_as_well_not_exist(name, pair):
 
 
 def state_of(method, position, task):
-    """What the method keeps of a task: entries of `[K]` tensors, and MAO's moments."""
+    """What the method keeps of a task: entries of `[K]` and `[K, K]` tensors, and MAO's moments."""
     kept: list[torch.Tensor] = []
     if method.balancer is None:
         for state in method.optimizer.state.values():
@@ -228,7 +228,8 @@ def state_of(method, position, task):
     else:
         for part in (method.balancer.objective, method.balancer.aggregator):
             if part is not None:
-                kept += [t[position] for t in part.buffers() if t.dim() == 1]
+                kept += [t[position] for t in part.buffers()]
+                kept += [t[:, position] for name, t in part.named_buffers() if name in part._pairs]
                 kept += [p for name, p in part.named_parameters() if name.endswith(f".{position}")]
     return [t.detach().clone() for t in kept]
 

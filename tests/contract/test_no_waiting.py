@@ -289,6 +289,14 @@ def test_every_way_to_a_gramian_waits_once(aggregator, options):
         assert accelerator.waits == 1
 
 
+def test_only_a_step_that_takes_statistics_waits():
+    model, method = make_there("mgda", every=3)
+    assert [step(model, method) for _ in range(5)] == [1, 0, 0, 1, 0]
+    held = {"aggregator": dict.fromkeys(TASKS, 0.5)}  # from a checkpoint: on the host
+    method.balancer._balancing.choose({"no_layers": [], "position": 2, "weights": held})
+    assert [step(model, method) for _ in range(2)] == [0, 1]
+
+
 MAO_OPTIONS = [
     {"groups": 2},
     {"max_norm": 1.0},

@@ -36,6 +36,9 @@ def cases():
     for kind in ("plain", "ddp", "fsdp-nested"):
         settings.append({"name": "mao", "kind": kind, "pattern": "missing", "streaming": True})
         settings.append({"name": "mao", "kind": kind, "pattern": "missing", "groups": 2})
+        settings.append({"name": "mgda", "kind": kind, "pattern": "missing", "every": 2})
+    for kind in ("plain", "ddp"):
+        settings.append({"name": "mgda", "kind": kind, "pattern": "halves", "counts": False, "micro": 2, "every": 3})
     return {label(**case): case for case in settings}
 
 

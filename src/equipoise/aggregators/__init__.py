@@ -1,22 +1,38 @@
 """Aggregators: K task gradients to one."""
 
 from equipoise.aggregators._base import Aggregator, GramianAggregator
+from equipoise.aggregators.aligned_mtl import AlignedMTL
 from equipoise.aggregators.cagrad import CAGrad
+from equipoise.aggregators.config import ConFIG
+from equipoise.aggregators.dualproj import DualProj
+from equipoise.aggregators.fairgrad import FairGrad
 from equipoise.aggregators.graddrop import GradDrop
 from equipoise.aggregators.gradnorm import GradNorm
+from equipoise.aggregators.gradvac import GradVac
 from equipoise.aggregators.imtl_g import IMTLG
+from equipoise.aggregators.krum import Krum
 from equipoise.aggregators.mgda import MGDA
 from equipoise.aggregators.nash_mtl import NashMTL
+from equipoise.aggregators.pcd import PCD
 from equipoise.aggregators.pcgrad import PCGrad
+from equipoise.aggregators.upgrad import UPGrad
 
 __all__ = [
     "IMTLG",
     "MGDA",
+    "PCD",
     "Aggregator",
+    "AlignedMTL",
     "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "FairGrad",
     "GradDrop",
     "GradNorm",
+    "GradVac",
     "GramianAggregator",
+    "Krum",
     "NashMTL",
     "PCGrad",
+    "UPGrad",
 ]

@@ -64,9 +64,8 @@ class Aggregator(TaskModule, ABC):
         """How much each of the tasks present is wanted, `p_k > 0`, `[K']`, float64 on the CPU; None: all the same."""
         if not self._preferences:
             return None
-        known, present = self.tasks or (), self.state.present
-        tasks = known if present is None else [known[index] for index in present]
-        return torch.tensor([self._preferences[task] for task in tasks], dtype=torch.float64, device="cpu")
+        preferences = [self._preferences[task] for task in self.present_tasks]
+        return torch.tensor(preferences, dtype=torch.float64, device="cpu")
 
     @abstractmethod
     def aggregate(self, gradients: Gradients, losses: Tensor) -> tuple[list[Tensor], Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from equipoise._checks import check_choice, check_number
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.aggregators._normalized import Normalized
 from equipoise.aggregators._simplex import minimize_on_simplex
+from equipoise.search_space import Range, SearchSpace
 
 RESCALES = ("none", "1+c2", "1+c")
 
@@ -51,6 +53,7 @@ class CAGrad(GramianAggregator):
 
     permutation_invariant = True
     homogeneous = True
+    search_space: ClassVar[SearchSpace] = {"c": Range(0.1, 0.9)}
 
     def __init__(self, c: float = 0.5, rescale: str = "none") -> None:
         super().__init__()

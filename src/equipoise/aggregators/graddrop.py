@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from equipoise._checks import check_known, check_number
 from equipoise.aggregators._base import Aggregator, Gradients
 from equipoise.gradients.gramian import as_real
 from equipoise.gradients.shards import like, local, shard_of
+from equipoise.search_space import Range, SearchSpace
 
 
 class GradDrop(Aggregator):
@@ -48,6 +50,7 @@ class GradDrop(Aggregator):
     masked = True  # the gradients of tasks that take no part are 0, and pass or not
     permutation_invariant = True
     homogeneous = True
+    search_space: ClassVar[SearchSpace] = {"leak": Range(0.0, 1.0)}
 
     def __init__(self, leak: float | Mapping[str, float] = 0.0, seed: int | None = None) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from equipoise._adam import Adam
 from equipoise._checks import check_number
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.aggregators._normalized import row_norms
+from equipoise.search_space import Range, SearchSpace
 
 SMALLEST = 1e-3
 """Least weight after an update: a weight that has become 0 would not come back."""
@@ -50,6 +53,7 @@ class GradNorm(GramianAggregator):
 
     takes_preferences = True
     requires_positive = True
+    search_space: ClassVar[SearchSpace] = {"alpha": Range(0.0, 3.0), "lr": Range(0.0025, 0.25, log=True)}
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from equipoise._checks import check_choice
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.aggregators._normalized import Normalized
 from equipoise.aggregators._simplex import minimize_on_simplex
+from equipoise.search_space import Choice, SearchSpace
 
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
@@ -47,6 +50,7 @@ class MGDA(GramianAggregator):
     takes_preferences = True
     permutation_invariant = True
     homogeneous = True
+    search_space: ClassVar[SearchSpace] = {"normalization": Choice(NORMALIZATIONS)}
 
     def __init__(self, normalization: str = "none") -> None:
         super().__init__()

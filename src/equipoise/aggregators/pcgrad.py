@@ -7,6 +7,7 @@ from torch import Tensor
 
 from equipoise.aggregators._base import GramianAggregator
 from equipoise.aggregators._normalized import Normalized
+from equipoise.aggregators._orders import random_orders
 
 
 class PCGrad(GramianAggregator):
@@ -41,9 +42,7 @@ class PCGrad(GramianAggregator):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Returns `Σ_i` of the coefficients of `v_i` `[K']`."""
-        count = len(gramian)
-        draw = torch.rand(count, count, dtype=torch.float64, device="cpu", generator=self.generator)
-        orders = draw.fill_diagonal_(torch.inf).argsort(1)[:, :-1]  # of the others: a task itself comes last
+        orders = random_orders(len(gramian), self.generator)
         rows = Normalized(gramian)
         inner = rows.cosines.clone()  # ⟨v_i, u_j⟩/‖g_i‖, where u_j = g_j/‖g_j‖
         removed, theirs = torch.zeros_like(inner), torch.empty_like(inner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,11 @@ class MicroBatches:
 
     def __bool__(self) -> bool:
         return bool(self.values)
+
+    def written(self) -> Iterator[Tensor]:
+        """Returns what `.grad` holds of these micro-batches, where their gradients went there at once."""
+        leaves = [] if self.rows else dict.fromkeys(leaf for row in self.reached.values() for leaf in row)
+        return (leaf.grad for leaf in leaves if leaf.grad is not None)
 
     def check_counted(self, counted: bool) -> None:
         """Checks that another micro-batch comes with counts if these do.

@@ -61,7 +61,7 @@ class Probe:
     Args:
         ranks: goes over ranks.
         step: the step.
-        probe: the parameters, each reached by all tasks.
+        probe: the parameters, each reached by all tasks; none where no statistics are taken.
     """
 
     def __init__(self, ranks: Alone, step: Step, probe: Iterable[Tensor]) -> None:

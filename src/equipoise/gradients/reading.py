@@ -25,6 +25,10 @@ class Reader:
         check_finite: raise for NaN or infinite losses; None: on the CPU, unless a gradient scaler is there for them.
         waiting: what waits for the end of a step.
         batching: how many tasks go through what they share at once.
+
+    Attributes:
+        scaled: whether there is a gradient scaler, whose `step` waits for the device; `after_step`'s losses are of the
+            step before it.
     """
 
     def __init__(
@@ -35,7 +39,7 @@ class Reader:
         self._check_finite = check_finite
         self._waiting = waiting
         self._batching = batching
-        self._scaled = False  # whether there is a scaler; `after_step`'s losses are of the step before it
+        self.scaled = False
 
     def looks(self, step: Step) -> bool:
         """Whether the host looks at the losses."""
@@ -80,7 +84,7 @@ class Reader:
         ranks = self._company.now()
         cleared, error = False, None
         if graph:
-            self._scaled = scaler is not None and scaler.is_enabled()
+            self.scaled = scaler is not None and scaler.is_enabled()
             try:
                 cleared = self._waiting.cleared()
             except ValueError as found:
@@ -106,7 +110,7 @@ class Reader:
                 self._waiting.micro_batches.check_counted(counts is not None)
             return step if also is None else replace(step, representation=also())
 
-        called = [graph, accumulate, counts is not None, self._scaled, also is not None, cleared]
+        called = [graph, accumulate, counts is not None, self.scaled, also is not None, cleared]
         step = ranks.read(read, self._tasks, called, self._batching)
         if cleared:
             self._waiting.forget()
@@ -119,4 +123,4 @@ class Reader:
 
     def _raises(self, values: Tensor) -> bool:
         """Whether a loss that is not finite is an error. With a scaler it is an overflow, unless asked for."""
-        return checks_values(self._check_finite, values) and (not self._scaled or self._check_finite is True)
+        return checks_values(self._check_finite, values) and (not self.scaled or self._check_finite is True)

@@ -32,13 +32,16 @@ class Statistics:
         self._place = place
         self._shared = dict.fromkeys(shared)
 
-    def run(self, step: Step, coefficients: Tensor, solve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Row]:
+    def run(
+        self, step: Step, coefficients: Tensor, solve: Callable[[Callable[[], Tensor]], Tensor]
+    ) -> tuple[Tensor, Row]:
         """Makes the backward passes of a step.
 
         Args:
             step: the K' tasks present.
             coefficients: `c_k` `[K']`.
-            solve: from the Gramian `[K', K']` of the rows `c_k ∂L_k` at the place to their weights `[K']`.
+            solve: from what gives the Gramian `[K', K']` of the rows `c_k ∂L_k` at the place, if it is asked for it, to
+                their weights `[K']`.
 
         Returns:
             The weights `[K']`, and the gradient of every leaf: `Σ_k w_k c_k ∂L_k` of shared ones, `Σ_k c_k ∂L_k` of
@@ -49,7 +52,7 @@ class Statistics:
         reached = dict.fromkeys(leaf for row in step.graph.leaves for leaf in row)
         scaled = step.weights(self._ranks.rank_share(step, step.scale.coefficients(coefficients)))
         at_cut, rows = self._one_by_one(step, scaled, step.at_held(leaves))
-        weights = solve(step.scale.unscaled_products(self._place.gramian(at_cut, rows)))
+        weights = solve(lambda: step.scale.unscaled_products(self._place.gramian(at_cut, rows)))
         starts = at_cut
         if not self._place.joins_at_cut:
             held = iter(zip(step.held, scaled, strict=True))

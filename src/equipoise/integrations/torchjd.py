@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from equipoise.aggregators._base import Aggregator, Gradients, GramianAggregator
 from equipoise.gradients.gramian import as_real, combine
 from equipoise.gradients.shards import gathered, like, local, shard_of
 from equipoise.objectives._base import Objective
+from equipoise.registry._spec import ONE_PASS, PASS_PER_TASK, MethodSpec
 
 PREFIX = "torchjd:"
 """Before a class's name, it makes the name of a method: `torchjd:UPGrad`."""
@@ -102,6 +104,20 @@ def find_class(name: str) -> type[nn.Module]:
     known = {n for place in modules.values() for n in place.__all__ if not inspect.isabstract(getattr(place, n))}
     known -= set(TWO_BATCHES)
     raise ValueError(f"TorchJD has no {name.removeprefix(PREFIX)!r}; it has {', '.join(sorted(known))}.")
+
+
+def spec_of(name: str, count: int) -> MethodSpec:
+    """Returns what is known of the method behind `torchjd:<class>`, for `count` tasks.
+
+    Raises:
+        ImportError: TorchJD is not installed.
+        ValueError: it has no such class.
+    """
+    found = find_class(name)
+    make_it = partial(make, found, count)
+    if is_scalarizer(found):
+        return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", ONE_PASS, found, objective=make_it)
+    return MethodSpec(f"TorchJD's {found.__name__}", "TorchJD", PASS_PER_TASK, found, aggregator=make_it)
 
 
 def is_scalarizer(found: type[nn.Module]) -> bool:

@@ -129,6 +129,11 @@ class BalanceMonitor:
         """The samples so far; see `Recording`."""
         return self.recording.records
 
+    @property
+    def rows(self) -> TaskRows:
+        """The task gradients of a step that is sampled, from `backward` until the optimizer's step; of MAO's, none."""
+        return self._sample.rows
+
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Records how well tasks do, say on validation after an epoch, with the number of steps taken so far.
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from equipoise.monitor.recording import Recording
-from equipoise.monitor.style import line_style
+from equipoise.monitor.style import line_style, plain
 
 Recordings = Recording | Mapping[str, Recording]
 
@@ -41,7 +41,7 @@ def draw_layers(recordings: Recordings) -> Figure:
             _lines(axes, range(len(layers)), recording.by_layer(quantity), _tasks(named), dots=True)
             _describe(axes, name, label, "layer" if len(layers) > NAMED else "")
             if len(layers) <= NAMED:
-                axes.set_xticks(range(len(layers)), list(map(_plain, layers)), rotation=90, fontsize=7)
+                axes.set_xticks(range(len(layers)), list(map(plain, layers)), rotation=90, fontsize=7)
     _legend(figure, _tasks(named))
     return figure
 
@@ -82,10 +82,10 @@ def draw_conflicts(recordings: Recordings) -> Figure:
     for (name, recording), axes in zip(named.items(), panels, strict=True):
         cosines = [[math.nan if value is None else value for value in row] for row in recording.mean_cosines()]
         shown = axes.imshow(cosines, cmap="PuOr_r", vmin=-1, vmax=1)
-        tasks = list(map(_plain, recording.tasks))
+        tasks = list(map(plain, recording.tasks))
         axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=8)
         axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
-        axes.set_title(_plain(name), fontsize=10)
+        axes.set_title(plain(name), fontsize=10)
         if len(recording.tasks) <= NAMED // 4:
             for i, row in enumerate(cosines):
                 for j, value in enumerate(row):
@@ -182,7 +182,7 @@ def _lines(
 
 
 def _describe(axes: Axes, title: str, height: str, width: str) -> None:
-    axes.set_title(_plain(title), fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     axes.set_ylabel(height, fontsize=9)
     axes.set_xlabel(width, fontsize=9)
 
@@ -193,9 +193,4 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
         handles, list(map(str, range(len(names)))), loc="outside lower center", ncols=8, fontsize=9, frameon=False
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(_plain(name))  # not before: a legend leaves out names that begin with _
-
-
-def _plain(name: str) -> str:
-    """Returns what matplotlib draws as the name, whatever is in it."""
-    return name.replace("$", r"\$")
+        text.set_text(plain(name))  # not before: a legend leaves out names that begin with _

@@ -20,3 +20,8 @@ def line_style(index: int, colours: Sequence[str] = COLOURS) -> dict[str, Any]:
         "linestyle": DASHES[(index + 3 * turn) % len(DASHES)],
         "marker": MARKERS[(index + 2 * turn) % len(MARKERS)],
     }
+
+
+def plain(name: str) -> str:
+    """Returns what matplotlib draws as the name, whatever is in it."""
+    return name.replace("$", r"\$")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from equipoise._checks import check_choice, check_number
 from equipoise._kept import Kept
 from equipoise.objectives._accuracy import AccuracyWeighting
 from equipoise.objectives._per_task import check_values, per_task
+from equipoise.search_space import Choice, Range, SearchSpace
 
 
 class Achievement(AccuracyWeighting):
@@ -48,6 +49,11 @@ class Achievement(AccuracyWeighting):
     """
 
     masked = True
+    search_space: ClassVar[SearchSpace] = {
+        "gamma": Range(0.2, 20.0, log=True),
+        "margin": Range(0.005, 0.5, log=True),
+        "normalization": Choice(("softmax", "sum")),
+    }
     potential: Tensor
 
     def __init__(

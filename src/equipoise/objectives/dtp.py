@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from equipoise._checks import check_number
 from equipoise.objectives._accuracy import AccuracyWeighting
+from equipoise.search_space import Range, SearchSpace
 
 ACCURACY_FLOOR = 1e-20
 """Smoothed accuracies below this count as this, so that a task that gets nothing right weighs 46, not ∞."""
@@ -35,6 +38,7 @@ class DTP(AccuracyWeighting):
     """
 
     masked = True
+    search_space: ClassVar[SearchSpace] = {"gamma": Range(0.1, 10.0, log=True)}
 
     def __init__(self, gamma: float = 1.0, momentum: float = 0.1) -> None:
         super().__init__(momentum)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from equipoise._checks import check_number
 from equipoise._kept import Kept
 from equipoise.objectives._base import Weighting
 from equipoise.objectives._training_rate import TrainingRate
+from equipoise.search_space import Range, SearchSpace
 
 
 class DWA(Weighting):
@@ -36,6 +37,7 @@ class DWA(Weighting):
 
     masked = True
     requires_positive = True
+    search_space: ClassVar[SearchSpace] = {"temperature": Range(0.2, 20.0, log=True)}
 
     def __init__(self, temperature: float = 2.0, interval: int | Literal["epoch"] = "epoch") -> None:
         super().__init__()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from equipoise.objectives._base import Weighting
 from equipoise.objectives.dwa import DWA
 from equipoise.objectives.ema import EMA
+from equipoise.search_space import SearchSpace
 
 
 class DWEMA(Weighting):
@@ -37,6 +38,7 @@ class DWEMA(Weighting):
 
     masked = True
     requires_positive = True
+    search_space: ClassVar[SearchSpace] = EMA.search_space | DWA.search_space
 
     def __init__(self, beta: float = 0.1, temperature: float = 2.0, interval: int | Literal["epoch"] = 1) -> None:
         super().__init__()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from equipoise._checks import check_number
 from equipoise.objectives._base import Weighting
 from equipoise.objectives._moving_average import MovingAverage
+from equipoise.search_space import Range, SearchSpace
 
 
 class EMA(Weighting):
@@ -30,6 +33,7 @@ class EMA(Weighting):
 
     masked = True
     requires_positive = True
+    search_space: ClassVar[SearchSpace] = {"beta": Range(0.01, 1.0, log=True)}
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()

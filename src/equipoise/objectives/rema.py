@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from equipoise.objectives._base import Weighting
 from equipoise.objectives._training_rate import TrainingRate
 from equipoise.objectives.ema import EMA
+from equipoise.search_space import SearchSpace
 
 
 class REMA(Weighting):
@@ -36,6 +37,7 @@ class REMA(Weighting):
 
     masked = True
     requires_positive = True
+    search_space: ClassVar[SearchSpace] = EMA.search_space
 
     def __init__(self, beta: float = 0.1, interval: int | Literal["epoch"] = 1) -> None:
         super().__init__()

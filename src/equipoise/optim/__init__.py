@@ -1,5 +1,6 @@
-"""Optimizers that balance by themselves."""
+"""Optimizers that balance by themselves, and what goes with them."""
 
 from equipoise.optim.mao import MAO
+from equipoise.optim.muon import MuonAndAdamW
 
-__all__ = ["MAO"]
+__all__ = ["MAO", "MuonAndAdamW"]

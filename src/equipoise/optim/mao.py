@@ -25,13 +25,12 @@ from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher, Watching
 from equipoise.gradients.writing import all_finite, write
+from equipoise.optim._fused import can_fuse
 from equipoise.optim._groups import grouped, of_groups
 from equipoise.optim._listing import NO_TASK, Listing
 from equipoise.optim._pending import Pending, by_taking, guarded, split
 from equipoise.optim._states import SavedByTask
 from equipoise.optim.moments import Lists, clipped, decay, update
-
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 ONE_BACKWARD = (
     "With streaming=True the moments take each gradient in at once: there is one backward() between two calls of "
@@ -184,7 +183,7 @@ class MAO(SavedByTask):
         added = self.param_groups[-1]
         self._company.order.know(added["params"])
         if added["fused"] is None:
-            added["fused"] = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in added["params"])
+            added["fused"] = can_fuse(added["params"])
 
     def backward(
         self,

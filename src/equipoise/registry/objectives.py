@@ -24,6 +24,7 @@ from equipoise.objectives import (
     Weighting,
 )
 from equipoise.registry._spec import ONE_PASS, MethodSpec
+from equipoise.search_space import Range
 
 
 def _objective(
@@ -52,7 +53,12 @@ OBJECTIVES: dict[str, MethodSpec] = {
     "ew": _objective(Equal, "equal weights: the plain sum of the losses", "baseline"),
     "static": _objective(Static, "fixed weights that you give; 1 for every task if you give none", "baseline"),
     "rlw": _objective(RLW, "random weights, drawn anew each step", "Lin et al. 2022"),
-    "uw": _objective(UW, "uncertainty weighting: a variance per task is learned with the model", "Kendall et al. 2018"),
+    "uw": _objective(
+        UW,
+        "uncertainty weighting: a variance per task is learned with the model",
+        "Kendall et al. 2018",
+        learns_weights=True,
+    ),
     "dwa": _objective(DWA, "more weight for losses that fall slowly", "Liu et al. 2019"),
     "ema": _objective(EMA, "each loss divided by its moving average", "Lakkapragada et al. 2023"),
     "rema": _objective(REMA, "EMA, times the loss's training rate", "Lakkapragada et al. 2023"),
@@ -71,6 +77,13 @@ OBJECTIVES: dict[str, MethodSpec] = {
     "amtl-a": _objective(
         Achievement, "weighted sum, more weight far below single-task accuracy", "Yun & Cho 2023", needs_potentials=True
     ),
-    "imtl-l": _objective(IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021"),
-    "famo": _objective(_famo, "equal rate of improvement, from loss values alone", "Liu et al. 2023"),
+    "imtl-l": _objective(
+        IMTLL, "loss scales learned so that all losses stand near one", "Liu et al. 2021", learns_weights=True
+    ),
+    "famo": _objective(
+        _famo,
+        "equal rate of improvement, from loss values alone",
+        "Liu et al. 2023",
+        search_space={"weights_lr": Range(0.0025, 0.25, log=True), "weights_decay": Range(1e-4, 1e-2, log=True)},
+    ),
 }

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.bench.experiment.comparison import Result
-from equipoise.bench.experiment.costs import Cost
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
 from equipoise.bench.problems import Measure, Problem, Regression
+from equipoise.monitor.costs import Cost
 
 METHODS = ("ew", "ema", "mao")
 LEVELS = {"ew": 1.2, "ema": 0.9, "mao": 0.7}

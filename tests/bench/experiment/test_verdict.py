@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from equipoise.bench.experiment.costs import Cost
 from equipoise.bench.experiment.statistics import DELTA, Cell, Column, Summary, summarise
 from equipoise.bench.experiment.verdict import judge
 from equipoise.bench.problems import Measure, Regression
+from equipoise.monitor.costs import Cost
 
 LEVEL = 0.05
 

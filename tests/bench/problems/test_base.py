@@ -3,11 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, r2_score
+from sklearn.metrics import average_precision_score, f1_score, r2_score, roc_auc_score
 from torch.nn import functional
 
 from equipoise.bench.problems import (
     SCHEDULES,
+    BinaryClassification,
     Classification,
     Measure,
     ProblemError,
@@ -36,6 +37,24 @@ def test_classification_leaves_out_missing_labels():
     assert task.accuracy(values) == values["accuracy"]
 
 
+def test_binary_classification_leaves_out_missing_labels():
+    task = BinaryClassification("kind")
+    logits = torch.randn(30, 1, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(30) % 3 - 1
+    known = labels != -1
+    scores, truth = logits[known, 0], labels[known]
+    loss = task.loss({"kind": logits}, {"kind": labels})
+    probabilities = scores.sigmoid()
+    torch.testing.assert_close(loss, -torch.where(truth == 1, probabilities, 1 - probabilities).log().mean())
+    metrics = task.metrics()
+    for rows in (slice(0, 10), slice(10, 30)):
+        task.update(metrics, {"kind": logits[rows]}, {"kind": labels[rows]})
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert values["AUC"] == pytest.approx(roc_auc_score(truth, scores))
+    assert values["AP"] == pytest.approx(average_precision_score(truth, scores))
+    assert task.accuracy(values) == values["AUC"]
+
+
 def test_regression_leaves_out_missing_labels():
     task = Regression("size", loss=functional.l1_loss)
     values = torch.tensor([[1.0], [2.0], [4.0], [0.0]])
@@ -52,7 +71,11 @@ def test_regression_leaves_out_missing_labels():
 
 @pytest.mark.parametrize(
     ("task", "labels"),
-    [(Classification("kind", 3), torch.tensor([-1, -1])), (Regression("kind"), torch.tensor([math.nan] * 2))],
+    [
+        (Classification("kind", 3), torch.tensor([-1, -1])),
+        (BinaryClassification("kind"), torch.tensor([-1, -1])),
+        (Regression("kind"), torch.tensor([math.nan] * 2)),
+    ],
 )
 def test_no_label_at_all_means_no_loss_and_no_update(task, labels):
     predictions = {"kind": torch.zeros(2, 3) if isinstance(task, Classification) else torch.zeros(2)}

@@ -54,23 +54,15 @@ def read_settings(
     names = tuple(METHODS) if methods.strip() == "all" else methods_of(methods.split(","))
     if not names:
         raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
-    for option, value in (("--lr", lr), ("--weight-decay", weight_decay)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
-    if lr == 0:
-        raise SettingsError("--lr must be more than 0: nothing is learnt at 0.")
+    if weight_decay is not None:
+        _check_not_negative("--weight-decay", weight_decay)
+    if lr is not None:
+        check_rate(lr)
     if tune and lr is not None:
         raise SettingsError("--tune finds each method's learning rate: leave --lr out, or name rates with --grid.")
     if grid is not None and not tune:
         raise SettingsError("--grid is for --tune: add it, or give one learning rate with --lr.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    if torch.device(device).type == "cpu" and torch.device(device).index is not None:
-        raise SettingsError(f"--device {device} names a CPU by number: write --device cpu.")
+    device = find_device(device)
     return Settings(
         problem=problem,
         methods=names,
@@ -92,6 +84,39 @@ def read_settings(
         strategy=strategy,
         monitor_every=monitor_every,
     )
+
+
+def check_rate(lr: float) -> None:
+    """Checks a learning rate.
+
+    Raises:
+        SettingsError: it is no finite number above 0.
+    """
+    _check_not_negative("--lr", lr)
+    if lr == 0:
+        raise SettingsError("--lr must be more than 0: nothing is learnt at 0.")
+
+
+def _check_not_negative(option: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise SettingsError(f"{option} must be a finite number that is not negative, found {value}.")
+
+
+def find_device(device: str) -> str:
+    """Returns the device; of `auto` a GPU if there is one.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if torch.device(device).type == "cpu" and torch.device(device).index is not None:
+        raise SettingsError(f"--device {device} names a CPU by number: write --device cpu.")
+    return device
 
 
 def _parse_grid(text: str) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from equipoise.bench.errors import BenchError
-from equipoise.bench.experiment.costs import REFERENCE, Cost, as_json, measure_costs
+from equipoise.bench.experiment.costs import REFERENCE, as_json, measure_costs
 from equipoise.bench.experiment.database import hide_password, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.execution import (
@@ -36,6 +36,7 @@ from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Trial
 from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
 from equipoise.bench.problems import Problem, load_problem
+from equipoise.monitor.costs import Cost
 
 TIDY_SECONDS = 5.0
 """How often the coordinator looks for workers that no longer answer."""

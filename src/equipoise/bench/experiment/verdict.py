@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from equipoise.bench.experiment.costs import REFERENCE, Cost
+from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.statistics import (
     ENOUGH_SEEDS,
     LEVEL,
@@ -21,6 +21,7 @@ from equipoise.bench.experiment.statistics import (
     holm,
     paired_p_value,
 )
+from equipoise.monitor.costs import Cost
 
 MANY = 6
 """Of more tasks or methods than this, sentences give the number and not the names."""

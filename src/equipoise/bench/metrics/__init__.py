@@ -5,6 +5,7 @@ returns a mapping, whose keys a `torchmetrics.MetricCollection` takes over.
 """
 
 from equipoise.bench.metrics.classes import MacroF1
+from equipoise.bench.metrics.counts import PoissonErrors, poisson_deviance
 from equipoise.bench.metrics.depth import DepthErrors
 from equipoise.bench.metrics.multilabel import MeanAveragePrecision, MeanF1
 from equipoise.bench.metrics.normals import AngularErrors
@@ -19,8 +20,10 @@ __all__ = [
     "MacroF1",
     "MeanAveragePrecision",
     "MeanF1",
+    "PoissonErrors",
     "RegressionErrors",
     "Segmentation",
     "overall_mean",
     "overall_sum",
+    "poisson_deviance",
 ]

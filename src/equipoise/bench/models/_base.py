@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +17,8 @@ Representation = tuple[Tensor, ...]
 
 class MultiTaskNetwork(nn.Module, ABC):
     """A network whose `forward` takes images `[B, 3, H, W]` and returns a mapping from task to prediction.
+
+    Networks whose predictions are no maps take whatever their trunk takes, and do without the images' size.
 
     It is `predict(representation(images), size)`: the trunk, and what follows it. For probes, `last_shared_layer()` is
     what GradNorm and IMTL take their gradients on; for MGDA-UB, hand the representation to `Balancer.backward`
@@ -63,6 +64,8 @@ class MultiTaskNetwork(nn.Module, ABC):
 
 def create_backbone(name: str, pretrained: bool, **options: Any) -> Any:
     """Returns timm's model of that name; `options` are those of `timm.create_model`."""
+    import timm  # only here, since networks for tables do without
+
     return timm.create_model(name, pretrained=pretrained, **options)
 
 

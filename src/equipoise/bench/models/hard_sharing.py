@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from equipoise.bench.models._base import MultiTaskNetwork, Representation, create_backbone
 from equipoise.bench.models._dense import PyramidHead
+from equipoise.bench.models.shared_bottom import SharedBottom
 
 
-class HardSharing(MultiTaskNetwork):
+class HardSharing(SharedBottom):
     """A timm backbone with a linear head per task: predictions `[B, outputs]`.
 
     The heads of tasks with one output each are together one dense layer, as in the EMA paper's CelebA network
@@ -37,18 +38,8 @@ class HardSharing(MultiTaskNetwork):
     def __init__(
         self, heads: Mapping[str, int], backbone: str = "resnet18", pretrained: bool = False, **options: Any
     ) -> None:
-        super().__init__(heads)
         model = create_backbone(backbone, pretrained, num_classes=0, **options)
-        self.trunk = model
-        self.heads = nn.ModuleList(nn.Linear(model.head_hidden_size, outputs) for outputs in heads.values())
-
-    def representation(self, images: Tensor) -> Representation:
-        """Returns the pooled features `[B, features]`."""
-        return (self.trunk(images),)
-
-    def predict(self, representation: Representation, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Returns `[B, outputs]` for every task."""
-        return {task: head(representation[0]) for task, head in zip(self.tasks, self.heads, strict=True)}
+        super().__init__(heads, model, model.head_hidden_size)
 
 
 class DenseHardSharing(MultiTaskNetwork):

@@ -1,13 +1,16 @@
 """What is trained: problems by name, and what a person's own problem is made of."""
 
 from equipoise.bench.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
+from equipoise.bench.problems._checking import Finding, check_problem
 from equipoise.bench.problems._registry import PROBLEMS, ProblemError, load_problem, split_options, with_options
-from equipoise.bench.problems._tasks import Classification, Regression
+from equipoise.bench.problems._tasks import BinaryClassification, Classification, Regression
 
 __all__ = [
     "PROBLEMS",
     "SCHEDULES",
+    "BinaryClassification",
     "Classification",
+    "Finding",
     "Measure",
     "Problem",
     "ProblemError",
@@ -16,6 +19,7 @@ __all__ = [
     "Task",
     "Tensors",
     "Training",
+    "check_problem",
     "load_problem",
     "split_options",
     "with_options",

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import json
-import sys
-import traceback
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
+from equipoise._importing import import_place
 from equipoise.bench.errors import BenchError
 from equipoise.bench.problems._base import Problem
 
 PROBLEMS = {
     "digits": "equipoise.bench.problems.digits:Digits",
     "digit-attributes": "equipoise.bench.problems.digit_attributes:DigitAttributes",
+    "multi-mnist": "equipoise.bench.problems.multi_mnist:MultiMNIST",
+    "yeast": "equipoise.bench.problems.yeast:Yeast",
+    "health": "equipoise.bench.problems.health:Health",
+    "molecules": "equipoise.bench.problems.molecules:Molecules",
     "rooms": "equipoise.bench.problems.rooms:Rooms",
     "rooms-mtan": "equipoise.bench.problems.rooms:RoomsMTAN",
     "rooms-partial": "equipoise.bench.problems.rooms_partial:RoomsPartial",
@@ -144,40 +145,31 @@ def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
         raise ProblemError(f"{name} cannot be made: {type(error).__name__}: {error}.") from error
 
 
+def need_packages(problem: str, extra: str, *packages: str) -> None:
+    """Checks that packages which an extra installs are there; imports none.
+
+    Raises:
+        ProblemError: one is not.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[{extra}]'.")
+
+
 def need_vision(problem: str) -> None:
     """Checks that what the extra `vision` installs is there.
 
     Raises:
         ProblemError: it is not.
     """
-    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ProblemError(f"{problem} needs {' and '.join(missing)}: pip install 'equipoise[vision]'.")
+    need_packages(problem, "vision", "timm", "torchvision")
 
 
 def _import(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.bench.problems.") else ""
-            raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise ProblemError(f"There is no file {place}.")
-    name = f"equipoise_problem_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ProblemError(f"{place} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent) not in sys.path:  # the file's neighbours can be imported, as when it is run
-        sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ProblemError(
-            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
-        ) from error
-    return module
+        return import_place(place)
+    except ModuleNotFoundError as error:
+        hint = "; pip install 'equipoise[vision]'" if place.startswith("equipoise.bench.problems.") else ""
+        raise ProblemError(f"{place} cannot be imported: {error}{hint}.") from error
+    except ImportError as error:
+        raise ProblemError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The two most common tasks, ready-made: a class and a number per sample."""
+"""The most common tasks, ready-made: a class, a yes or no, and a number per sample."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
 
+from equipoise.bench.metrics import MeanAveragePrecision
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Task
 
 
@@ -56,6 +57,48 @@ class Classification(Task):
         logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
         if len(labels):
             metrics.update(logits, labels)
+
+
+class BinaryClassification(Task):
+    """Yes or no per sample: binary cross-entropy, area under the ROC curve and average precision.
+
+    The area is the main measure: it needs no threshold, under which F1 is 0 for a label that one sample in fifty has,
+    and its floor of one half is the same for every label. That of average precision is the label's share, beside which
+    a relative gain means nothing where the label is rare.
+
+    Predictions under the task's name are logits `[B]` or `[B, 1]`; labels are int64 `[B]`, −1 if missing.
+
+    Args:
+        name: the task's name.
+    """
+
+    measures: Sequence[Measure] = (
+        Measure("AUC", higher_is_better=True, unit="%", scale=100, digits=1),
+        Measure("AP", higher_is_better=True, unit="%", scale=100, digits=1),
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
+        """Returns the mean binary cross-entropy over labelled samples."""
+        logits, labels = self._labelled(predictions, batch)
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) if len(labels) else None
+
+    def metrics(self) -> MetricCollection:
+        """Returns the area under the ROC curve and average precision."""
+        return MetricCollection({"AUC": BinaryAUROC(validate_args=False), "AP": MeanAveragePrecision(labels=1)})
+
+    def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
+        """Feeds logits and labels."""
+        logits, labels = self._labelled(predictions, batch)
+        if len(labels):
+            metrics["AUC"].update(logits.sigmoid(), labels)
+            metrics["AP"].update(logits[:, None], labels[:, None])
+
+    def _labelled(self, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch[self.name]
+        return _labelled(predictions[self.name].reshape(len(labels)), labels, labels != -1)
 
 
 class Regression(Task):

@@ -1,0 +1,40 @@
+"""What a person names in a file or a module: `my_file.py:Name`, `package.module:Name`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+
+def import_place(place: str) -> ModuleType:
+    """Imports a file, which ends in `.py`, or a module; a file's neighbours can be imported by it, as when it is run.
+
+    Raises:
+        ModuleNotFoundError: a module, or one that it needs, is not installed.
+        ImportError: there is no such file, or it raises; the message says where.
+    """
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise ImportError(f"There is no file {place}.")
+    name = f"equipoise_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{place} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ImportError(
+            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
+        ) from error
+    return module

@@ -1,0 +1,89 @@
+"""What the problems on tables share: files that ship inside packages, splits by group, and the networks to choose."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupShuffleSplit
+from torch import nn
+
+from equipoise.bench.models import SharedBottom
+from equipoise.bench.problems._base import Problem
+from equipoise.bench.problems._registry import ProblemError, need_packages
+
+WIDTH = 64
+
+NETWORKS: dict[str, Callable[[Mapping[str, int], int], nn.Module]] = {
+    "shared-bottom": lambda heads, features: SharedBottom(heads, perceptron(features, WIDTH, WIDTH), WIDTH),
+}
+"""Option `model` → the network, from the heads and the number of features."""
+
+
+class TableProblem(Problem):
+    """A table of features under "input" `[B, features]`, with a choice of networks.
+
+    Args:
+        seed: decides the split.
+        model: a name in `NETWORKS`.
+
+    Attributes:
+        features: how many.
+        heads: task → number of outputs.
+
+    Raises:
+        ProblemError: there is no such network.
+    """
+
+    features: int
+    heads: Mapping[str, int]
+
+    def __init__(self, seed: int = 0, model: str = "shared-bottom") -> None:
+        if model not in NETWORKS:
+            raise ProblemError(f"{self.name} does not take the model {model!r}: take one of {', '.join(NETWORKS)}.")
+        self.seed = seed
+        self.network = model
+
+    def model(self) -> nn.Module:
+        """Returns the chosen network."""
+        return NETWORKS[self.network](self.heads, self.features)
+
+
+def perceptron(inputs: int, *widths: int) -> nn.Sequential:
+    """Returns dense layers of these widths, with ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in zip([inputs, *widths], widths, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def shipped_file(problem: str, package: str, *parts: str) -> Path:
+    """Returns where a file lies that ships inside a package of the extra `benchmark`; the package is not imported.
+
+    Raises:
+        ProblemError: the package is missing, or a version without the file is there.
+    """
+    need_packages(problem, "benchmark", package)
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent.joinpath(*parts)
+    if not path.is_file():
+        raise ProblemError(
+            f"{problem} needs {'/'.join(parts)}, which this version of {package} lacks: "
+            "pip install --upgrade 'equipoise[benchmark]'."
+        )
+    return path
+
+
+def split_by_group(groups: Sequence[Any] | NDArray[Any], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Returns the rows of each split: 60, 20 and 20 % of the groups, each of them whole."""
+    labels = np.asarray(groups)
+    train, rest = next(GroupShuffleSplit(1, test_size=0.4, random_state=seed).split(labels, groups=labels))
+    halves = GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(rest, groups=labels[rest])
+    validation, test = next(halves)
+    return {"train": train, "validation": rest[validation], "test": rest[test]}
