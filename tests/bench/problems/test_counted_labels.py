@@ -10,8 +10,10 @@ from equipoise.bench.experiment.training import Averages
 from equipoise.bench.problems import Classification, Regression
 from equipoise.bench.problems._dense import DepthTask, NormalsTask, SegmentationTask
 from equipoise.bench.problems._detection import CenterDetectionTask
+from equipoise.bench.problems._tasks import BinaryClassification
 from equipoise.bench.problems.digit_attributes import Attribute
 from equipoise.bench.problems.digits import Sum
+from equipoise.bench.problems.health import Amount
 
 SIZE, SIDE = 6, 8
 
@@ -41,6 +43,8 @@ def boxes(number):
 
 CASES = [
     (Classification("t", 3), numbers(SIZE, 3), {"t": classes(3, SIZE)}),
+    (BinaryClassification("t"), numbers(SIZE, 1), {"t": classes(2, SIZE)}),
+    (Amount("t"), numbers(SIZE, 1), {"t": some(SIZE).abs()}),
     (Regression("t"), numbers(SIZE, 1), {"t": some(SIZE)}),
     (SegmentationTask(3, "t", 0.1), numbers(SIZE, 3, SIDE, SIDE), {"t": classes(3, SIZE, SIDE, SIDE)}),
     (DepthTask("t"), numbers(SIZE, 1, SIDE, SIDE), {"t": some(SIZE, 1, SIDE, SIDE)}),

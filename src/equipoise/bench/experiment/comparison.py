@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,11 +29,13 @@ from equipoise.bench.experiment.execution import (
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder
 from equipoise.bench.experiment.learner import build_method, make_fabric
+from equipoise.bench.experiment.progress import Progress
 from equipoise.bench.experiment.settings import OWN, Settings, SettingsError, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Trial
 from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
+from equipoise.bench.experiment.view import View
 from equipoise.bench.problems import Problem, load_problem
 from equipoise.monitor.costs import Cost
 
@@ -51,24 +52,12 @@ CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
 
 
+ERRORS = "errors"
+"""The part of the run folder for tracebacks of runs that failed."""
+
+
 class BaselineError(BenchError):
     """A single-task run failed, and without it nothing can be compared."""
-
-
-class Progress(Protocol):
-    """What is told how a comparison goes on."""
-
-    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
-        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
-
-    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
-        """`runs` in all are now expected; those under way have so many epochs behind them."""
-
-    def run(self, record: Record) -> None:
-        """A run has finished."""
-
-    def costs(self) -> None:
-        """Time and memory are now being measured."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +200,7 @@ class Comparison:
                     told = set(records)
                     progress.start(found.expected, records.values(), self.settings.epochs)
                 for run in records.keys() - told:
-                    progress.run(records[run])
+                    progress.run(self._with_traceback(run, records[run]))
                 told = set(records)
                 progress.state(found.expected, view.under_way)
                 if found.failed is not None:
@@ -224,13 +213,23 @@ class Comparison:
                 )
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
                 if workers == 1:
-                    tell = partial(_tell_epoch, progress, found.expected, view.under_way)
+
+                    def tell(run: Run, epochs: int, seen: View = view, runs: int = found.expected) -> None:
+                        progress.state(runs, {**seen.under_way, run: epochs})
+
                     if Worker(self.store, self._under_way, on_epoch=tell).work() is not None:
                         continue
                 if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
                 time.sleep(pause)
+
+    def _with_traceback(self, run: Run, record: Record) -> Record:
+        """Writes a failed run's traceback into the folder; returns the record with the file's path."""
+        if "traceback" not in record:
+            return record
+        name = f"{place_of(Path(ERRORS), run)}.txt"
+        return {**record, "traceback_file": str(self.folder.write(name, record["traceback"].encode()))}
 
     def _sum_up(
         self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress, costs: bool
@@ -354,11 +353,6 @@ def load_result(path: Path) -> Result:
     found = plan(settings, [task.name for task in problem.tasks], records)
     unfinished = f"{len(records)} of {found.expected} runs" if found.missing or found.failed else ""
     return _result(settings, problem, records, found, folder.read_json("costs.json"), path, unfinished)
-
-
-def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
-    """Tells of the run that this process trains, beside those of others."""
-    progress.state(runs, {**others, run: epochs})
 
 
 def _stored_settings(folder: RunFolder) -> Settings | None:

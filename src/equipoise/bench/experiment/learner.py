@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from equipoise._method import Method
+from equipoise.bench.experiment.batches import batches_of
 from equipoise.bench.experiment.sharding import gather, spread, spread_moments
 from equipoise.bench.experiment.trial import SHARDED, Trial, Values
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset, Predictions
+from equipoise.bench.problems._errors import check_computed, problem_code
 from equipoise.integrations.fabric import backward
 from equipoise.methods import make_method
 
@@ -72,7 +74,8 @@ class _Predictor(nn.Module):
         self.problem, self.network = problem, network
 
     def forward(self, batch: Batch) -> Predictions:
-        return self.problem.predict(self.network, batch)
+        with problem_code("predict", batch=batch):
+            return self.problem.predict(self.network, batch)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class Learner:
         self.fabric = make_fabric(trial)
         self.fabric.launch()
         torch.manual_seed(trial.seed)
-        self.network = problem.model()
+        with problem_code("model"):
+            self.network = problem.model()
         self._predict = self.fabric.setup_module(_Predictor(problem, self.network))
         self.method = build_method(problem, trial, self.network)
         self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
@@ -135,17 +139,32 @@ class Learner:
         self.method.zero_grad()
         return Step(losses, counts or dict.fromkeys(losses, 1), weights or {})
 
+    def to_device(self, batch: Batch) -> Batch:
+        """Returns a batch on this device."""
+        with problem_code("to_device"):
+            return self._problem.to_device(batch, self.fabric.device)
+
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has labels for, or of the single one."""
         predictions = self._predict(batch)
         tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
-        losses = {task.name: task.loss(predictions, batch) for task in tasks}
-        return {name: loss for name, loss in losses.items() if loss is not None}
+        losses = {}
+        for task in tasks:
+            with problem_code(f"the loss of task {task.name!r}", predictions, batch):
+                loss = task.loss(predictions, batch)
+            if loss is not None:
+                losses[task.name] = loss
+        return losses
 
     def _counts(self, batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, int | Tensor]:
         """How many labels each loss is the mean over; 1 where that is not known."""
-        found = {task.name: task.labels(batch) for task in self._problem.tasks if task.name in losses}
-        return {name: 1 if count is None else count for name, count in found.items()}
+        found = {}
+        for task in self._problem.tasks:
+            if task.name in losses:
+                with problem_code(f"the labels of task {task.name!r}", batch=batch):
+                    count = task.labels(batch)
+                found[task.name] = 1 if count is None else count
+        return found
 
     def sum_over_devices(self, values: Tensor) -> Tensor:
         """Returns a tensor's sum over the devices, on the CPU."""
@@ -161,23 +180,28 @@ class Learner:
         A single-task run is evaluated on its task alone. Of several devices each evaluates all of it.
         """
         tasks = [task for task in self._problem.tasks if self._single in (None, task.name)]
-        metrics = {task.name: task.metrics().to(self.fabric.device) for task in tasks}
-        for collection in metrics.values():
-            for metric in collection.values():
+        metrics = {}
+        for task in tasks:
+            with problem_code(f"the metrics of task {task.name!r}"):
+                metrics[task.name] = task.metrics().to(self.fabric.device)
+            for metric in metrics[task.name].values():
                 metric.sync_on_compute = False
         self.network.eval()
         with torch.no_grad():
-            for batch in self._problem.loader(dataset, self._size, None):
-                moved = self._problem.to_device(batch, self.fabric.device)
+            for batch in batches_of(self._problem, dataset, self._size):
+                moved = self.to_device(batch)
                 predictions = self._predict(moved)
                 for task in tasks:
-                    task.update(metrics[task.name], predictions, moved)
+                    with problem_code(f"the metrics of task {task.name!r}", predictions, moved):
+                        task.update(metrics[task.name], predictions, moved)
         self.network.train()
         values: Values = {}
         for task in tasks:
             collection = metrics[task.name]
             if any(metric.update_called for metric in collection.values()):
-                values[task.name] = {name: float(value) for name, value in collection.compute().items()}
+                with problem_code(f"the metrics of task {task.name!r}"):
+                    values[task.name] = {name: float(value) for name, value in collection.compute().items()}
+                check_computed(task, values[task.name])
             else:
                 values[task.name] = {measure.name: math.nan for measure in task.measures}
         return values
@@ -186,9 +210,10 @@ class Learner:
         """Draws predictions for the first test batch, if the problem has a picture of them."""
         self.network.eval()
         with torch.no_grad():
-            batch = next(iter(self._problem.loader(dataset, self._size, None)))
-            moved = self._problem.to_device(batch, self.fabric.device)
-            figure = self._problem.picture(self._predict(moved), moved)
+            moved = self.to_device(next(batches_of(self._problem, dataset, self._size)))
+            predictions = self._predict(moved)
+            with problem_code("picture", predictions, moved):
+                figure = self._problem.picture(predictions, moved)
         if figure is not None and self.fabric.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)

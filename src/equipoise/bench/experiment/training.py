@@ -19,6 +19,7 @@ from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
 from equipoise.bench.experiment.trial import Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
+from equipoise.bench.problems._errors import problem_code
 from equipoise.monitor import BalanceMonitor
 
 MIN_SAMPLES = 20
@@ -199,7 +200,11 @@ def score(problem: Problem, values: Values, reference: Mapping[str, float] | Non
 
 def accuracies(problem: Problem, values: Values) -> dict[str, float]:
     """Returns the accuracy of every task that has values."""
-    found = {task.name: task.accuracy(values[task.name]) for task in problem.tasks if task.name in values}
+    found = {}
+    for task in problem.tasks:
+        if task.name in values:
+            with problem_code(f"the accuracy of task {task.name!r}"):
+                found[task.name] = task.accuracy(values[task.name])
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -211,7 +216,7 @@ def _train_epoch(
     losses, weights = Averages(tasks), Averages(tasks)
     for batch in batches:
         on_step()
-        moved = problem.to_device(share(batch, fabric.global_rank, fabric.world_size), fabric.device)
+        moved = learner.to_device(share(batch, fabric.global_rank, fabric.world_size))
         step = learner.step(moved)
         if step.losses or fabric.world_size > 1:  # other devices may have labels
             scheduler.step()

@@ -85,6 +85,11 @@ class BinaryClassification(Task):
         logits, labels = self._labelled(predictions, batch)
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) if len(labels) else None
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        labels: Tensor = batch[self.name]
+        return (labels != -1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns the area under the ROC curve and average precision."""
         return MetricCollection({"AUC": BinaryAUROC(validate_args=False), "AP": MeanAveragePrecision(labels=1)})
