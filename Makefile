@@ -1,5 +1,8 @@
 # make demo: install, and compare balancing methods on real handwriting (a few minutes on two cores)
-# make test: install everything, check and run all tests
+# make test: install everything, check and run the tests
+# make test-all: those that only a release needs, too, the site and the archives
+# make docs: the site, in docs/_build/html
+# make leaderboard: all methods over the problems that need no download; hours, gone on with when stopped
 # make bench: install, and measure what balancing costs, beside other libraries
 
 PYTHON ?= python3
@@ -15,13 +18,41 @@ DEMO_METHODS := ew,uw,dwa,gls,ema,amtl,cagrad,mao
 BIN := $(VENV)/bin
 TEST_BIN := $(VENV)-test/bin
 
-.PHONY: demo test lint system bench clean
+.PHONY: demo test test-all test-archive test-lowest test-newest docs leaderboard lint system bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/equipoise compare digits --methods $(DEMO_METHODS) --seeds 5 --out $(DEMO)
 
 test: lint system
 	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: test docs test-archive
+	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile -m release
+
+# The tests of the unpacked source distribution, on what the wheel installs.
+test-archive: $(VENV)-test/installed
+	rm -rf build/archive
+	$(TEST_BIN)/python -m build --quiet --outdir build/archive
+	$(TEST_BIN)/python -m pip install --quiet --no-deps --target build/archive/site build/archive/*.whl
+	tar -xzf build/archive/*.tar.gz -C build/archive
+	cd build/archive/equipoise-*/ && rm -r src && OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/archive/site \
+		$(abspath $(TEST_BIN))/python -m pytest -q -p no:cacheprovider tests/archive tests/objectives tests/test_methods.py
+
+# The lowest versions that pyproject.toml allows: make test-lowest PYTHON=python3.10
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile
+
+# The newest there are, prereleases included.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --pre --editable '.[test]'
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 --dist loadfile
+
+docs: $(VENV)-test/installed
+	$(TEST_BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 lint: $(VENV)-test/installed
 	$(TEST_BIN)/ruff check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from method_pages import write_pages
 
 project = "equipoise"
 author = "the equipoise authors"
-release = version("equipoise")
+release = metadata.version("equipoise")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "equipoise"
-html_static_path = ["_static"]
 html_copy_source = False
 exclude_patterns = ["_build", "_parts", "package-index.md"]
 
@@ -38,8 +37,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings write code in single backticks, which reStructuredText wants doubled; a source is no section."""
-    text = "\n".join(lines)
+    """Docstrings write code in single backticks, which reStructuredText wants doubled, and indent what is code."""
+    text = re.sub(r":\n\n(    \S)", r"::\n\n\1", "\n".join(lines))
     text = re.sub(r"(?<!`)`(?!`)([^`]+)`(?!`)", r"``\1``", text)
     lines[:] = re.sub(r"^Source: ", "**Source:** ", text, flags=re.MULTILINE).split("\n")
 

@@ -78,8 +78,8 @@ def page(name: str, spec: MethodSpec) -> str:
     parts = [part for part in (shown, spec.aggregator) if inspect.isclass(part)]
     for part in dict.fromkeys(parts):
         lines += ["```{eval-rst}", f".. autoclass:: {part.__module__}.{part.__name__}", "   :no-index:", "```", ""]
-    if name.endswith("-g") or name in ("gls", "amtl"):
-        lines += [f"Its weights are used by [the weighted geometric mean](#{GeometricMean.__name__.lower()}):", ""]
+    if "geometric mean" in spec.description:
+        lines += ["Its weights go into the weighted geometric mean:", ""]
         module = f"{GeometricMean.__module__}.{GeometricMean.__name__}"
         lines += ["```{eval-rst}", f".. autoclass:: {module}", "   :no-index:", "```", ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Writes what is made from the registry: the command line's catalogue and the README's table of methods.
+"""Writes what is made from the registry and the README: the catalogue, the table of methods, the index's page.
 
 python docs/tables.py            # writes them
 python docs/tables.py --check    # ends with 1 if one is not what would be written
@@ -16,6 +16,7 @@ from equipoise.bench.problems import PROBLEMS
 from equipoise.registry import METHODS
 
 README = Path(__file__).parent.parent / "README.md"
+INDEX = Path(__file__).parent / "package-index.md"
 MARKS = "<!-- methods: made by docs/tables.py -->", "<!-- methods end -->"
 
 
@@ -50,14 +51,22 @@ def readme() -> str:
     return re.sub(r"which of \d+\npublished ways", f"which of {len(METHODS)}\npublished ways", made)
 
 
+def package_index() -> str:
+    """The README as it stands on an index of packages: without pictures, and links that lead nowhere there are text."""
+    lines = [line for line in readme().split("\n") if not line.startswith(("![", "<!--"))]
+    text = re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]+\)", r"\1", "\n".join(lines))
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
 def main() -> int:
     """Writes, or checks, each file."""
-    stale = [place for place, text in ((FILE, catalogue()), (README, readme())) if _old(place) != text]
+    made = {FILE: catalogue(), README: readme(), INDEX: package_index()}
+    stale = [place for place, text in made.items() if _old(place) != text]
     if "--check" in sys.argv:
         for place in stale:
             print(f"{place.name} is not what the registry says: python docs/tables.py", file=sys.stderr)
         return 1 if stale else 0
-    for place, text in ((FILE, catalogue()), (README, readme())):
+    for place, text in made.items():
         place.write_text(text, encoding="utf-8")
     return 0
 

@@ -44,6 +44,7 @@ LAYERS = (
         "optim",
     ),
     ("methods", "registry", "_method", "monitor", "integrations"),
+    ("testing",),
     ("_public", "__init__"),
     ("bench",),
     ("__main__",),

@@ -58,6 +58,10 @@ TABLE = {
     "gradvac": ("Equal", "GradVac"),
     "pcd": ("Equal", "PCD"),
     "krum": ("Equal", "Krum"),
+    "trimmed-mean": ("Equal", "TrimmedMean"),
+    "moco": ("Equal", "MoCo"),
+    "db-mtl": ("LogSum", "DBMTL"),
+    "excess-mtl": ("Equal", "ExcessMTL"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},
@@ -77,6 +81,10 @@ DEFAULTS = {
     "gradvac": {"beta": 0.5},
     "pcd": {"primary": None, "tau": 0.02, "beta": 0.999, "eps": 1e-8},
     "krum": {"byzantine": 1, "selected": 1},
+    "trimmed-mean": {"trim": 1},
+    "moco": {"beta": 0.5, "beta_sigma": 0.5, "gamma": 0.1, "gamma_sigma": 0.5, "rho": 0.0, "normalize": True},
+    "db-mtl": {"beta": 0.9, "sigma": 0.0},
+    "excess-mtl": {"step_size": 0.01},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
 }
 

@@ -16,7 +16,7 @@ from equipoise._parts import check_representation
 from equipoise._saved import shortened
 from equipoise._sharing import Sharing
 from equipoise._state_step import StateStep
-from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.aggregators import Aggregator, GramianAggregator, RowStateAggregator
 from equipoise.gradients.gramian import combine, gramian, stacks_of
 from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.gradients.jacobian import Row
@@ -139,6 +139,12 @@ class Collect:
         if self._aggregator is None and not counted and not self._rows.waiting.micro_batches.rows:
             return self._together(step, coefficients, valid, ranks)
         if ranks.sharded:
+            if isinstance(self._aggregator, RowStateAggregator):
+                raise ValueError(
+                    f"{type(self._aggregator).__name__} keeps state as large as the tasks' gradients, which cannot be "
+                    "saved where fully_shard spreads parameters over ranks: use DistributedDataParallel, or a method "
+                    "without such state."
+                )
             sharded = "parameters are sharded" if self._engine == "layers" else ""
             return self._by_rows(step, coefficients, valid, None, sharded)
         leaves = ranks.leaves(step)
@@ -316,6 +322,13 @@ class Collect:
         aggregator, rows = self._aggregator, list(collected.rows.values())
         if aggregator is None or not rows:
             return [], None, None, False
+        if isinstance(aggregator, RowStateAggregator):
+            aggregator.columns = self._sharing.names(shared)
+            if any(row[p].is_sparse for row in rows for p in shared if p in row):
+                raise ValueError(
+                    f"{type(aggregator).__name__} keeps state as large as the tasks' gradients, and a table has sparse "
+                    "ones: make the embedding with sparse=False, or take a method without such state."
+                )
         holds = self.cadence.holds(collected.tasks, learns)
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))

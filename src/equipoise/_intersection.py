@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from equipoise._saved import repacked, unpacked
-from equipoise._state import TaskModule
+from equipoise._state import TaskModule, is_of_rows
 
 Match = Literal["equal", "intersection"]
 """Which tasks a state may be of: the same, or others, of which those of both are taken over."""
@@ -31,14 +31,14 @@ def in_common(found: Sequence[Any], own: Sequence[Any]) -> dict[int, int]:
     return at
 
 
-def put(into: Tensor, value: Tensor, at: Mapping[int, int]) -> Tensor:
-    """Returns a copy of numbers by task with those of other tasks' at the places of the tasks of both.
+def put(into: Tensor, value: Tensor, at: Mapping[int, int], pairs: bool = False) -> Tensor:
+    """Returns a copy of `[K, ...]` numbers with those of other tasks' `[K₀, ...]` at the places of the tasks of both.
 
-    Both are `[K]` and `[K₀]`, or by pair `[K, K]` and `[K₀, K₀]`.
+    By pairs, they are `[K, K]` and `[K₀, K₀]`.
     """
     result = into.detach().clone()
     own, found = (torch.tensor(list(places), device="cpu") for places in (at.keys(), at.values()))
-    if into.dim() == 2:
+    if pairs:
         result[own[:, None], own] = value[found[:, None], found].to(result)
     else:
         result[own] = value[found].to(result)
@@ -51,28 +51,37 @@ def balancer_state(balancer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no task is in both; or something does not fit, or is not kept by task.
     """
-    own, found = balancer.state_dict(), unpacked(state["_extra_state"])
+    found = unpacked(state["_extra_state"])
     if found["tasks"] == list(balancer.tasks):
         return dict(state)
     at = in_common(found["tasks"], balancer.tasks)
-    by_task: set[str] = set()
+    own = balancer.state_dict()
+    rows = {name: value for name, value in state.items() if is_of_rows(name)}
+    own = {name: value.new_zeros(len(balancer.tasks), *value.shape[1:]) for name, value in rows.items()} | own
+    by_task = set(rows)
+    by_pair: set[str] = set()
     learned: dict[str, int | None] = {}
     for prefix, module in _task_modules(balancer):
         if module.more_state():
             raise ValueError(f"{type(module).__name__} keeps state that it does not tell apart by task: make it anew.")
         by_task |= {f"{prefix}{name}" for name in module._states}
+        by_pair |= {f"{prefix}{name}" for name in module._pairs}
         for name in module._learned:
             learned |= {f"{prefix}{name}.{i}": at.get(i) for i in range(len(balancer.tasks))}
     taken: dict[str, Any] = {"_extra_state": _extra_state(own.pop("_extra_state"), found)}
     for name, before in own.items():
         source = name
+        if is_of_rows(name) and name not in rows:
+            continue
         if name in learned:
             if learned[name] is None:
                 continue
             source = f"{name.rpartition('.')[0]}.{learned[name]}"
         value = state.get(source)
         if isinstance(before, Tensor):
-            shape = (len(found["tasks"]),) * before.dim() if name in by_task else before.shape
+            count = len(found["tasks"])
+            rest = (count,) if name in by_pair else before.shape[1:]
+            shape = (count, *rest) if name in by_task else before.shape
             if getattr(value, "shape", None) != shape:
                 raise ValueError(
                     f"This state_dict does not fit the Balancer: {source!r} is {value!r}, expected a tensor of shape "
@@ -80,7 +89,7 @@ def balancer_state(balancer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
                 )
         elif source not in state:
             raise ValueError(f"This state_dict does not fit the Balancer: it lacks {source!r}.")
-        taken[name] = put(before, state[source], at) if name in by_task else value
+        taken[name] = put(before, state[source], at, name in by_pair) if name in by_task else value
     return {**own, **taken}
 
 

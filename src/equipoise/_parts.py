@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from equipoise._checks import check_choice
-from equipoise.aggregators import Aggregator, GramianAggregator
+from equipoise.aggregators import Aggregator, GramianAggregator, RowStateAggregator
 from equipoise.gradients.graph.wrappers import refuse_wrappers
 from equipoise.objectives import Equal, Objective, WeightedSum, Weighting
 
@@ -94,13 +94,18 @@ def check_balancer_arguments(
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
-        ValueError: a probe, or weights to hold, without a Gramian aggregator, shared parameters without an aggregator;
-            `every` is no number of steps; as `refuse_wrappers`.
+        ValueError: a probe, or weights to hold, without a Gramian aggregator, shared parameters without an aggregator,
+            state by parameter where parameters have no names; `every` is no number of steps; as `refuse_wrappers`.
     """
     if probe and not isinstance(aggregator, GramianAggregator):
         raise ValueError(
             "probe needs an aggregator that finds weights from the Gramian; "
             f"found {'none' if aggregator is None else type(aggregator).__name__}. Leave probe out."
+        )
+    if isinstance(aggregator, RowStateAggregator) and model is None and not shared:
+        raise ValueError(
+            f"{type(aggregator).__name__} keeps state by parameter, and saves it under its name: give the Balancer "
+            "model=, or shared= with the same parameters in the same order (make_method gives model)."
         )
     if shared and aggregator is None:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The public names, where `equipoise` finds them when the first is asked for."""
 
 from equipoise.aggregators import (
+    DBMTL,
     IMTLG,
     MGDA,
     PCD,
@@ -9,14 +10,17 @@ from equipoise.aggregators import (
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     GradDrop,
     GradNorm,
     GradVac,
     GramianAggregator,
     Krum,
+    MoCo,
     NashMTL,
     PCGrad,
+    TrimmedMean,
     UPGrad,
 )
 from equipoise.balancer import Balancer
@@ -24,7 +28,7 @@ from equipoise.gradients import task_gradients
 from equipoise.labels import count_labels, masked_mean
 from equipoise.loaders import MixedLoader
 from equipoise.methods import list_methods, make_method
-from equipoise.monitor import BalanceMonitor, Diagnosis, diagnose
+from equipoise.monitor import BalanceMonitor, diagnose
 from equipoise.objectives import (
     DTP,
     DWA,
@@ -38,6 +42,7 @@ from equipoise.objectives import (
     Achievement,
     Equal,
     GeometricMean,
+    LogSum,
     Objective,
     Static,
     WeightedSum,
@@ -47,6 +52,7 @@ from equipoise.optim import MAO
 from equipoise.per_sample import PerSample
 
 __all__ = [
+    "DBMTL",
     "DTP",
     "DWA",
     "DWEMA",
@@ -67,9 +73,9 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
-    "Diagnosis",
     "DualProj",
     "Equal",
+    "ExcessMTL",
     "FairGrad",
     "GeometricMean",
     "GradDrop",
@@ -77,12 +83,15 @@ __all__ = [
     "GradVac",
     "GramianAggregator",
     "Krum",
+    "LogSum",
     "MixedLoader",
+    "MoCo",
     "NashMTL",
     "Objective",
     "PCGrad",
     "PerSample",
     "Static",
+    "TrimmedMean",
     "UPGrad",
     "WeightedSum",
     "Weighting",

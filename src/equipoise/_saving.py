@@ -12,6 +12,7 @@ from equipoise._checks import check_choice
 from equipoise._intersection import MATCHES, Match, balancer_state
 from equipoise._parts import describe
 from equipoise._saved import packed, unpacked
+from equipoise._state import is_of_rows
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.shared import SharedParameters
 from equipoise.objectives import Objective
@@ -101,6 +102,11 @@ def check_state(balancer: Any, state: Mapping[str, Any], prefix: str, *_: object
             )
 
 
+def _comes_later(name: str) -> bool:
+    """Whether this state is there, or has its shape, only once there was a step: TorchJD's, and that on rows."""
+    return ".part." in name or is_of_rows(name)
+
+
 def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
     """Checks that all of a Balancer's state is there, in the right shapes, before any of it is loaded.
 
@@ -108,7 +114,7 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
         ValueError: something is missing, too much, or of another shape.
     """
     own = balancer.state_dict()
-    own, state = ({n: v for n, v in values.items() if ".part." not in n} for values in (own, state))  # TorchJD's change
+    own, state = ({n: v for n, v in values.items() if not _comes_later(n)} for values in (own, state))
     missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
     if missing or unknown:
         raise ValueError(

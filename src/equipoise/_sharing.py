@@ -66,6 +66,10 @@ class Sharing:
         """Whether a person named what is shared."""
         return self._shared.given is not None
 
+    def names(self, shared: Mapping[Tensor, None]) -> list[str]:
+        """Returns the names of shared parameters."""
+        return self._shared.names_of(shared)
+
     def measured(self, shared: Mapping[Tensor, None], reached: Mapping[str, Sequence[Tensor]]) -> dict[Tensor, None]:
         """Returns the shared part of the probe; nothing, for all that is shared, if no part of it has all tasks.
 

@@ -87,6 +87,7 @@ class TaskModule(nn.Module):
         self.generator: torch.Generator | None = None
         self._states: dict[str, float | int] = {}
         self._pairs: set[str] = set()  # of these, those that are kept per pair
+        self._rows: set[str] = set()  # buffers `[K, ...]` as large as the tasks' gradients, in their dtype
         self._learned: dict[str, float] = {}
         self._view: StateView | None = None
         self._undecided: list[Undecided] = []
@@ -385,6 +386,14 @@ class TaskModule(nn.Module):
                 if buffer is not None and buffer.dtype == torch.float64:
                     self._buffers[name] = buffer.float()
             return apply(moved, recurse)
+
+
+def is_of_rows(name: str) -> bool:
+    """Whether a name in a state dict is of state that is as large as the tasks' gradients: `state/name/of/parameter`.
+
+    No other name has a slash: such state begins in the step in which a parameter is first shared.
+    """
+    return "/" in name
 
 
 def modules_of(module: nn.Module) -> list[nn.Module]:

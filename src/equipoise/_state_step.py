@@ -39,7 +39,8 @@ class StateView:
             value = self._restricted(name, self._module.settled(name))
         else:
             value = torch.stack(self.learned(name))
-        return value if value.dtype == self._dtype or not value.is_floating_point() else value.to(self._dtype)
+        as_it_is = value.dtype == self._dtype or not value.is_floating_point() or name in self._module._rows
+        return value if as_it_is else value.to(self._dtype)
 
     @property
     def present(self) -> tuple[int, ...] | None:
@@ -56,6 +57,13 @@ class StateView:
         assert self._present is not None
         rows = constants(self._present, torch.int64, buffer.device)
         return (rows[:, None], rows) if name in self._module._pairs else (rows,)
+
+    def _spread(self, name: str, taken: Tensor, buffer: Tensor) -> Tensor:
+        """Which of a state's numbers change, of a bool for each task, `[K']`, or for all."""
+        if not taken.dim() or buffer.dim() == 1:
+            return taken
+        rows = taken.view(-1, *[1] * (buffer.dim() - 1))
+        return rows & taken if name in self._module._pairs else rows
 
     def _restricted(self, name: str, buffer: Tensor) -> Tensor:
         return buffer if self._present is None else buffer[self._places(name, buffer)]
@@ -81,8 +89,7 @@ class StateView:
         for name, buffer in buffers.items():
             new = self._written[name].to(buffer.dtype)
             if taken is not None:
-                both = taken & taken[:, None] if name in self._module._pairs and taken.dim() else taken
-                new = torch.where(both, new, self._restricted(name, buffer))
+                new = torch.where(self._spread(name, taken, buffer), new, self._restricted(name, buffer))
             if self._present is not None:
                 new = buffer.index_put(self._places(name, buffer), new)
             changes.append((buffer, new))

@@ -268,7 +268,8 @@ class Weigh:
             f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
             "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
             "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
-            "graddrop, cagrad, nash-mtl, mao."
+            "graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, gradvac, pcd, krum, "
+            "trimmed-mean, moco, excess-mtl, mao."
         )
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from jacobians import CASES, COUNTS, FULL_RANK, sample
 
 from equipoise.aggregators import (
     IMTLG,
@@ -27,6 +26,7 @@ from equipoise.aggregators import (
     _simplex,
     nash_mtl,
 )
+from equipoise.testing._jacobians import CASES, COUNTS, FULL_RANK, sample
 
 STATELESS = {
     "imtl-g": IMTLG,

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, sample
 from torchjd.aggregation import AlignedMTL as PeerAlignedMTL
 
 from equipoise.aggregators import AlignedMTL
+from equipoise.testing._jacobians import CASES, sample
 
 EVEN = [case for case in CASES if case[0] not in ("wildly scaled", "shared direction")]
 """But gradients whose Gramian has eigenvalues over more decades than float64 has digits."""

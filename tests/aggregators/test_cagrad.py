@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, FULL_RANK, sample
 from torchjd.aggregation import CAGrad as PeerCAGrad
 
 from equipoise.aggregators import CAGrad
+from equipoise.testing._jacobians import CASES, FULL_RANK, sample
 
 RADII = (1e-3, 0.1, 0.5, 0.9, 2.0)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import quadprog
 import torch
-from jacobians import CASES, FULL_RANK, sample
 from torchjd.aggregation import DualProj as PeerDualProj
 from torchjd.aggregation import UPGrad as PeerUPGrad
 from torchjd.linalg import QuadprogProjector
 
 from equipoise.aggregators import DualProj, UPGrad, _cone
 from equipoise.aggregators._cone import multipliers
+from equipoise.testing._jacobians import CASES, FULL_RANK, sample
 
 
 def unit_rows(jacobian):

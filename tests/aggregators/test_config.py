@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, FULL_RANK, sample
 from torchjd.aggregation import ConFIG as PeerConFIG
 
 from equipoise.aggregators import ConFIG
+from equipoise.testing._jacobians import CASES, FULL_RANK, sample
 
 
 @pytest.mark.parametrize(("name", "count"), FULL_RANK)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from jacobians import CASES, FULL_RANK, sample
 from scipy.optimize import minimize
 from torchjd.aggregation import FairGrad as PeerFairGrad
 
 from equipoise.aggregators import FairGrad, NashMTL
+from equipoise.testing._jacobians import CASES, FULL_RANK, sample
 
 ALPHAS = (0.5, 1.0, 2.0, 10.0)
 

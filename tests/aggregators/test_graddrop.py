@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, sample
 from torchjd.aggregation import GradDrop as PeerGradDrop
 
 from equipoise.aggregators import GradDrop
+from equipoise.testing._jacobians import CASES, sample
 
 
 def draws_of(seed, *shapes, dtype=torch.float64):

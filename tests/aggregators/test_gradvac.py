@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from jacobians import sample
 from torchjd.aggregation import GradVac as PeerGradVac
 from torchjd.aggregation import _gradvac as peer_module
 
 from equipoise.aggregators import GradVac, PCGrad
 from equipoise.aggregators._orders import random_orders
+from equipoise.testing._jacobians import sample
 
 STEPS = ("conflicting", "random", "conflicting", "shared direction")
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from jacobians import SAMPLES, sample
 
 from equipoise.aggregators import IMTLG, MGDA, CAGrad, GradNorm, GramianAggregator, NashMTL, PCGrad
 from equipoise.aggregators._normalized import Normalized, row_norms
+from equipoise.testing._jacobians import SAMPLES, sample
 
 
 class Recorder(GramianAggregator):

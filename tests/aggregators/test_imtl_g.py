@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, FULL_RANK, sample
 from torchjd.aggregation import IMTLG as PeerIMTLG
 
 from equipoise.aggregators import IMTLG
+from equipoise.testing._jacobians import CASES, FULL_RANK, sample
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, sample
 from torchjd.aggregation import Krum as PeerKrum
 
 from equipoise.aggregators import Krum
+from equipoise.testing._jacobians import CASES, sample
 
 
 def krum(rows, byzantine, selected):

@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
-from jacobians import CASES, SAMPLES, sample
 from scipy.optimize import minimize
 from torchjd.aggregation import MGDA as PeerMGDA
 
 from equipoise.aggregators import MGDA
+from equipoise.testing._jacobians import CASES, SAMPLES, sample
 
 
 def min_norm_point(jacobian):

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, FULL_RANK, SAMPLES, sample
 from torchjd.aggregation import NashMTL as PeerNashMTL
 
 from equipoise.aggregators import NashMTL
+from equipoise.testing._jacobians import CASES, FULL_RANK, SAMPLES, sample
 
 
 def defect(gramian, alpha):

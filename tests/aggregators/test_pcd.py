@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import quadprog
 import torch
-from jacobians import FULL_RANK, sample
 from torchjd.aggregation import PCD as PeerPCD
 
 from equipoise.aggregators import PCD
+from equipoise.testing._jacobians import FULL_RANK, sample
 
 
 def bound(count, **options):

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jacobians import CASES, SAMPLES, sample
 from torchjd.aggregation import PCGrad as PeerPCGrad
 
 from equipoise.aggregators import PCGrad
+from equipoise.testing._jacobians import CASES, SAMPLES, sample
 
 
 def orders_of(seed, count):

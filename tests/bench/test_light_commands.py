@@ -80,3 +80,4 @@ def test_what_is_made_from_the_registry_is_up_to_date():
     spec.loader.exec_module(tables)
     assert tables.FILE.read_text(encoding="utf-8") == tables.catalogue(), "python docs/tables.py"
     assert tables.README.read_text(encoding="utf-8") == tables.readme(), "python docs/tables.py"
+    assert tables.INDEX.read_text(encoding="utf-8") == tables.package_index(), "python docs/tables.py"

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from networks import TASKS, Network, batch
 
 import equipoise as eq
-from equipoise._state import TaskModule
+from equipoise.aggregators import RowStateAggregator
 from equipoise.registry import METHODS
+from equipoise.testing._subject import METRICS, POTENTIALS, PRESENT, TASKS, Subject, step, train
 
-POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
-METRICS = [{"a": 0.5, "b": 0.3, "c": 0.7}, {"a": 0.6, "c": 0.9}, {"b": 0.55}]
-NAMES = [*eq.list_methods(), *(f"single:{task}" for task in TASKS)]
-PRESENT = ["abc", "ac", "abc", "b", "ab", "abc", "c", "bc", "abc", "a", "abc", "abc"]
-"""The tasks that have a label in each step."""
+NAMES = [*METHODS, *(f"single:{task}" for task in TASKS)]
+SUBJECTS = {name: Subject(name, name.partition("single:")[2] or None) for name in NAMES}
 
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
-def make(name, tasks=TASKS, seed=0, dtype=torch.float32, **options):
+def make(name, **options):
     """A new network and its method, from a seed."""
-    model = Network().to(dtype)
-    torch.manual_seed(seed)
-    potentials = {task: POTENTIALS[task] for task in tasks} if name.startswith("amtl") else None
-    method = eq.make_method(
-        name, model, tasks, **{"lr": 0.02, "weight_decay": 0.01, "potentials": potentials, **options}
-    )
-    return model, method
-
-
-def step(model, method, index, tasks):
-    """One training step with the losses of `tasks`; returns the weights."""
-    method.zero_grad()
-    weights = method.backward(model.losses(batch(index), tasks))
-    method.step()
-    if method.needs_after_step:
-        with torch.no_grad():
-            method.after_step(model.losses(batch(index), tasks))
-    return weights
-
-
-def train(model, method, start=0, stop=12, present=PRESENT):
-    """Trains on steps `start` to `stop`, with an evaluation after every third."""
-    for index in range(start, stop):
-        step(model, method, index, present[index])
-        if index % 3 == 2:
-            evaluated = METRICS[index // 3 % len(METRICS)]
-            method.end_epoch({task: value for task, value in evaluated.items() if task in method.tasks})
+    return SUBJECTS[name].make(**options)
 
 
 def parts(name):
     """The objective and the aggregator of a method, and all inside them."""
-    model, method = make(name)
-    step(model, method, 0, TASKS)  # what depends on the tasks is made at last
-    modules = [] if method.balancer is None else method.balancer.modules()
-    return [part for part in modules if isinstance(part, TaskModule)]
+    return SUBJECTS[name].parts
 
 
 def has_aggregator(name):
@@ -73,13 +40,9 @@ GRAMIAN = {name for name in NAMES if any(isinstance(part, eq.GramianAggregator) 
 POSITIVE = {name for name in NAMES if any(part.requires_positive for part in parts(name))}
 """Methods that are undefined for losses ≤ 0, as they take a logarithm or divide by a loss: they leave the task out."""
 
-RANDOM = {name for name in NAMES if any(part.generator is not None for part in parts(name))}
-LEARNED = {name for name in NAMES if any(part._learned for part in parts(name))}
-"""Methods with parameters of their own."""
+KEEP_ROWS = {name for name in NAMES if any(isinstance(part, RowStateAggregator) for part in parts(name))}
+"""Methods whose state is as large as the tasks' gradients, and begins with the first step."""
 
-STATELESS = {
-    name
-    for name in METHODS
-    if not is_optimizer(name) and not any([*part._learned, *part.buffers(recurse=False)] for part in parts(name))
-}
-"""Methods that keep nothing of a task."""
+RANDOM = {name for name in NAMES if any(part.generator is not None for part in parts(name))}
+
+__all__ = ["METRICS", "POTENTIALS", "PRESENT", "step", "train"]

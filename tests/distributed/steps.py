@@ -162,6 +162,16 @@ def errors_of_a_representation_are_errors_on_all_ranks(rank, size, checkpoints):
 
 
 @check(2)
+def state_as_large_as_the_gradients_is_not_for_fully_shard(rank, size, checkpoints):
+    for name in ("moco", "db-mtl", "excess-mtl"):
+        trainer = Trainer(name, "fsdp-nested", parts=size, part=rank)
+        before = copy.deepcopy(trainer.states())
+        with pytest.raises(ValueError, match="where fully_shard spreads parameters over ranks"):
+            trainer.train(range(1), "some")
+        assert all(map(torch.equal, trainer.states(), before))
+
+
+@check(2)
 def aggregators_of_torchjd(rank, size, checkpoints):
     """One of each kind: by the Gramian, by the Jacobian, neither, and random."""
     for name in ("UPGrad", "IMTLG", "AlignedMTL", "Random", "TrimmedMean", "GradDrop", "ConFIG"):

@@ -63,5 +63,6 @@ class AlignedMTL(GramianAggregator):
         if not kept.any():
             return shares
         eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-        scale = {"min": torch.amin, "median": torch.median, "mean": torch.mean}[self.scale](eigenvalues)
-        return vectors @ ((scale / eigenvalues).sqrt() * (vectors.T @ shares))
+        scales = {"min": eigenvalues.amin(), "median": eigenvalues.median(), "mean": eigenvalues.mean()}
+        weights: Tensor = vectors @ ((scales[self.scale] / eigenvalues).sqrt() * (vectors.T @ shares))
+        return weights

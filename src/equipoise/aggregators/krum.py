@@ -55,7 +55,7 @@ class Krum(GramianAggregator):
         if count <= 2:
             return torch.full_like(gramian[0], 1 / count)
         norms = gramian.diagonal()
-        distances = (norms + norms[:, None] - gramian - gramian.T).clamp(min=0).fill_diagonal_(torch.inf)
+        distances = (norms + norms[:, None] - (gramian + gramian.T)).clamp(min=0).fill_diagonal_(torch.inf)
         neighbours = count - min(self.byzantine, count - 3) - 2
         scores = distances.sort(1).values[:, :neighbours].sum(1)
         taken = scores.argsort(stable=True)[: self.selected]

@@ -65,12 +65,14 @@ class SharedParameters:
         self.given = None if given is None else parameter_set("shared", given)
         self._found: Any = WeakIdKeyDictionary()
         self._model = model
+        self._known_names: Any = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_found": list(self._found)}
+        return {**vars(self), "_found": list(self._found), "_known_names": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _found=WeakIdKeyDictionary(dict.fromkeys(state["_found"])))
+        found = WeakIdKeyDictionary(dict.fromkeys(state["_found"]))
+        vars(self).update(state, _found=found, _known_names=WeakIdKeyDictionary())
 
     def find(self, reached: Iterable[Iterable[Tensor]]) -> dict[Tensor, None]:
         """Returns what is shared of the trained leaves that each task reaches in a step; `keep` takes note of it."""
@@ -106,6 +108,14 @@ class SharedParameters:
     def possible_names(self) -> list[str]:
         """The names of all parameters that the model has."""
         return list(self._named)
+
+    def names_of(self, leaves: Iterable[Tensor]) -> list[str]:
+        """Returns the names of shared parameters: the model's, or else their places in what was given."""
+        wanted = list(leaves)
+        if any(leaf not in self._known_names for leaf in wanted):
+            places = {leaf: str(index) for index, leaf in enumerate(self.given or ())}
+            self._known_names.update(places | {leaf: name for name, leaf in self._named.items()})
+        return [self._known_names[leaf] for leaf in wanted]
 
     @property
     def names(self) -> list[str]:

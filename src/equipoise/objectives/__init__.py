@@ -9,6 +9,7 @@ from equipoise.objectives.ema import EMA
 from equipoise.objectives.equal import Equal
 from equipoise.objectives.famo import FAMO
 from equipoise.objectives.imtl_l import IMTLL
+from equipoise.objectives.log_sum import LogSum
 from equipoise.objectives.rema import REMA
 from equipoise.objectives.rlw import RLW
 from equipoise.objectives.static import Static
@@ -27,6 +28,7 @@ __all__ = [
     "Achievement",
     "Equal",
     "GeometricMean",
+    "LogSum",
     "Objective",
     "Static",
     "WeightedSum",

@@ -7,6 +7,7 @@ from typing import Any
 
 from equipoise._checks import check_number
 from equipoise.aggregators import (
+    DBMTL,
     IMTLG,
     MGDA,
     PCD,
@@ -15,16 +16,19 @@ from equipoise.aggregators import (
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     GradDrop,
     GradNorm,
     GradVac,
     Krum,
+    MoCo,
     NashMTL,
     PCGrad,
+    TrimmedMean,
     UPGrad,
 )
-from equipoise.objectives import IMTLL
+from equipoise.objectives import IMTLL, LogSum
 from equipoise.registry._spec import PASS_PER_TASK, MethodSpec
 
 
@@ -68,4 +72,15 @@ AGGREGATORS: dict[str, MethodSpec] = {
     "gradvac": _aggregator(GradVac, "cosines raised to their moving averages", "Wang et al. 2021"),
     "pcd": _aggregator(PCD, "one task first, and some progress for all others", "arXiv:2606.29521, 2026"),
     "krum": _aggregator(Krum, "the gradient with the nearest neighbours", "Blanchard et al. 2017"),
+    "trimmed-mean": _aggregator(TrimmedMean, "the mean of every element without its extremes", "Yin et al. 2018"),
+    "moco": _aggregator(MoCo, "the min-norm combination of tracked gradients", "Fernando et al. 2023"),
+    "db-mtl": MethodSpec(
+        "the losses' logarithms, and smoothed gradients as long as the longest",
+        "Lin et al. 2023",
+        PASS_PER_TASK,
+        DBMTL,
+        objective=LogSum,
+        aggregator=DBMTL,
+    ),
+    "excess-mtl": _aggregator(ExcessMTL, "more weight for tasks far from what they can reach", "He et al. 2024"),
 }

@@ -5,7 +5,8 @@ from torch.nn import functional
 pytest.importorskip("timm")
 
 from equipoise.bench.models import MTINet, initial_predictions
-from equipoise.bench.models.mti_net import Distillation, Propagation
+from equipoise.bench.models._distillation import Distillation
+from equipoise.bench.models.mti_net import Propagation
 
 TASKS = {"segmentation": 5, "depth": 1, "normals": 3}
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from equipoise.bench.cli._app import app
+from equipoise.bench.cli._catalogue import check_problem, complete_problem
 from equipoise.bench.cli._console import answering, console
 from equipoise.bench.cli._options import BatchSize, Device
 
@@ -19,8 +20,7 @@ from equipoise.bench.cli._options import BatchSize, Device
 )
 def diagnose(
     problem: Annotated[
-        str,
-        typer.Argument(help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`."),
+        str, typer.Argument(autocompletion=complete_problem, help="As for `compare`: a name, or `FILE.py:ATTRIBUTE`.")
     ],
     steps: Annotated[int, typer.Option(min=20, help="How many steps to train.")] = 200,
     lr: Annotated[float | None, typer.Option(help="Learning rate of AdamW; default: the problem's.")] = None,
@@ -31,6 +31,7 @@ def diagnose(
 ) -> None:
     """Trains a little with equal weights, and says whether anything needs balancing, and which methods fit."""
     with answering():
+        check_problem(problem)
         import io
 
         from equipoise.bench.cli._comparing import check_rate, find_device

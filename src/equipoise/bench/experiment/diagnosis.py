@@ -32,7 +32,9 @@ def diagnose_problem(
     Args:
         problem: what is diagnosed.
         steps: how many steps are trained.
-        lr, weight_decay, batch_size: None: the problem's own.
+        lr: learning rate; None: the problem's own.
+        weight_decay: decoupled weight decay; None: the problem's own.
+        batch_size: samples a step; None: the problem's own.
         seed: decides initial weights and the order of the batches.
         device: where it trains.
         costs: measure what the methods that fit cost.

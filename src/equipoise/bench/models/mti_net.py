@@ -19,6 +19,7 @@ from equipoise.bench.models._base import (
     initialize_he,
     resize,
 )
+from equipoise.bench.models._distillation import Distillation, residual_blocks
 
 STRIDES = (4, 8, 16, 32)
 
@@ -64,7 +65,7 @@ class MTINet(MultiTaskNetwork):
         channels = model.feature_info.channels()
         tasks = len(self.tasks)
         self.features = nn.ModuleList(  # by scale, then by task
-            nn.ModuleList(_residual_blocks(count + coarser, count) for _ in self.tasks)
+            nn.ModuleList(residual_blocks(count + coarser, count) for _ in self.tasks)
             for count, coarser in zip(channels, [*channels[1:], 0], strict=True)
         )
         self.initial = nn.ModuleList(
@@ -135,7 +136,7 @@ class Propagation(nn.Module):
         super().__init__()
         self.tasks = tasks
         total = channels * tasks
-        self.attend = nn.Sequential(_residual_blocks(total, total // 4), nn.Conv2d(total // 4, total, 1))
+        self.attend = nn.Sequential(residual_blocks(total, total // 4), nn.Conv2d(total // 4, total, 1))
         self.reduce = BasicBlock(total, channels, downsample=convolution(total, channels, 1, activation=False))
         self.gates = nn.ModuleList(SEModule(channels) for _ in range(tasks))
 
@@ -145,48 +146,6 @@ class Propagation(nn.Module):
         weights: Tensor = self.attend(together).unflatten(1, (self.tasks, -1)).softmax(1)
         mixed = self.reduce(weights.flatten(1, 2) * together)
         return [own + gate(mixed) for own, gate in zip(features, self.gates, strict=True)]
-
-
-class Distillation(nn.Module):
-    """Adds to a task's features at one scale those of every other task, `F_k + Σ_{l≠k} σ(W_kl F_l) ⊙ (V_kl F_l)`.
-
-    Args:
-        channels: of each task's features.
-        tasks: how many.
-
-    Source: Xu et al., "PAD-Net", CVPR 2018.
-    """
-
-    def __init__(self, channels: int, tasks: int) -> None:
-        super().__init__()
-        self.links = nn.ModuleList(
-            nn.ModuleList(SpatialAttention(channels) for _ in range(tasks - 1)) for _ in range(tasks)
-        )
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Returns every task's distilled features."""
-        distilled = []
-        for index, (own, links) in enumerate(zip(features, self.links, strict=True)):
-            others = [other for position, other in enumerate(features) if position != index]
-            for link, other in zip(cast("nn.ModuleList", links), others, strict=True):
-                own = own + link(other)
-            distilled.append(own)
-        return distilled
-
-
-class SpatialAttention(nn.Module):
-    """`σ(W F) ⊙ (V F)` with 3×3 convolutions `W` and `V`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mask = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.Sigmoid())
-        self.message = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Returns what the features tell another task."""
-        mask: Tensor = self.mask(features)
-        message: Tensor = self.message(features)
-        return mask * message
 
 
 def initial_predictions(predictions: Mapping[str, Tensor], task: str, size: tuple[int, int]) -> list[Tensor]:
@@ -203,9 +162,3 @@ def initial_predictions(predictions: Mapping[str, Tensor], task: str, size: tupl
             height, width = prediction.shape[-2:]
             found.append(resize(prediction, (height * stride, width * stride))[..., : size[0], : size[1]])
     return found
-
-
-def _residual_blocks(inputs: int, outputs: int) -> nn.Sequential:
-    """Two residual blocks, the first of which changes the width."""
-    first = BasicBlock(inputs, outputs, downsample=convolution(inputs, outputs, 1, activation=False))
-    return nn.Sequential(first, BasicBlock(outputs, outputs))

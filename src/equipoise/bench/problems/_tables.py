@@ -12,16 +12,37 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
-from equipoise.bench.models import SharedBottom
+from equipoise.bench.models import CGC, PLE, CrossStitch, DSelectK, MMoE, SharedBottom
+from equipoise.bench.models._mixtures import perceptron
 from equipoise.bench.problems._base import Problem
 from equipoise.bench.problems._registry import ProblemError, need_packages
 
-WIDTH = 64
+Make = Callable[[Mapping[str, int], int, int], nn.Module]
 
-NETWORKS: dict[str, Callable[[Mapping[str, int], int], nn.Module]] = {
-    "shared-bottom": lambda heads, features: SharedBottom(heads, perceptron(features, WIDTH, WIDTH), WIDTH),
+
+def _on_a_layer(network: Callable[..., nn.Module]) -> Make:
+    """The network on a shared dense layer."""
+    return lambda heads, features, width: network(heads, perceptron(features, width), width, width=width)
+
+
+def _shared_bottom(heads: Mapping[str, int], features: int, width: int) -> nn.Module:
+    return SharedBottom(heads, perceptron(features, width, width), width)
+
+
+def _cross_stitch(heads: Mapping[str, int], features: int, width: int) -> nn.Module:
+    """Towers of two dense layers."""
+    return CrossStitch(heads, lambda: [perceptron(features, width), perceptron(width, width)], (width, width))
+
+
+NETWORKS: dict[str, Make] = {
+    "shared-bottom": _shared_bottom,
+    "mmoe": _on_a_layer(MMoE),
+    "cgc": _on_a_layer(CGC),
+    "ple": _on_a_layer(PLE),
+    "dselect-k": _on_a_layer(DSelectK),
+    "cross-stitch": _cross_stitch,
 }
-"""Option `model` → the network, from the heads and the number of features."""
+"""Option `model` → the network, from the heads, the number of features and the width of its layers."""
 
 
 class TableProblem(Problem):
@@ -34,6 +55,7 @@ class TableProblem(Problem):
     Attributes:
         features: how many.
         heads: task → number of outputs.
+        width: of the network's layers.
 
     Raises:
         ProblemError: there is no such network.
@@ -41,6 +63,7 @@ class TableProblem(Problem):
 
     features: int
     heads: Mapping[str, int]
+    width = 64
 
     def __init__(self, seed: int = 0, model: str = "shared-bottom") -> None:
         if model not in NETWORKS:
@@ -50,15 +73,7 @@ class TableProblem(Problem):
 
     def model(self) -> nn.Module:
         """Returns the chosen network."""
-        return NETWORKS[self.network](self.heads, self.features)
-
-
-def perceptron(inputs: int, *widths: int) -> nn.Sequential:
-    """Returns dense layers of these widths, with ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in zip([inputs, *widths], widths, strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers)
+        return NETWORKS[self.network](self.heads, self.features, self.width)
 
 
 def shipped_file(problem: str, package: str, *parts: str) -> Path:

@@ -58,6 +58,7 @@ class Molecules(TableProblem):
     description = "eleven properties of a molecule from its fragments, on molecules with other scaffolds"
     features = FRAGMENTS
     heads = dict.fromkeys(PROPERTIES, 1)
+    width = 256
     tasks = tuple(Regression(name) for name in PROPERTIES)
 
     def data(self, quick: bool = False) -> Splits:

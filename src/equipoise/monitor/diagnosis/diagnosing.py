@@ -74,9 +74,12 @@ def diagnose(
         ...     metres, centimetres = model(batch).T
         ...     target = batch.sum(1)
         ...     return {"m": (metres - target).square().mean(), "cm": (centimetres - 100 * target).square().mean()}
-        >>> diagnosis = eq.diagnose(model, batches, losses_of)
-        >>> diagnosis.needs_balancing, diagnosis.shared
-        (True, True)
+        >>> adamw = eq.diagnose(model, batches, losses_of)  # no element is moved by both
+        >>> adamw.found, adamw.needs_balancing
+        (('scale',), False)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=1e-4)
+        >>> "size" in eq.diagnose(model, batches, losses_of, optimizer=sgd).found
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")

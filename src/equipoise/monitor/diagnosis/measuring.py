@@ -87,26 +87,27 @@ def measure(
     tasks: tuple[str, ...],
     steps: int,
 ) -> Measured:
-    """Trains `steps` steps and measures `SAMPLES` of them.
+    """Trains `steps` steps and measures some `SAMPLES` of them.
 
     Raises:
         TypeError, ValueError: the losses are not what they should be; see `losses_for`.
         ValueError: a task has no loss in any step.
     """
     balancer = Balancer(tasks, model=model)
-    monitor = BalanceMonitor(balancer, model, max(1, steps // SAMPLES), optimizer=optimizer)
+    monitor = _Scattered(balancer, model, max(1, steps // SAMPLES), optimizer=optimizer)
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     known = {*trained, *model.parameters()}
     found = torch.full((steps, len(tasks)), math.nan, dtype=torch.float64, device="cpu")
     sharing = _Shared()
     cosines: list[tuple[Tensor, Tensor]] = []
+    recent: dict[str, Any] = {}  # task → the last batch that had it
     batch = next(batches)
     for step in range(steps):
         following = next(batches)
         losses = losses_for(losses_of, batch, tasks, step)
         for task, loss in losses.items():
             found[step, tasks.index(task)] = loss.detach().double()
-        batch = following
+        given, batch = batch, following
         if not losses:
             continue
         others = {leaf for leaves in reached_leaves(list(losses.values())) for leaf in leaves} - known
@@ -116,13 +117,18 @@ def measure(
             leaf.grad = gradient
         seen = None
         if monitor.due:
-            again = _rows(losses_for(losses_of, following, tasks, step), trained)
+            again: TaskRows = {}
+            for other in (following, *recent.values()):
+                if len(again) < len(tasks):
+                    found_there = losses_for(losses_of, other, tasks, step)
+                    again |= _rows({task: loss for task, loss in found_there.items() if task not in again}, trained)
             seen = sharing.cosines(tasks, monitor.rows, again)
         count = len(monitor.records)
         optimizer.step()
         optimizer.zero_grad()
         if len(monitor.records) > count and seen is not None:
             cosines.append(seen)
+        recent |= dict.fromkeys(losses, given)
     monitor.detach()
     missing = [task for task, lost in zip(tasks, found.isnan().all(0).tolist(), strict=True) if lost]
     if missing:
@@ -142,6 +148,23 @@ def measure(
         across=torch.stack([across for _, across in cosines]),
         recording=monitor.recording,
     )
+
+
+class _Scattered(BalanceMonitor):
+    """Samples one step of every `every`, at random: tasks that take turns would be measured at the same turn."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._draws = torch.Generator("cpu").manual_seed(0)
+        self._chosen: dict[int, int] = {}
+
+    @property
+    def due(self) -> bool:
+        """Whether this step is sampled."""
+        turn, place = divmod(self._step, self.recording.every)
+        if turn not in self._chosen:
+            self._chosen[turn] = int(torch.randint(self.recording.every, (), generator=self._draws, device="cpu"))
+        return self._chosen[turn] == place
 
 
 def _rows(losses: Mapping[str, Tensor], parameters: set[Tensor]) -> TaskRows:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, PercentFormatter
 
 from equipoise.monitor.diagnosis.regimes import OPPOSED, SCALE, SIZE, SPEED, Regime
 from equipoise.monitor.style import line_style, plain
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 WRITTEN = 8
 """With more tasks than this, no numbers are written into the cosines."""
 
+FEW = 12
+"""Tasks that the panels have room for; with more they grow."""
+
 SMOOTHED = 10
 """Steps that a point of a curve is the mean of: a loss of one batch says little."""
 
@@ -25,7 +29,8 @@ SMOOTHED = 10
 def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
     """Draws a diagnosis; see `Diagnosis.picture`."""
     measured = diagnosis.measured
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    more = max(0, len(measured.tasks) - FEW)
+    figure = Figure(figsize=(9.6 + 0.1 * more, 7.2 + 0.25 * more), layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(plain(diagnosis.answer), 100)), fontsize=11, x=0.01, ha="left")
     scales, shares, cosines, speeds = figure.subplots(2, 2).flat
     found = {regime.name: regime for regime in diagnosis.regimes}
@@ -51,8 +56,12 @@ def _title(axes: Axes, what: str, regime: Regime) -> None:
 
 
 def _names(axes: Axes, tasks: list[str]) -> None:
-    axes.set_yticks(range(len(tasks)), tasks, fontsize=8 if len(tasks) <= 20 else 5)
+    axes.set_yticks(range(len(tasks)), tasks, fontsize=_small(tasks))
     axes.set_ylim(len(tasks) - 0.4, -0.6)
+
+
+def _small(tasks: list[str]) -> int:
+    return 8 if len(tasks) <= FEW else 6
 
 
 def _dots(axes: Axes, tasks: list[str], values: list[float]) -> None:
@@ -63,6 +72,8 @@ def _dots(axes: Axes, tasks: list[str], values: list[float]) -> None:
     low, high = axes.get_xlim()
     middle = (low * high) ** 0.5
     axes.set_xlim(min(low, middle / 4), max(high, middle * 4))  # likes should look alike
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     _names(axes, tasks)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("mean absolute loss over the first steps", fontsize=8)
@@ -73,16 +84,15 @@ def _bars(axes: Axes, tasks: list[str], shares: list[float]) -> None:
     axes.barh(range(len(tasks)), shares, color=colours, height=0.6)
     axes.axvline(1 / len(tasks), color="black", linestyle=":", linewidth=1)
     _names(axes, tasks)
-    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("contribution to the shared parameters (dotted: all alike)", fontsize=8)
 
 
 def _matrix(figure: Figure, axes: Axes, tasks: list[str], cosines: torch.Tensor) -> None:
     rows = cosines.tolist()
     shown = axes.imshow(rows, cmap="PuOr_r", vmin=-1, vmax=1)
-    small = 8 if len(tasks) <= 20 else 5
-    axes.set_xticks(range(len(tasks)), tasks, rotation=90 if len(tasks) > 4 else 0, fontsize=small)
-    axes.set_yticks(range(len(tasks)), tasks, fontsize=small)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=90 if len(tasks) > 4 else 0, fontsize=_small(tasks))
+    axes.set_yticks(range(len(tasks)), tasks, fontsize=_small(tasks))
     if len(tasks) <= WRITTEN:
         for i, row in enumerate(rows):
             for j, value in enumerate(row):

@@ -46,11 +46,8 @@ WINDOW = 10
 SURE = 0.95
 """The confidence from which an answer is sure."""
 
-LEAST = 8
-"""Measurements of a task, or of two together, below which nothing is said of them."""
-
-RESAMPLES = 500
-"""Bootstrap samples; a standard deviation of so many is known to within some 3 %."""
+BLOCKS = 10
+"""Blocks of neighbouring steps, whose spread says how sure an answer is; of fewer measurements nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -86,73 +83,60 @@ class Regime:
 
 def judge(measured: Measured) -> tuple[Regime, ...]:
     """Returns the four regimes, found or not."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    return (
-        _scale(measured, generator),
-        _size(measured, generator),
-        _opposed(measured, generator),
-        _speed(measured, generator),
-    )
+    return _scale(measured), _size(measured), _opposed(measured), _speed(measured)
 
 
-def block_weights(count: int, generator: torch.Generator) -> Tensor:
-    """Draws bootstrap samples of a series as how often each of its places is in them; the first is the series itself.
+def jackknifed_means(values: Tensor) -> Tensor:
+    """Means of each column over all that is there, and over all but one of `BLOCKS` blocks, which says how they vary.
 
-    Neighbouring steps are alike, so that blocks of `count^(1/3)` neighbours are drawn, the series closed to a circle.
+    Blocks are of neighbours, since what follows each other in training is alike.
 
-    Source: Politis & Romano, "A circular block-resampling procedure for stationary data", 1992; the length after Hall,
-    Horowitz & Jing, "On blocking rules for the bootstrap with dependent data", Biometrika 1995.
+    Args:
+        values: `[n, C]`; NaN where there is none.
 
     Returns:
-        `[1 + RESAMPLES, count]`, float64.
+        `[1 + BLOCKS, C]`; NaN for a column of fewer than `BLOCKS` values.
     """
-    length = math.ceil(count ** (1 / 3))
-    starts = torch.randint(count, (RESAMPLES, math.ceil(count / length)), generator=generator, device="cpu")
-    places = ((starts[..., None] + torch.arange(length, device="cpu")) % count).flatten(1)[:, :count]
-    ones = torch.ones(places.shape, dtype=torch.float64, device="cpu")
-    drawn = torch.zeros_like(ones).scatter_add_(1, places, ones)
-    return torch.cat([ones[:1], drawn])
-
-
-def weighted_means(weights: Tensor, values: Tensor) -> Tensor:
-    """Means over those values that are there, `[R, n]` and `[n, C]` → `[R, C]`; NaN where fewer than `LEAST` are."""
     known = ~values.isnan()
-    means = (weights @ values.nan_to_num(0.0)) / (weights @ known.double())
-    return means.masked_fill(known.sum(0) < LEAST, math.nan)
+    count = known.sum(0)
+    block = (known.cumsum(0) - 1) * BLOCKS // count.clamp_min(1)
+    left_out = block == torch.arange(BLOCKS, device="cpu")[:, None, None]
+    kept = torch.cat([known[None], known & ~left_out])
+    means = (values.nan_to_num(0.0) * kept).sum(1) / kept.sum(1)
+    return means.masked_fill(count < BLOCKS, math.nan)
 
 
-def _scale(measured: Measured, generator: torch.Generator) -> Regime:
-    starts = _ends(measured.losses.abs(), generator)[0]
+def _scale(measured: Measured) -> Regime:
+    starts = _ends(measured.losses.abs())[0]
     return _ratio(SCALE, measured.tasks, starts.clamp_min(torch.finfo(torch.float64).tiny), SCALE_FROM)
 
 
-def _size(measured: Measured, generator: torch.Generator) -> Regime:
-    values = measured.contributions
-    means = weighted_means(block_weights(len(values), generator), values)
+def _size(measured: Measured) -> Regime:
+    means = jackknifed_means(measured.contributions)
     shares = means / means.nansum(1, keepdim=True)
     return _ratio(SIZE, measured.tasks, shares.clamp_min(torch.finfo(torch.float64).tiny), SIZE_FROM)
 
 
-def _speed(measured: Measured, generator: torch.Generator) -> Regime:
+def _speed(measured: Measured) -> Regime:
     """Of losses that are ever 0 or less, a likelihood's say, there is no share of the start."""
     positive = torch.where((measured.losses <= 0).any(0), math.nan, measured.losses)
-    starts, ends = _ends(positive, generator)
+    starts, ends = _ends(positive)
     return _ratio(SPEED, measured.tasks, (ends / starts).clamp_min(LEARNT), SPEED_FROM)
 
 
-def _ends(losses: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns means of each task's first and of its last losses, `[1 + R, K]` each."""
+def _ends(losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns means of each task's first and of its last losses, `[1 + BLOCKS, K]` each."""
     found: tuple[list[Tensor], list[Tensor]] = [], []
     for column in losses.T:
         own = column[~column.isnan()]
-        size = max(LEAST, len(own) // WINDOW)
+        size = max(BLOCKS, len(own) // WINDOW)
         for place, part in zip(found, (own[:size], own[-size:]), strict=True):
-            place.append(weighted_means(block_weights(len(part), generator), part[:, None])[:, 0])
+            place.append(jackknifed_means(part[:, None])[:, 0])
     return torch.stack(found[0], 1), torch.stack(found[1], 1)
 
 
 def _ratio(name: str, tasks: tuple[str, ...], values: Tensor, threshold: float) -> Regime:
-    """Judges the largest of positive values `[1 + R, K]` by the smallest."""
+    """Judges the largest of positive values `[1 + BLOCKS, K]` by the smallest."""
     known = [index for index in range(len(tasks)) if not bool(values[0, index].isnan())]
     evidence = {task: float(value) for task, value in zip(tasks, values[0], strict=True)}
     if len(known) < 2:
@@ -160,13 +144,12 @@ def _ratio(name: str, tasks: tuple[str, ...], values: Tensor, threshold: float) 
     largest = max(known, key=lambda index: float(values[0, index]))
     smallest = min(known, key=lambda index: float(values[0, index]))
     ratios = (values[:, largest] / values[:, smallest]).log()
-    excess = float(ratios[0]) - math.log(threshold)
-    found, confidence = _answer(_certainty(excess, ratios[1:]), len(known) * (len(known) - 1))
+    found, confidence = _answer(_certainty(ratios - math.log(threshold)), len(known) * (len(known) - 1))
     strength = math.exp(float(ratios[0]))
     return Regime(name, found, confidence, strength, threshold, (tasks[largest], tasks[smallest]), evidence)
 
 
-def _opposed(measured: Measured, generator: torch.Generator) -> Regime:
+def _opposed(measured: Measured) -> Regime:
     """Asks of every two tasks whether they are opposed beyond what noise does, within batches as well as across them.
 
     With `x_ij` the cosine between task i on one batch and task j on another, `x_ij / √(x_ii x_jj)` is the cosine
@@ -175,16 +158,15 @@ def _opposed(measured: Measured, generator: torch.Generator) -> Regime:
     """
     tasks = measured.tasks
     first, second = torch.triu_indices(len(tasks), len(tasks), 1, device="cpu")
-    weights = block_weights(len(measured.across), generator)
-    across = weighted_means(weights, measured.across[:, first, second])
-    own = weighted_means(weights, measured.across.diagonal(dim1=1, dim2=2)).clamp_min(0)
-    within = weighted_means(weights, measured.within[:, first, second])
+    across = jackknifed_means(measured.across[:, first, second])
+    own = jackknifed_means(measured.across.diagonal(dim1=1, dim2=2)).clamp_min(0)
+    within = jackknifed_means(measured.within[:, first, second])
     noise = (own[:, first] * own[:, second]).sqrt()
     excess = OPPOSED_FROM * noise - across
     certainties = []
     for pair in range(len(first)):
-        certainty = _certainty(float(excess[0, pair]), excess[1:, pair])
-        together = _certainty(-float(within[0, pair]), within[1:, pair])  # NaN: the two are never in one batch
+        certainty = _certainty(excess[:, pair])
+        together = _certainty(-within[:, pair])  # NaN: the two are never in one batch
         certainties.append(certainty if math.isnan(together) else min(certainty, together))
     known = [index for index, value in enumerate(certainties) if not math.isnan(value)]
     if not known:
@@ -209,22 +191,38 @@ def _share_below(cosines: Tensor) -> float:
     return float((cosines < 0).double().sum() / (~cosines.isnan()).sum())
 
 
-def _certainty(excess: float, resampled: Tensor) -> float:
-    """Returns by how many standard deviations of the bootstrap samples a number is above 0; NaN where it is NaN."""
-    if math.isnan(excess):
-        return math.nan
-    known = resampled[resampled.isfinite()]
-    deviation = float(known.std()) if len(known) > 1 else math.inf
-    if deviation == 0:
-        return math.copysign(math.inf, excess)
-    return excess / deviation
+def _certainty(excess: Tensor) -> float:
+    """Returns by how many standard errors a number is above 0; NaN where it is NaN.
+
+    Source: the block jackknife, Künsch, "The jackknife and the bootstrap for general stationary observations", Annals
+    of Statistics 1989.
+
+    Args:
+        excess: `[1 + BLOCKS]`, the number, and what it is without each block.
+    """
+    whole, parts = float(excess[0]), excess[1:]
+    error = float(((BLOCKS - 1) / BLOCKS * (parts - parts.mean()).square().sum()).sqrt())
+    if error == 0 or not math.isfinite(whole):
+        return whole if math.isnan(whole) else math.copysign(math.inf, whole)
+    return whole / error
 
 
 def _answer(certainty: float, comparisons: int) -> tuple[bool, float]:
     """Returns whether a regime is found, and how sure that is.
 
-    The pair that stands out most of many is beyond a threshold by chance with a probability of up to
-    `comparisons · Φ(−z)` (Bonferroni); a regime is found where that is below one half.
+    The pair that stands out most of many is beyond a threshold by chance with a probability of up to `comparisons`
+    times that of one pair (Bonferroni); a regime is found where that is below one half.
     """
-    yes, no = (max(0.0, 1 - comparisons * 0.5 * math.erfc(z / math.sqrt(2))) for z in (certainty, -certainty))
+    yes, no = (max(0.0, 1 - comparisons * student_tail(t)) for t in (certainty, -certainty))
     return (True, yes) if yes >= 0.5 else (False, no)
+
+
+def student_tail(t: float) -> float:
+    """Returns the probability that Student's t with `BLOCKS − 1` = 9 degrees of freedom is above `t`.
+
+    Source: the closed form for odd degrees of freedom, Abramowitz & Stegun 26.7.3.
+    """
+    angle = math.atan(t / 3)
+    cosine = math.cos(angle)
+    terms = cosine + 2 / 3 * cosine**3 + 8 / 15 * cosine**5 + 16 / 35 * cosine**7
+    return max(0.0, 0.5 - (angle + math.sin(angle) * terms) / math.pi)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from equipoise.monitor.costs import Cost
 from equipoise.monitor.diagnosis.measuring import Measured
-from equipoise.monitor.diagnosis.regimes import NAMES, OPPOSED, SCALE, SIZE, SPEED, Regime
+from equipoise.monitor.diagnosis.regimes import BLOCKS, NAMES, OPPOSED, SCALE, SIZE, SPEED, Regime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +76,17 @@ class Diagnosis:
         return self.shared and any(name in NEEDS for name in self.found)
 
     @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The tasks with too few labels in the measured steps to be judged by their gradients."""
+        again = self.measured.across.diagonal(dim1=1, dim2=2)
+        counts = [(~seen.isnan()).sum(0).tolist() for seen in (self.measured.contributions, again)]
+        return tuple(
+            task
+            for task, *found in zip(self.measured.tasks, *counts, strict=True)
+            if self.shared and min(found) < BLOCKS
+        )
+
+    @property
     def answer(self) -> str:
         """The answer in one line."""
         if not self.shared:
@@ -90,7 +101,7 @@ class Diagnosis:
                 f"Nothing here surely needs balancing: keep equal weights (ew). Perhaps {_listed(perhaps, 'and')}; "
                 "more steps tell more."
             )
-        doubtful = any(r.name in NEEDS and not r.sure for r in self.regimes)
+        doubtful = self.unjudged or any(r.name in NEEDS and not r.sure for r in self.regimes)
         far = f", as far as {len(self.measured.losses)} steps tell" if doubtful else ""
         nothing = f"Nothing here needs balancing{far}: keep equal weights (ew)"
         if SCALE in self.found:
@@ -109,6 +120,8 @@ class Diagnosis:
                 f"{one.method}: {one.reason}{_cost(one)}.", WIDTH, initial_indent="  ", subsequent_indent="    "
             )
         steps, measured = len(self.measured.losses), len(self.measured.contributions)
+        if self.unjudged:
+            lines += ["", f"  Too few labels in so many steps to judge: {', '.join(self.unjudged)}."]
         lines += ["", f"{steps} steps with equal weights and {self.measured.optimizer}, {measured} of them measured."]
         return "\n".join(lines)
 
@@ -134,9 +147,10 @@ def explanation(regime: Regime) -> str:
     if regime.name == OPPOSED:
         one, other = regime.pair
         seen = regime.evidence
+        together = f"mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps"
         return (
-            f"{one} and {other}: mean cosine {seen['cosine']:+.2f}, below 0 in {seen['share below 0']:.0%} of steps; with "
-            f"itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
+            f"{one} and {other}: {'seldom in one batch' if math.isnan(seen['cosine']) else together}; "
+            f"with itself on another batch {one} has {seen['first with itself']:+.2f}, below 0 in "
             f"{seen['first with itself, share below 0']:.0%}, and {other} {seen['second with itself']:+.2f}, in "
             f"{seen['second with itself, share below 0']:.0%}; freed from that noise the two have "
             f"{_number(regime.strength, '+.2f')} (opposed from {regime.threshold:g}){by}"

@@ -25,6 +25,7 @@ FULL_RANK = [case for case in CASES if case[0] in ("random", "shared direction",
 
 
 def sample(name: str, count: int, seed: int = 0) -> Tensor:
+    """Returns a Jacobian `[count, 100]` of one of `SAMPLES`, the same for the same seed."""
     generator = torch.Generator().manual_seed(1000 * SAMPLES.index(name) + 10 * count + seed)
 
     def normal(*shape: int) -> Tensor:

@@ -1,0 +1,93 @@
+"""The check that several processes do what one does on the concatenated batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from equipoise.testing._subject import TASKS, Network, Subject, batch
+
+WORLD_SIZE = 2
+STEPS = 3
+
+
+def check_ranks(subject: Subject) -> None:
+    """Two processes under DistributedDataParallel (gloo) learn what one process learns from both batches.
+
+    What makes the method has to be importable, as for any process that is spawned.
+    """
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = context.Queue()
+    processes = [context.Process(target=_rank, args=(subject, rank, port, queue)) for rank in range(WORLD_SIZE)]
+    for process in processes:
+        process.start()
+    try:
+        found = [queue.get(timeout=120) for _ in processes]
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    errors = [result for result in found if isinstance(result, str)]
+    assert not errors, errors[0]
+    model, method = subject.make(dtype=torch.float64)
+    for index in range(STEPS):
+        _step(model, model, method, torch.cat([_share(index, rank) for rank in range(WORLD_SIZE)]))
+    expected = {name: value.numpy() for name, value in model.state_dict().items()}
+    for state in found:
+        for name, value in state.items():
+            torch.testing.assert_close(
+                torch.from_numpy(value), torch.from_numpy(expected[name]), rtol=1e-8, atol=1e-10, msg=name
+            )
+
+
+class _Losses(torch.nn.Module):
+    """The network with its losses as its forward pass, for DistributedDataParallel to wrap."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.network.losses(x, TASKS)
+
+
+def _share(index: int, rank: int) -> Tensor:
+    return batch(WORLD_SIZE * index + rank)
+
+
+def _step(losses_of: Any, network: Network, method: Any, x: Tensor) -> None:
+    losses = losses_of.losses(x) if losses_of is network else losses_of(x)
+    method.zero_grad()
+    method.backward(losses)
+    method.step()
+    if method.needs_after_step:
+        with torch.no_grad():
+            method.after_step(losses_of.losses(x) if losses_of is network else losses_of(x))
+
+
+def _rank(subject: Subject, rank: int, port: int, queue: Any) -> None:
+    """One process: trains on its share and tells its parameters, or what went wrong."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+        network = Network().double()
+        network.unused.requires_grad_(False)
+        wrapped = DistributedDataParallel(_Losses(network))
+        _, method = subject.make(model=network)
+        for index in range(STEPS):
+            _step(wrapped, network, method, _share(index, rank))
+        queue.put({name: value.numpy() for name, value in network.state_dict().items()})
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    except Exception as error:
+        queue.put(f"rank {rank}: {type(error).__name__}: {error}")
