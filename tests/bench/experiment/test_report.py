@@ -231,7 +231,7 @@ def test_the_command_asks_for_the_same(settings, monkeypatch):
         asked.append(settings)
         return make_result()
 
-    monkeypatch.setattr(cli, "_carry_out", carry_out)
+    monkeypatch.setattr("equipoise.bench.cli._comparing.carry_out", carry_out)
     words = shlex.split(command(settings))
     assert words[0] == "equipoise"
     done = CliRunner().invoke(cli.app, words[1:])
