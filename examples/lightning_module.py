@@ -3,7 +3,7 @@
     python examples/lightning_module.py
 
 The training step returns the scalar of a Balancer, so that optimization stays automatic: the Trainer clips gradients,
-accumulates micro-batches and steps the scheduler as ever. The area is in pixels, and its squared error in the hundreds:
+accumulates micro-batches and steps the scheduler as ever. The area is in pixels, and its squared error is large:
 with equal weights it decides where the shared layers go. `BalanceMonitorCallback` shows that.
 """
 
@@ -84,7 +84,7 @@ def main(folder: Path, epochs: int = 10) -> tuple[dict[str, dict[str, float]], d
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, DataLoader(train, batch_size=25, shuffle=True))
+        trainer.fit(module, DataLoader(train, batch_size=50, shuffle=True))
         trainer.test(module, DataLoader(test, batch_size=500), verbose=False)
         shares[name] = monitor.monitor.recording.shares()
         errors[name] = {task: float(trainer.callback_metrics[task]) for task in TASKS}

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.loops import EPOCHS, METHODS, Model, assert_close, decay, loader, losses_of, parts, plain, plain_scalars
+from integrations.loops import (
+    EPOCHS,
+    METHODS,
+    Model,
+    assert_close,
+    decay,
+    loader,
+    losses_of,
+    parts,
+    plain,
+    plain_scalars,
+)
 from networks import assert_same
 from torch import Tensor
 

@@ -128,6 +128,6 @@ def test_example(tmp_path: Path) -> None:
     """Without balancing, the task with the large loss moves the trunk alone."""
     shares, errors = runpy.run_path(str(EXAMPLE))["main"](tmp_path)
     assert shares["equal weights"]["area"] > 0.9
-    assert 0.2 < shares["EMA"]["area"] < 0.8
-    assert errors["EMA"]["shape"] < 0.7 * errors["equal weights"]["shape"]
-    assert len(read_monitor(tmp_path / "EMA.jsonl").records) == len(read_monitor(tmp_path / "equal weights.jsonl").records)
+    assert 0.3 < shares["EMA"]["area"] < 0.8
+    assert errors["EMA"]["shape"] < 0.8 * errors["equal weights"]["shape"]
+    assert read_monitor(tmp_path / "EMA.jsonl").steps == list(range(0, 200, 20))
