@@ -1,4 +1,5 @@
-# make demo: install, and compare balancing methods on real handwriting (a few minutes on two cores)
+# make demo: install, and compare balancing methods, and the best fixed weights, on real handwriting (a few minutes on
+# two cores)
 # make test: install everything, check and run the tests
 # make test-all: those that only a release needs, too, the site and the archives
 # make docs: the site, in docs/_build/html
@@ -12,8 +13,6 @@ TORCH ?= torch==2.13.0
 # Tests and benchmarks want torchvision as well, of the same build.
 TORCH_VISION ?= torch torchvision
 DEMO ?= runs/demo
-# Few methods and five seeds: with more methods a verdict needs more seeds.
-DEMO_METHODS := ew,uw,dwa,gls,ema,amtl,cagrad,mao
 
 BIN := $(VENV)/bin
 TEST_BIN := $(VENV)-test/bin
@@ -21,7 +20,7 @@ TEST_BIN := $(VENV)-test/bin
 .PHONY: demo test test-all test-archive test-lowest test-newest docs leaderboard lint system bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/equipoise compare digits --methods $(DEMO_METHODS) --seeds 5 --out $(DEMO)
+	$(BIN)/equipoise compare digits --out $(DEMO)
 
 test: lint system
 	OMP_NUM_THREADS=1 $(TEST_BIN)/python -m pytest -n 2 --dist loadfile
@@ -72,6 +71,9 @@ system:
 bench: $(VENV)-test/installed
 	$(TEST_BIN)/python -m pip install --quiet --no-deps LibMTL==1.1.5
 	TORCH_CPP_LOG_LEVEL=ERROR $(TEST_BIN)/python benchmarks/run.py
+
+leaderboard: $(VENV)-test/installed
+	OMP_NUM_THREADS=1 $(TEST_BIN)/python benchmarks/leaderboard.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-test build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -4,8 +4,8 @@
     python benchmarks/leaderboard.py --problems yeast,health --hours 2
     python benchmarks/leaderboard.py --report                 # writes the page from what is there; trains nothing
 
-Each problem is a comparison of its own, `equipoise compare`, in a folder under `--out`; what was stopped is gone on with.
-More machines: `--storage postgresql+psycopg://…` here, and `equipoise worker --storage …` on each.
+Each problem is a comparison of its own, `equipoise compare`, in a folder under `--out`; what was stopped is gone on
+with. More machines: `--storage postgresql+psycopg://…` here, and `equipoise worker --storage …` on each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,16 @@ from equipoise.bench.experiment.statistics import SINGLE
 from equipoise.registry import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"
-PROBLEMS = {"yeast": 5, "health": 5, "digits": 5, "digit-attributes": 5, "multi-mnist": 5, "molecules": 5, "rooms": 3, "rooms-mtan": 3}
+PROBLEMS = {
+    "yeast": 5,
+    "health": 5,
+    "digits": 5,
+    "digit-attributes": 5,
+    "multi-mnist": 5,
+    "molecules": 5,
+    "rooms": 3,
+    "rooms-mtan": 3,
+}
 """Problem → seeds."""
 
 BUDGET = 6
@@ -100,9 +109,10 @@ def write(folder: Path) -> None:
     lines = [
         "# Leaderboard",
         "",
-        "All methods of this library, TorchJD's that it lacks, the best of a search over fixed weights, and single-task "
-        "training, on problems whose data ship inside packages ([what they are](problems.md)). Every row, the baselines "
-        f"included, had {BUDGET} runs by which its learning rate, weight decay and own hyperparameters were chosen on "
+        "All methods of this library, TorchJD's that it lacks, the best of a search over fixed weights, and "
+        "single-task training, on problems whose data ship inside packages ([what they are](problems.md)). Every row, "
+        f"the baselines included, had {BUDGET} runs by which its learning rate, weight decay and own hyperparameters "
+        "were chosen on "
         "validation, with a seed that is not among those compared. LibMTL's MoDo and SDMGrad want two batches a step "
         "and are not here; its other methods are.",
         "",
@@ -146,8 +156,9 @@ def overall(ranking: Ranking, results: Mapping[str, Result]) -> list[str]:
         lines += [
             "![Mean ranks of the methods; bars join those that are not told apart](images/leaderboard-ranks.png)",
             "",
-            f"Friedman's test: p = {ranking.p_value:.2g}; mean ranks further apart than {ranking.critical_difference:.1f} "
-            f"differ (Nemenyi, 5 %), over {ranking.problems} problems. With so few that test sees large differences only.",
+            f"Friedman's test: p = {ranking.p_value:.2g}; mean ranks further apart than "
+            f"{ranking.critical_difference:.1f} differ (Nemenyi, 5 %), over {ranking.problems} problems. With so few "
+            "that test sees large differences only.",
             "",
         ]
     lines += [f"| method | mean rank | {' | '.join(results)} | passes |", f"|---|---:|{'---:|' * len(results)}---:|"]
@@ -189,7 +200,14 @@ def table(problem: str, result: Result, folder: Path) -> list[str]:
     hours = float(seconds.read_text()) / 3600 if seconds.exists() else math.nan
     spent = f", {hours:.1f} hours" if math.isfinite(hours) else ""
     lines = [f"## {problem}", "", f"{result.problem.description}; {summary.seeds} seeds{spent}.", ""]
-    head = ["row", *(f"{column.task} {column.measure.label}" for column in shown), "Δm %", "learning rate", "time ×", "memory ×"]
+    head = [
+        "row",
+        *(f"{column.task} {column.measure.label}" for column in shown),
+        "Δm %",
+        "learning rate",
+        "time ×",
+        "memory ×",
+    ]
     lines += [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in [SINGLE, *sorted(values, key=lambda name: -values[name] if math.isfinite(values[name]) else math.inf)]:
         cells = [summary.cells[row].get(column) for column in shown]

@@ -6,8 +6,9 @@ from networks import TASKS, batch
 from torch import nn
 
 import equipoise as eq
+from equipoise.registry.aggregators import AGGREGATORS
 
-NAMES = ["gradnorm", "imtl-g", "imtl", "mgda", "pcgrad", "graddrop", "cagrad", "nash-mtl", "ew", "mao"]
+NAMES = [*AGGREGATORS, "ew", "mao"]
 
 
 class Spectral(nn.Module):

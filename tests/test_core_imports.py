@@ -23,6 +23,7 @@ LAYERS = (
         "_notices",
         "labels",
         "loaders",
+        "rewards",
         "_passes",
     ),
     ("gradients",),

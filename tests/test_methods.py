@@ -9,6 +9,8 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.registry import METHODS
+from equipoise.registry.aggregators import AGGREGATORS
+from equipoise.search_space import Choice
 
 POTENTIALS = {"a": 0.9, "b": 0.6, "c": 0.8}
 
@@ -42,6 +44,15 @@ TABLE = {
     "amtl-a": ("Achievement", None),
     "imtl-l": ("IMTLL", None),
     "famo": ("FAMO", None),
+    "stch": ("STCH", None),
+    "uw-so": ("UWSO", None),
+    "go4align": ("GO4Align", None),
+    "ldc-mtl": ("LDCMTL", None),
+    "cov": ("CoV", None),
+    "softadapt": ("SoftAdapt", None),
+    "relobralo": ("ReLoBRaLo", None),
+    "pbi": ("PBI", None),
+    "cosmos": ("COSMOS", None),
     "gradnorm": ("Equal", "GradNorm"),
     "imtl-g": ("Equal", "IMTLG"),
     "imtl": ("IMTLL", "IMTLG"),
@@ -62,6 +73,7 @@ TABLE = {
     "moco": ("Equal", "MoCo"),
     "db-mtl": ("LogSum", "DBMTL"),
     "excess-mtl": ("Equal", "ExcessMTL"),
+    "lr-annealing": ("Equal", "LRAnnealing"),
 }
 DEFAULTS = {
     "dwa": {"temperature": 2.0},
@@ -86,6 +98,8 @@ DEFAULTS = {
     "db-mtl": {"beta": 0.9, "sigma": 0.0},
     "excess-mtl": {"step_size": 0.01},
     "mao": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "adatask": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "mtadam": {"betas": (0.9, 0.999, 0.9), "eps": 1e-8},
 }
 
 
@@ -95,7 +109,7 @@ def make(name, model=None, **options):
 
 
 def test_every_name_is_there():
-    assert set(eq.list_methods()) == {*TABLE, "mao"}
+    assert set(eq.list_methods()) == {*TABLE, "mao", "adatask", "mtadam"}
     assert len(eq.list_methods()) == len(set(eq.list_methods()))
 
 
@@ -110,7 +124,7 @@ def test_builds_the_class_of_its_name(name):
     assert (first["lr"], first["weight_decay"]) == (0.3, 0.2)
     assert [id(p) for p in first["params"]] == [id(p) for p in model.parameters()]
     learned = list(method.balancer.parameters())
-    assert bool(learned) == (name in {"uw", "imtl-l", "imtl"})
+    assert bool(learned) == METHODS[name].learns_weights
     assert [p for group in own for p in group["params"]] == learned
     assert all(group["weight_decay"] == 0.0 and group["lr"] == 0.3 for group in own)
 
@@ -231,7 +245,7 @@ def test_a_scheduler_moves_the_learning_rate():
             "emma",
             {},
             ValueError,
-            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, single:<task>",
+            r"Unknown method 'emma'\. Did you mean 'ema'.*The methods are ew, .*mao, .*single:<task>",
         ),
         ("", {}, ValueError, "Unknown method ''"),
         ("single:d", {}, ValueError, "Method 'single:d': unknown task 'd'; the tasks are 'a', 'b', 'c'"),
@@ -363,3 +377,18 @@ def test_learning_rates_of_the_weights_have_names_of_their_own():
 def test_check_finite_reaches_the_method(name):
     method = eq.make_method(name, Network(), TASKS, check_finite=False)
     assert (method.optimizer if name == "mao" else method.balancer).check_finite is False
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_search_spaces_are_of_hyperparameters_and_of_values_that_these_take(name):
+    spec = METHODS[name]
+    for key, space in spec.search_space.items():
+        assert key in spec.hyperparameters
+        for value in space.values if isinstance(space, Choice) else (space.low, space.high):
+            make(name, **{key: value})
+
+
+def test_every_aggregator_that_can_be_tuned_says_so():
+    """Those without have nothing but a seed, or a choice that is not tuned."""
+    without = [name for name in AGGREGATORS if not METHODS[name].search_space]
+    assert without == ["imtl-g", "imtl", "pcgrad", "nash-mtl", "config", "upgrad", "dualproj"]

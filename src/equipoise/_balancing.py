@@ -243,8 +243,7 @@ class Balancing:
     def _hold(self, outcome: Outcome) -> None:
         """Holds the weights of a step, if it counts."""
         self.held.end(outcome.valid)
-        looks = outcome.valid is not None and (outcome.valid.device.type == "cpu" or self._reader.scaled)
-        self.collect.end(outcome, looks)
+        self.collect.end(outcome, self._reader.scaled)
 
     def _wanted(self, coefficients: Tensor, step: Step) -> Tensor:
         """Returns the coefficients `[K']` times the tasks' priorities."""

@@ -24,6 +24,7 @@ class Cadence:
         self._position = 0
         self._weighed: frozenset[str] = frozenset()
         self._before: tuple[Flag, int, frozenset[str]] | None = None  # unless the last step turns out to count
+        self._waits = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -42,15 +43,18 @@ class Cadence:
             tasks: those that share something in it.
             learns: whether it learns something; else it need not take statistics that it would not keep.
         """
-        within = self.position > 0 if learns else self.every > 1
+        if self._before is not None and (self._waits or self._before[0].arrived):
+            self._settle()
+        within = self._position > 0 if learns else self.every > 1
         return within and self._weighed.issuperset(tasks)
 
-    def end(self, weighed: Iterable[str] | None, valid: Tensor | None) -> None:
+    def end(self, weighed: Iterable[str] | None, valid: Tensor | None, waits: bool) -> None:
         """Ends a step.
 
         Args:
             weighed: the tasks of which it has found a weight; none: the step counts for nothing. None: it held them.
             valid: whether it counts, 0-dim bool, which is looked at in the next step; None: it does.
+            waits: the next step waits for that; else, if it has not arrived by then, this one counts.
         """
         before = self._position, self._weighed
         if weighed is None:
@@ -59,6 +63,7 @@ class Cadence:
             self._position = 1 % self.every
             self._weighed |= found
         self._before = None if valid is None or self.every == 1 else (Flag(valid), *before)
+        self._waits = waits
 
     def restore(self, position: int, weighed: Iterable[str]) -> None:
         """Goes on from a position in a cycle, with weights of these tasks."""

@@ -332,23 +332,26 @@ class Collect:
         holds = self.cadence.holds(collected.tasks, learns)
         columns = [compact([row.get(p) for row in rows]) for p in shared]
         matrix = list(zip(*(column for column, _ in columns), strict=True))
-        if isinstance(aggregator, GramianAggregator):
+        if holds:
+            weights, state = self.held.or_mean(collected.values, collected.tasks), None
+            combined = combine(matrix, weights)
+        elif isinstance(aggregator, GramianAggregator):
             statistics = matrix
             measured = self._sharing.measured(shared, collected.reached)
             if measured:
                 places = [index for index, p in enumerate(shared) if p in measured]
                 statistics = [tuple(row[index] for index in places) for row in matrix]
             stacks = stacks_of(matrix)
-            if holds:
-                weights, state = self.held.or_mean(collected.values, collected.tasks), None
-            else:
-                products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
-                weights, state = self._solved(stack, products, collected, learns)
+            products = gramian(matrix, stacks) if statistics is matrix else gramian(statistics)
+            weights, state = self._solved(stack, products, collected, learns)
             combined = combine(matrix, weights, stacks)
         else:
             present = aggregator.positions(collected.tasks)
             state = stack.enter_context(aggregator.step(present, collected.values.dtype, collected.usable))
             combined, weights = aggregator.aggregate(matrix, collected.values)  # type: ignore[assignment]
+            if aggregator.weighs and not learns:
+                weights = self.held.instead_of(weights, collected.tasks)
+                combined = combine(matrix, weights)
         whole = [restored(part) for part, (_, restored) in zip(combined, columns, strict=True)]
         return whole, weights, state, holds
 
@@ -396,12 +399,20 @@ class Collect:
         tasks = () if state is None or self._aggregator is None else self._aggregator.tasks or ()
         return tasks if state is None or state.present is None else [tasks[index] for index in state.present]
 
-    def end(self, outcome: Outcome, looks: bool) -> None:
-        """Holds the weights of a step, if it counts; `looks`: the host may look whether it does, in the next step."""
+    def end(self, outcome: Outcome, scaled: bool) -> None:
+        """Holds the weights of a step, if it counts.
+
+        On an accelerator the host looks whether it does where there is a gradient scaler, whose own step has waited for
+        that by the next one. (Ranks have to agree, and so wait.)
+        """
         if outcome.weighed is not None:
             self.held.note(outcome.weights, outcome.usable)
             self.held.end(outcome.valid)
-        self.cadence.end(outcome.weighed, outcome.valid if looks else None)
+        valid = outcome.valid
+        if self.cadence.every > 1 and outcome.usable is not None:  # a step without any task counts for nothing
+            valid = outcome.usable.any() if valid is None else valid & outcome.usable.any()
+        looks = valid is not None and (valid.device.type == "cpu" or scaled)
+        self.cadence.end(outcome.weighed, valid if looks else None, self._company.now().active)
 
     def _solved(
         self, stack: ExitStack, products: Tensor, step: Step | Collected, learns: bool

@@ -18,6 +18,9 @@ Match = Literal["equal", "intersection"]
 
 MATCHES = ("equal", "intersection")
 
+SHAPED = ("exp_avg", "momentum_buffer")
+"""Parts of the names of what an optimizer keeps in the parameter's shape."""
+
 
 def in_common(found: Sequence[Any], own: Sequence[Any]) -> dict[int, int]:
     """Returns where the tasks (or groups of tasks) of both stand: own index → index in the state.
@@ -106,7 +109,7 @@ def _extra_state(packed: Tensor, found: Mapping[str, Any]) -> Tensor:
         for kind, held in own["weights"].items()
     }
     shared = found["shared"] if set(found["tasks"]) <= set(own["tasks"]) else own["shared"]
-    return repacked(packed, {**own, "shared": shared, "weights": weights})
+    return repacked(packed, {**own, "shared": shared, "position": found.get("position", 0), "weights": weights})
 
 
 def learned_names(balancer: nn.Module) -> list[str]:
@@ -116,6 +119,15 @@ def learned_names(balancer: nn.Module) -> list[str]:
         for name in module._learned:
             names |= {f"{prefix}{name}.{i}": f"{prefix}{name}.{task}" for i, task in enumerate(module.tasks or ())}
     return list(names.values())
+
+
+def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """What an optimizer keeps of a parameter, by name; PerTask has a mapping for every task."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _entries(value)
+        elif isinstance(value, Tensor):
+            yield name, value
 
 
 def optimizer_state(
@@ -159,8 +171,8 @@ def optimizer_state(
         found = state["state"].get(at.get(name))
         if found is None:
             continue
-        for kind, value in found.items():
-            if "exp_avg" in kind and value.shape != parameters[key].shape:
+        for kind, value in _entries(found):
+            if any(shaped in kind for shaped in SHAPED) and value.shape != parameters[key].shape:
                 raise ValueError(
                     f"This state_dict does not fit the parameter {name!r}: {kind!r} has the shape "
                     f"{tuple(value.shape)}, expected {tuple(parameters[key].shape)}."

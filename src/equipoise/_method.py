@@ -13,8 +13,7 @@ from equipoise._intersection import MATCHES, Match, in_common, learned_names, op
 from equipoise._saving import balancer_in_common, check_complete, check_state
 from equipoise.balancer import Balancer
 from equipoise.gradients.graph.wrappers import parameter_names
-from equipoise.optim import MAO
-from equipoise.optim._states import moments_in_common
+from equipoise.optim import BalancingOptimizer
 
 SINGLE = "single:"
 """Prefix of the baselines that train one task alone."""
@@ -27,7 +26,7 @@ class Method:
         name: the method's name.
         tasks: the tasks' names.
         optimizer: over the model's (and the objective's) parameters; for learning-rate schedulers.
-        balancer: the Balancer; None for MAO.
+        balancer: the Balancer; None where the optimizer balances by itself, as MAO does.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Method:
         self.tasks = tasks
         self.optimizer = optimizer
         self.balancer = balancer
-        names = dict(zip(map(id, model.parameters()), parameter_names(model), strict=True))
+        names = {id(parameter): name for name, parameter in parameter_names(model).items()}
         if balancer is not None:
             names |= dict(zip(map(id, balancer.parameters()), learned_names(balancer), strict=True))
         self._parameters = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
@@ -62,14 +61,14 @@ class Method:
 
     def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
         """Computes the balanced gradients; arguments and result as in `Balancer.backward`."""
-        if isinstance(self.optimizer, MAO):
+        if isinstance(self.optimizer, BalancingOptimizer):
             return self.optimizer.backward(losses, **options)
         assert self.balancer is not None
         return self.balancer.backward(losses, **options)
 
     def loss(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """Returns a scalar whose backward pass balances; see `Balancer.forward` and `MAO.loss`."""
-        if isinstance(self.optimizer, MAO):
+        if isinstance(self.optimizer, BalancingOptimizer):
             return self.optimizer.loss(losses, counts)
         assert self.balancer is not None
         loss: Tensor = self.balancer(losses, counts)
@@ -135,8 +134,11 @@ class Method:
         optimizer, balancer = state["optimizer"], state["balancer"]
         if tasks == "intersection":
             in_common(state["tasks"], self.tasks)
-            take = moments_in_common if isinstance(self.optimizer, MAO) else optimizer_state
-            optimizer = take(self.optimizer, optimizer, self._parameters, state["parameters"])
+            names = self._parameters, state["parameters"]
+            if isinstance(self.optimizer, BalancingOptimizer):
+                optimizer = self.optimizer.in_common(optimizer, *names)
+            else:
+                optimizer = optimizer_state(self.optimizer, optimizer, *names)
             balancer = None if self.balancer is None else balancer_in_common(self.balancer, balancer)
         if self.balancer is not None:
             check_state(self.balancer, balancer, "")

@@ -94,8 +94,9 @@ def check_balancer_arguments(
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
-        ValueError: a probe, or weights to hold, without a Gramian aggregator, shared parameters without an aggregator,
-            state by parameter where parameters have no names; `every` is no number of steps; as `refuse_wrappers`.
+        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator, state by parameter
+            where parameters have no names; `every` is no number of steps, or there are no weights to hold; as
+            `refuse_wrappers`.
     """
     if probe and not isinstance(aggregator, GramianAggregator):
         raise ValueError(
@@ -122,11 +123,11 @@ def check_balancer_arguments(
         )
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be a number of steps ≥ 1, found {every!r}.")
-    if every > 1 and not isinstance(aggregator, GramianAggregator):
+    if every > 1 and (aggregator is None or not aggregator.weighs):
         found = "no aggregator" if aggregator is None else type(aggregator).__name__
         raise ValueError(
-            "every holds an aggregator's weights between the steps that take statistics; it needs an aggregator that "
-            f"finds weights from the Gramian. Found {found}: leave every out."
+            "every holds an aggregator's weights between the steps that take statistics; it needs one that has "
+            f"weights. Found {found}: leave every out."
         )
     if model is not None:
         refuse_wrappers(model)

@@ -26,6 +26,11 @@ class Flag:
         if self._event is not None:
             self._event.record()
 
+    @property
+    def arrived(self) -> bool:
+        """Whether nobody has to wait."""
+        return self._event is None or self._event.query()
+
     def __bool__(self) -> bool:
         if self._event is not None:
             self._event.synchronize()
@@ -37,7 +42,12 @@ class Undecided:
 
     def __init__(self, old: dict[str, Tensor], unless: Tensor) -> None:
         self.old = old
-        self.valid = Flag(unless)
+        self._valid = Flag(unless)
+
+    @property
+    def valid(self) -> bool:
+        """The flag."""
+        return bool(self._valid)
 
 
 Snapshot = list[tuple[dict[str, Tensor], Tensor | None, Any]]

@@ -48,6 +48,9 @@ class Weigh:
         self._parts = [*objective.task_modules(), *([] if aggregator is None else [aggregator])]
         self._bounded = any(type(part).lower_bounds is not TaskModule.lower_bounds for part in self._parts)
         self._modules = modules_of(objective)
+        self._placed = list(self._modules)
+        if aggregator is not None and not isinstance(aggregator, GramianAggregator):
+            self._placed += modules_of(aggregator)
         self._declared = objective.declared_parameters()
         self._others = [module for module in self._modules if module not in self._declared]
         self._before: Snapshot | None = None  # the objective's state before the micro-batches that wait
@@ -164,8 +167,8 @@ class Weigh:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the objective's state is; None if there is none."""
-        for module in self._modules:
+        """Where the state is that is not to stay on the host; None if there is none."""
+        for module in self._placed:
             for tensor in chain(module._buffers.values(), module._parameters.values()):
                 if tensor is not None:
                     return tensor.device
@@ -267,9 +270,9 @@ class Weigh:
         return (
             f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
             "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
-            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, imtl-g, imtl, mgda, pcgrad, "
-            "graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, gradvac, pcd, krum, "
-            "trimmed-mean, moco, excess-mtl, mao."
+            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, ldc-mtl, softadapt, pbi, cosmos, "
+            "imtl-g, imtl, mgda, pcgrad, graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, "
+            "gradvac, pcd, krum, trimmed-mean, moco, excess-mtl, lr-annealing, mao, adatask, mtadam."
         )
 
 

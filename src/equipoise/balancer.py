@@ -52,10 +52,10 @@ class Balancer(Saving):
             see tensors of `torch.vmap`'s, and the tasks' weighted sum. None: layers on a CPU where shapes say that they
             save, unless chunk_size is given or something in the trunk can tell that sum from the tasks: a hook, or an
             `autograd.Function`. Then, and from then on, rows. `way` tells what was done, and why.
-        every: n: a Gramian aggregator takes its statistics in every nth step, and its weights are held in between, in
-            steps of one backward pass. They are not normalised anew where tasks are missing; a task that has none yet
-            has statistics taken in that step (in a later micro-batch it takes their mean). A step that a scaler drops
-            does not count. No pass is saved under `fully_shard`, nor by micro-batches with counts.
+        every: n: an aggregator with weights takes its statistics in every nth step, and its weights are held in
+            between, in steps of one backward pass. They are not normalised anew where tasks are missing; a task that
+            has none yet has statistics taken in that step (in a later micro-batch it takes their mean). A step that a
+            scaler drops does not count. No pass is saved under `fully_shard`, nor by micro-batches with counts.
         model: the model that is trained, wrapped or not: parameters of others take no part. Needed for a checkpoint
             that resumes bit for bit where the first step after it lacks tasks: it gives the shared parameters names
             that `state_dict` can keep. And where ranks hold labels of different tasks.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, cast
 
@@ -59,7 +61,7 @@ def make_method(
     probe: nn.Module | Iterable[nn.Parameter] | None = None,
     chunk_size: int | None = None,
     engine: Literal["rows", "layers"] | None = None,
-    every: int = 1,
+    every: int | None = None,
     check_finite: bool | None = None,
     process_group: Any = None,
     priorities: Mapping[str, float] | None = None,
@@ -67,11 +69,12 @@ def make_method(
 ) -> Method:
     """Makes a method by name, ready to train `model`: the balancing and its optimizer.
 
-    The optimizer is `torch.optim.AdamW` over the model's parameters, and for `mao` MAO, which with one
-    task is the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with momentum 0.9, and
-    `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters. An objective's own
-    parameters (`uw`, `imtl-l`, `imtl`) are learned in a group without decay, by the same optimizer; vectors as they
-    are, they are AdamW's beside Muon. Their learning rate is the hyperparameter `weights_lr`; None, the default: `lr`.
+    The optimizer is `torch.optim.AdamW` over the model's parameters; `mao`, `adatask` and `mtadam` are optimizers
+    themselves, and with one task the same. Another one is asked for behind an @: `ema@sgd` is `torch.optim.SGD` with
+    momentum 0.9, and `ema@muon` is `equipoise.optim.MuonAndAdamW`, with embeddings' tables among AdamW's parameters;
+    `mao@sgd` and `mao@muon` are `PerTask` of these. An objective's own parameters (`uw`, `imtl-l`, `imtl`) are learned
+    in a group without decay, by the same optimizer; beside Muon they are AdamW's. Their learning rate is the
+    hyperparameter `weights_lr`; None, the default: `lr`.
 
     Args:
         name: one of `list_methods()`, `single:<task>`, or `torchjd:<class>` for an aggregator, a Gramian weighting or
@@ -86,7 +89,8 @@ def make_method(
             else all shared parameters.
         chunk_size: as in `Balancer`: how many tasks go at once through what they share.
         engine: as in `Balancer`; "layers" is for methods that find weights from the Gramian.
-        every: as in `Balancer`; above 1 for methods that find weights from the Gramian.
+        every: as in `Balancer`; above 1 for methods with an aggregator that has weights. None: 10 for `lr-annealing`,
+            as in its authors' code, else 1.
         check_finite: as in `Balancer`.
         process_group: as in `Balancer`.
         priorities: as in `Balancer` and `MAO`; a single task has none.
@@ -124,8 +128,8 @@ def make_method(
         own = name
         name = method = own.__name__ if inspect.isclass(own) else type(own).__name__
         spec, optimizer_name = spec_of(own, method), DEFAULT_OPTIMIZER
-    statistics = (("probe", probe is not None), ("engine='layers'", engine == "layers"), ("every", every != 1))
-    for option, given in statistics:
+    statistics = {"probe": probe is not None, "engine='layers'": engine == "layers", "every": every not in (None, 1)}
+    for option, given in statistics.items():
         if given and (spec is None or spec.optimizer is not None):
             raise ValueError(f"Method {name!r} takes no gradient statistics: leave {option} out.")
     base = BASE_OPTIMIZERS[optimizer_name]
@@ -138,13 +142,16 @@ def make_method(
             [task], chunk_size=chunk_size, model=model, check_finite=check_finite, process_group=process_group
         )
         return SingleTask(name, task, names, model, base.make(groups, lr, weight_decay), alone)
+    if spec.optimizer is not None and optimizer_name != DEFAULT_OPTIMIZER:
+        if spec.with_base is None:
+            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
+        make = partial(spec.with_base, base.takes, **base.options)
+        spec = replace(spec, takes=spec.with_base, optimizer=make)
     _check_hyperparameters(name, hyperparameters, spec.hyperparameters)
     if spec.optimizer is not None:
         hyperparameters |= {"weight_decay": weight_decay, "check_finite": check_finite, "process_group": process_group}
-        if method != name:
-            raise ValueError(f"Method {method!r} is an optimizer itself: leave @{optimizer_name} out.")
         optimizer = spec.optimizer(
-            list(model.parameters()), names, lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
+            groups, names, lr=lr, priorities=priorities, chunk_size=chunk_size, **hyperparameters
         )
         return Method(name, names, model, optimizer, None)
     weights_lr = hyperparameters.pop("weights_lr", None) if spec.learns_weights else None
@@ -169,7 +176,7 @@ def make_method(
         probe=_last_shared_layer(model) if spec.probes_last_layer and probe is None else probe,
         chunk_size=chunk_size,
         engine=engine,
-        every=every,
+        every=spec.every if every is None else every,
         model=model,
         check_finite=check_finite,
         process_group=process_group,

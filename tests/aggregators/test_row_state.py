@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from jacobians import sample
 from networks import TASKS, Network, assert_same, batch, snapshot
 from torch import nn
 from torchjd.aggregation import ExcessMTL as PeerExcessMTL
 
 import equipoise as eq
+from equipoise.testing._jacobians import sample
 
 NAMES = ["moco", "db-mtl", "excess-mtl"]
 STEPS = [("conflicting", "abc"), ("random", "abc"), ("conflicting", "ac"), ("random", "abc"), ("conflicting", "b")]
@@ -207,10 +207,9 @@ def test_targets_of_pairs_are_taken_over_by_task():
 
 def test_a_state_of_another_models_shapes_is_refused():
     model, method = trained("moco")
-    before = snapshot(model)
-    key = "tracked/trunk/weight"
-    method.balancer.aggregator._buffers[key] = torch.zeros(3, 2, 2)
     method.zero_grad()
+    before = snapshot(model)
+    method.balancer.aggregator._buffers["tracked/trunk/weight"] = torch.zeros(3, 2, 2)
     with pytest.raises(ValueError, match=r"shape \(3, 2, 2\) as 'tracked/trunk/weight', expected \(3, 6, 4\)"):
         method.backward(model.losses(batch(3)))
     assert all(p.grad is None for p in model.parameters())
@@ -224,3 +223,18 @@ def test_sparse_tables_are_refused():
     with pytest.raises(ValueError, match=r"MoCo keeps state.*sparse=False"):
         balancer.backward({"a": z.sum(), "b": z.square().sum()})
     assert table.weight.grad is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_goes_on_in_another_precision(name):
+    model, method = trained(name)
+    model.double()
+    method.zero_grad()
+    method.backward(model.losses(batch(3)))
+    assert all(p.grad is None or p.grad.dtype == torch.float64 for p in model.parameters())
+
+
+def test_the_state_goes_where_the_losses_are():
+    """As an objective's; that of a Gramian aggregator stays on the host."""
+    for aggregator, device in ((eq.MoCo(), torch.device("cpu")), (eq.GradNorm(), None)):
+        assert eq.Balancer(TASKS, aggregator=aggregator, model=Network())._balancing.weigh.device == device

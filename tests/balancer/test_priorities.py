@@ -11,6 +11,8 @@ PRIORITIES = {"a": 3.0, "c": 0.5}
 FACTORS = {"a": 3.0, "b": 1.0, "c": 0.5}
 OBJECTIVES = [eq.Equal, eq.EMA, eq.UW, eq.DWA, eq.IMTLL, eq.FAMO, lambda: eq.GeometricMean(eq.Equal())]
 AGGREGATORS = [eq.PCGrad, eq.CAGrad, eq.MGDA, eq.IMTLG, eq.NashMTL, eq.GradNorm, eq.GradDrop]
+AGGREGATORS += [eq.UPGrad, eq.DualProj, eq.AlignedMTL, eq.ConFIG, eq.FairGrad, eq.GradVac, eq.PCD, eq.Krum]
+AGGREGATORS += [eq.TrimmedMean]
 
 
 def made(objective=None, aggregator=None, priorities=None):
@@ -56,7 +58,10 @@ def test_equal_priorities_change_nothing(objective, aggregator, same):
     assert_same(gradients(other), gradients(model))
 
 
-@pytest.mark.parametrize("aggregator", [eq.PCGrad, eq.CAGrad, eq.GradDrop])
+@pytest.mark.parametrize(
+    "aggregator",
+    [eq.PCGrad, eq.CAGrad, eq.GradDrop, eq.FairGrad, eq.GradVac, lambda: eq.PCD(eps=0.0), eq.Krum, eq.TrimmedMean],
+)
 def test_as_if_they_were_in_front_of_the_losses(aggregator):
     """On the shared parameters; a head gets its own task's gradient."""
     model, balancer = made(None, aggregator)

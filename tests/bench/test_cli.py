@@ -167,7 +167,7 @@ def test_tuning(tmp_path):
         assert {1e-3, 1e-2} < set(tried)
         assert min(tried) < chosen[method] < max(tried)
         assert [r["lr"] for r in runs if r["method"] == method and r["seed"] == 1] == [chosen[method]]
-        assert f"{method} {chosen[method]:g}" in output.replace("\n", " ")
+        assert f"{method} lr {chosen[method]:g} (of " in " ".join(output.split())
     assert [record["lr"] for record in runs if record["method"] == "mao"] == [3e-3, 3e-3]
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
     at_rate = {(r["method"], r["seed"]): r for r in runs if r["lr"] == chosen.get(r["method"])}
@@ -218,6 +218,30 @@ def test_interrupted_and_gone_on_with(tmp_path, workers):
     )
     assert len(runs_in(tmp_path / "cut")) == 12
     assert cut == whole
+
+
+def test_interrupted_while_workers_start(tmp_path):
+    """Which would end with a traceback each: Ctrl-C in a terminal reaches all processes."""
+    (tmp_path / "mine.py").write_text(DIVERGING)
+    arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--workers", "2", "--out", "out"]
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines == ["Loading PyTorch and mine.py:problem.\n", "3 runs, 2 workers.\n"]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while children.exists() and len(children.read_text().split()) < 3:  # two workers, the resource tracker
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert output == "Interrupted. 0 finished runs are kept in out; the same command goes on from there.\n"
 
 
 @pytest.mark.slow
@@ -379,8 +403,11 @@ def test_a_problem_that_was_edited_is_another(tmp_path):
     assert "the file of mine.py:problem was another one there" in done.stderr
 
 
-def test_a_baseline_that_diverges_ends_the_comparison(tmp_path):
+def test_where_all_baselines_diverge_gains_are_over_equal_weights(tmp_path):
     (tmp_path / "mine.py").write_text(DIVERGING)
-    arguments = ["compare", "mine.py:problem", "--methods", "ew", "--seeds", "1", "--out", "out"]
-    done = run(*arguments, "--set", "single.lr=1e9", cwd=tmp_path, code=2)
-    assert "single:a, seed 0: the loss of 'a' became" in done.stderr
+    arguments = ["compare", "mine.py:problem", "--methods", "mao", "--seeds", "1", "--out", "out"]
+    output = run(*arguments, "--set", "single.lr=1e9", cwd=tmp_path).stdout
+    statuses = {record["method"]: record["status"] for record in runs_in(tmp_path / "out")}
+    assert statuses == {"single:a": "diverged", "single:b": "diverged", "ew": "finished", "mao": "finished"}
+    assert "over equal weights of the same seed, as no task's single-task runs went through" in " ".join(output.split())
+    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["Δm over ew mean"].round(6))[1] == 0

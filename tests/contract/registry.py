@@ -10,7 +10,17 @@ from equipoise.registry import METHODS
 from equipoise.testing._subject import METRICS, POTENTIALS, PRESENT, TASKS, Subject, step, train
 
 NAMES = [*METHODS, *(f"single:{task}" for task in TASKS)]
-SUBJECTS = {name: Subject(name, name.partition("single:")[2] or None) for name in NAMES}
+HYPERPARAMETERS = {"relobralo": {"lookback": 0.5}, "pbi": {"theta": 0.5}}
+"""Given to methods whose defaults would not show what the tests are about: ReLoBRaLo seldom draws what makes a
+difference, and PBI lets small losses rise to the proportions that are preferred."""
+
+ALWAYS = {"lr-annealing": TASKS[0]}
+"""The task that a method cannot do without: the residual, which the others are brought to."""
+
+SUBJECTS = {
+    name: Subject(name, name.partition("single:")[2] or None, ALWAYS.get(name), **HYPERPARAMETERS.get(name, {}))
+    for name in NAMES
+}
 
 every_method = pytest.mark.parametrize("name", NAMES)
 

@@ -14,6 +14,9 @@ LOSS_BASED = [name for name, spec in METHODS.items() if spec.passes == "1"]
 MOST = 12
 """Operators beyond those of plain PyTorch, with any number of tasks."""
 
+MORE = {"relobralo": 21, "cov": 22, "ldc-mtl": 23, "go4align": 52}
+"""The same for formulas that have more to compute with the K numbers: several running statistics, or a clustering."""
+
 
 class Operators(TorchDispatchMode):
     """Counts the operators that compute something."""
@@ -55,4 +58,4 @@ def test_a_step_launches_little(name, count):
         method.zero_grad()
         method.backward(losses())
 
-    assert operators(balanced) <= operators(plain) + MOST
+    assert operators(balanced) <= operators(plain) + MORE.get(name, MOST)

@@ -288,8 +288,8 @@ def run_with_counts(name, there, micro_batches, **options):
                 method.after_step(model.losses(batch(index)))
             method.zero_grad()
     state = state_of(method)
-    if name == "graddrop":
-        state.pop("aggregator._extra_state")  # where the device knows that there is nothing to draw for, it has drawn
+    if name in ("graddrop", "relobralo"):  # where the device knows that there is nothing to draw for, it has drawn
+        state.pop("aggregator._extra_state" if name == "graddrop" else "objective.weighting._extra_state")
     return kept[: 1 if micro_batches else 3], model.state_dict(), state
 
 

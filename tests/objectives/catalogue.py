@@ -1,22 +1,34 @@
 """Every objective, for tests of what they all owe."""
 
 from equipoise.objectives import (
+    COSMOS,
     DTP,
     DWA,
     DWEMA,
     EMA,
     FAMO,
     IMTLL,
+    LDCMTL,
+    PBI,
     REMA,
     RLW,
+    STCH,
     UW,
+    UWSO,
     Achievement,
+    CoV,
     Equal,
     GeometricMean,
+    GO4Align,
+    ReLoBRaLo,
+    SoftAdapt,
     Static,
 )
 
 POTENTIALS = {"a": 0.4, "b": 0.8, "c": 0.9}
+SIGNED = ("pbi", "cosmos", "ldc-mtl")
+"""Objectives whose coefficients can be negative."""
+
 METHODS = {
     "equal": Equal,
     "static": lambda: Static({"a": 1.0, "b": 2.0, "c": 3.0}),
@@ -39,4 +51,18 @@ METHODS = {
     "imtl-l": IMTLL,
     "famo": FAMO,
     "famo, bounds": lambda: FAMO(lr=0.3, lower_bounds={"a": -1.0, "b": -0.5}),
+    "stch": STCH,
+    "stch, no warm-up": lambda: STCH(mu=0.3, warmup=0, preferences={"a": 0.5, "c": 2.0}),
+    "uw-so": UWSO,
+    "go4align": GO4Align,
+    "ldc-mtl": LDCMTL,
+    "cov": CoV,
+    "softadapt": SoftAdapt,
+    "softadapt, normalized": lambda: SoftAdapt(-0.5, "normalized"),
+    "softadapt, loss-weighted": lambda: SoftAdapt(variant="loss-weighted", interval=2),
+    "softadapt, epochs": lambda: SoftAdapt(interval="epoch"),
+    "relobralo": lambda: ReLoBRaLo(lookback=1.0),
+    "relobralo, random": lambda: ReLoBRaLo(lookback=0.5, seed=0),
+    "pbi": lambda: PBI(preferences={"a": 2.0}, reference={"b": -0.5}),
+    "cosmos": lambda: COSMOS(preferences={"a": 0.2, "b": 0.5, "c": 0.3}),
 }

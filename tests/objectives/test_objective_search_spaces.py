@@ -12,7 +12,7 @@ from equipoise.search_space import Choice, Range
 
 POTENTIALS = dict.fromkeys(TASKS, 0.8)
 TUNED = [name for name, spec in OBJECTIVES.items() if spec.search_space]
-LEARNED = ["uw", "imtl-l", "imtl"]
+LEARNED = ["uw", "imtl-l", "imtl", "ldc-mtl"]
 
 
 def ends(dimension):

@@ -14,6 +14,7 @@ from equipoise.aggregators.gradnorm import GradNorm
 from equipoise.aggregators.gradvac import GradVac
 from equipoise.aggregators.imtl_g import IMTLG
 from equipoise.aggregators.krum import Krum
+from equipoise.aggregators.lr_annealing import LRAnnealing
 from equipoise.aggregators.mgda import MGDA
 from equipoise.aggregators.moco import MoCo
 from equipoise.aggregators.nash_mtl import NashMTL
@@ -39,6 +40,7 @@ __all__ = [
     "GradVac",
     "GramianAggregator",
     "Krum",
+    "LRAnnealing",
     "MoCo",
     "NashMTL",
     "PCGrad",

@@ -33,6 +33,8 @@ class Aggregator(TaskModule, ABC):
         homogeneous: all gradients multiplied by a positive number give `d` multiplied by it.
         scale_invariant: `d` stays as it is where any task's gradient is multiplied by a positive number.
 
+        weighs: `d = Σ_k w_k g_k` with the weights that it returns, which can be held while the gradients change.
+
     And, not inherited, as a subclass has another formula:
 
     Attributes:
@@ -46,6 +48,7 @@ class Aggregator(TaskModule, ABC):
     permutation_invariant: bool = False
     homogeneous: bool = False
     scale_invariant: bool = False
+    weighs: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -95,6 +98,8 @@ class GramianAggregator(Aggregator):
     millisecond, on an accelerator each is a launch. A subclass's state and parts stay on the host for that: `.to()` and
     casts leave them as they are.
     """
+
+    weighs = True
 
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class RowStateAggregator(RowsAggregator):
                     f"{type(self).__name__} keeps a state of shape {tuple(self.get_buffer(key).shape)} as {key!r}, "
                     f"expected {shape}: it was loaded from another model."
                 )
-            found.append(state)
+            found.append(state.to(part.dtype))
         return found
 
     def keep_rows(self, name: str, values: Sequence[Tensor]) -> None:

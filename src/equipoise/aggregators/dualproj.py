@@ -17,7 +17,7 @@ class DualProj(GramianAggregator):
     `{d : ⟨d, g_j⟩ ≥ 0 for all j}`. On K numbers: `d = Jᵀv`, where `v` minimises `½vᵀGv` subject to `v_k ≥ 1/K`. One
     program, solved exactly, where `UPGrad` solves one a task.
 
-    Authors apply it to the gradients of a task at hand and of remembered ones; for several tasks at once it is in
+    Its authors apply it to the gradients of a task at hand and of remembered ones; for several tasks at once it is in
     Quinton & Rey. Theirs (TorchJD) adds 1e-4 to the diagonal of the Gramian, which leaves conflicts of that size; here
     none is added.
 

@@ -37,7 +37,7 @@ class Krum(GramianAggregator):
     Example:
         >>> import torch
         >>> from equipoise.aggregators import Krum
-        >>> Krum()(torch.tensor([[1.0, 0.0], [1.5, 0.0], [0.0, 90.0], [1.25, 0.0]]))
+        >>> Krum(byzantine=0)(torch.tensor([[1.0, 0.0], [1.5, 0.0], [0.0, 90.0], [1.25, 0.0]]))
         tensor([1.2500, 0.0000])
     """
 

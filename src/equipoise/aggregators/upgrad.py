@@ -17,9 +17,9 @@ class UPGrad(GramianAggregator):
     K numbers: `π(g_k) = Jᵀv_k`, where `v_k` minimises `½vᵀGv` subject to `v ≥ e_k`, and the weights are the mean of
     the `v_k`. So no loss rises to first order, and a task's part grows in proportion to its gradient.
 
-    The K programs are solved exactly (see `_cone`), together: 128 tasks take some 10 ms where their gradients are
-    nearly orthogonal, and some 50 ms where they pull two ways; dependent gradients (more tasks than directions) are
-    solved one task after the other, some 20 ms each at that number. The authors' code (TorchJD) divides the Gramian by
+    The K programs are solved exactly (see `_cone`), together: 128 tasks take one core some 12 ms where their gradients
+    are nearly orthogonal, and 30 ms where they pull two ways; where there are more tasks than directions, the programs
+    are solved one after the other, some 15 ms each at that number. The authors' code (TorchJD) divides the Gramian by
     its trace and adds 1e-4 to its diagonal for a general solver, which leaves conflicts of that size; here nothing is
     added.
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.balancer import Balancer
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 
 def backward(accelerator: Any, balancer: Any, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
@@ -20,7 +20,7 @@ def backward(accelerator: Any, balancer: Any, losses: Mapping[str, Tensor], **op
 
     Args:
         accelerator: the `Accelerator`.
-        balancer: the `Balancer`, or `MAO` (also as `accelerator.prepare` gives it back).
+        balancer: the `Balancer`, or `MAO` or its kin (also as `accelerator.prepare` gives it back).
         losses: task → scalar loss.
         **options: as for `Balancer.backward`.
 
@@ -30,5 +30,5 @@ def backward(accelerator: Any, balancer: Any, losses: Mapping[str, Tensor], **op
     if "counts" not in options:
         losses = {task: loss / accelerator.gradient_accumulation_steps for task, loss in losses.items()}
     options.setdefault("accumulate", not accelerator.sync_gradients)
-    inner: Balancer | MAO = balancer if hasattr(balancer, "backward") else balancer.optimizer
+    inner: Balancer | BalancingOptimizer = balancer if hasattr(balancer, "backward") else balancer.optimizer
     return inner.backward(losses, scaler=accelerator.scaler, **options)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from equipoise._method import Method
 from equipoise.balancer import Balancer
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 
 def backward(
-    fabric: Any, balancer: Balancer | MAO | Method, losses: Mapping[str, Tensor], **options: Any
+    fabric: Any, balancer: Balancer | BalancingOptimizer | Method, losses: Mapping[str, Tensor], **options: Any
 ) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under Fabric's precision, its gradient scaler included.
 
     Args:
         fabric: the `Fabric`.
-        balancer: the Balancer, MAO (also as `fabric.setup` gives it back), or what `make_method` gives.
+        balancer: the Balancer, MAO or its kin (also as `fabric.setup` gives it back), or what `make_method` gives.
         losses: task → scalar loss.
         **options: as for `Balancer.backward`.
 

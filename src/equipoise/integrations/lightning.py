@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.balancer import Balancer
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 
-def backward(module: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+def backward(
+    module: Any, balancer: Balancer | BalancingOptimizer, losses: Mapping[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under the trainer's precision, its gradient scaler included.
 
     Manual optimization leaves clipping, accumulation and schedulers to the training step. With automatic optimization,
@@ -22,7 +24,7 @@ def backward(module: Any, balancer: Balancer | MAO, losses: Mapping[str, Tensor]
 
     Args:
         module: the `LightningModule`, in its `training_step`.
-        balancer: the Balancer, or MAO (also as `self.optimizers()` gives it).
+        balancer: the Balancer, or MAO or its kin (also as `self.optimizers()` gives it).
         losses: task → scalar loss.
         **options: as for `Balancer.backward`.
 

@@ -26,7 +26,7 @@ from equipoise.monitor.rates import check_optimizer
 from equipoise.monitor.recording import Record, Recording
 from equipoise.monitor.sums import Sums, fetch
 from equipoise.monitor.writers import as_writers
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 DIGITS = 4
 """Of the cosines by layer, which are most of a file."""
@@ -54,7 +54,7 @@ class BalanceMonitor:
     the parameters that the task reaches, so heads are their own task's; cosines are of parameters that two or more
     tasks reach. Nothing about the training changes: not its numbers, its random state or `.grad`.
 
-    Where the method runs a backward pass a task (aggregators, MAO), a sample takes the task gradients from there.
+    Where the method runs a backward pass a task (aggregators, MAO and its kin), a sample takes the gradients there.
     Otherwise it runs one more on shared parameters for each task but one, whose gradient is what the others leave of
     the sum; for that one it takes the task with the largest gradient at the sample before, so that next to nothing is
     lost to rounding. With `accumulate=True`, or gradients that were not cleared, it runs all K. A sample keeps the K
@@ -68,7 +68,7 @@ class BalanceMonitor:
     numbers are those of all ranks' samples together, and the first rank writes them.
 
     Args:
-        method: what `make_method` gives, a Balancer with its `optimizer=`, or MAO.
+        method: what `make_method` gives, a Balancer with its `optimizer=`, or an optimizer that balances by itself.
         model: the model that is trained, wrapped or not.
         every: steps of the optimizer from one sample to the next; the first step is sampled.
         writers: where samples go as they are made: a path (one JSON line each, for `read_monitor`), a TensorBoard
@@ -97,7 +97,7 @@ class BalanceMonitor:
 
     def __init__(
         self,
-        method: Method | Balancer | MAO,
+        method: Method | Balancer | BalancingOptimizer,
         model: nn.Module,
         every: int = 50,
         writers: Any = (),
@@ -108,7 +108,7 @@ class BalanceMonitor:
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number of steps, at least 1; found {every!r}.")
         layers = _layers(model, self._balancing, self._optimizer)
-        names = self._balancing.groups if isinstance(self._balancing, MAO) else self._balancing.tasks
+        names = self._balancing.groups if isinstance(self._balancing, BalancingOptimizer) else self._balancing.tasks
         self.recording = Recording(list(names), list(layers), every)
         self._layer = {parameter: index for index, owned in enumerate(layers.values()) for parameter in owned}
         ranks = self._balancing._company.ranks
@@ -213,8 +213,8 @@ class BalanceMonitor:
         for task in sample.weights.keys() & weights.keys():  # of earlier micro-batches
             sample.weights[task] = sample.weights[task] * weights[task]
 
-    def see_taken(self, optimizer: MAO, rows: TaskRows) -> None:
-        """Measures what MAO has taken into its moments, while it is there; see `Watcher`."""
+    def see_taken(self, optimizer: BalancingOptimizer, rows: TaskRows) -> None:
+        """Measures what an optimizer has taken in, while it is there; see `Watcher`."""
         own = {task: self._own(row) for task, row in rows.items()}
         if self._sample.weights.keys() & own.keys():  # streaming, and cleared in place of a step
             self._sample = _Sample()
@@ -304,7 +304,7 @@ class _Sample:
     """What is kept of a step until the optimizer has taken it.
 
     Attributes:
-        rows: the task gradients; of MAO's, which are measured at once, nothing.
+        rows: the task gradients; of such optimizers, which are measured at once, nothing.
         weights: what `backward` returned.
         factors: the aggregator's weights, not yet in the rows.
         weighted: the parameters that they are applied on.
@@ -405,17 +405,18 @@ def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor
     return gradients
 
 
-def _parts(method: Any, optimizer: Any) -> tuple[Balancer | MAO, Optimizer]:
+def _parts(method: Any, optimizer: Any) -> tuple[Balancer | BalancingOptimizer, Optimizer]:
     """Returns what is watched, and the optimizer that steps."""
     if isinstance(method, Method):
         balancing: Any = method.balancer or method.optimizer
         given = method.optimizer
     else:
         balancing = method if isinstance(method, Balancer) else getattr(method, "optimizer", method)
-        given = balancing if optimizer is None and isinstance(balancing, MAO) else optimizer
-        if not isinstance(balancing, Balancer | MAO):
+        given = balancing if optimizer is None and isinstance(balancing, BalancingOptimizer) else optimizer
+        if not isinstance(balancing, Balancer | BalancingOptimizer):
             raise TypeError(
-                f"BalanceMonitor watches what make_method() gives, a Balancer or MAO; found {type(method).__name__}."
+                "BalanceMonitor watches what make_method() gives, a Balancer, or an optimizer as MAO; "
+                f"found {type(method).__name__}."
             )
     if given is None:
         raise ValueError(
@@ -427,7 +428,9 @@ def _parts(method: Any, optimizer: Any) -> tuple[Balancer | MAO, Optimizer]:
     return balancing, check_optimizer(given)
 
 
-def _layers(model: nn.Module, balancing: Balancer | MAO, optimizer: Optimizer) -> dict[str, list[Tensor]]:
+def _layers(
+    model: nn.Module, balancing: Balancer | BalancingOptimizer, optimizer: Optimizer
+) -> dict[str, list[Tensor]]:
     """Returns the layers by name, with those of their own parameters that the optimizer holds."""
     held = {p for group in optimizer.param_groups for p in group["params"]}
     if isinstance(balancing, Balancer):

@@ -15,12 +15,14 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import wide_dtype
-from equipoise.optim import MAO
+from equipoise.optim import MTAdam, PerTask
+from equipoise.optim._adam_by_task import AdamByTask
+from equipoise.optim._reduced import whole
 
 Touched = Mapping[Tensor, tuple[Tensor, ...]]
 """Parameter → an index of some of its rows."""
 
-SUPPORTED = (Adam, AdamW, RMSprop, Adagrad, SGD, MAO)
+SUPPORTED = (Adam, AdamW, RMSprop, Adagrad, SGD, AdamByTask)
 
 
 def check_optimizer(optimizer: object) -> Optimizer:
@@ -30,10 +32,11 @@ def check_optimizer(optimizer: object) -> Optimizer:
         TypeError: they are not, or it is no optimizer.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # Lightning's and Accelerate's wrappers
-    if not isinstance(inner, SUPPORTED):
-        known = ", ".join(kind.__name__ for kind in SUPPORTED)
+    found = inner.base if isinstance(inner, PerTask) else type(inner)
+    if not isinstance(inner, Optimizer) or not issubclass(found, SUPPORTED):
+        known = "Adam, AdamW, RMSprop, Adagrad, SGD, PerTask of these, MAO, AdaTask and MTAdam"
         raise TypeError(
-            f"The monitor knows the effective learning rates of {known}; found {type(inner).__name__}. "
+            f"The monitor knows the effective learning rates of {known}; found {found.__name__}. "
             "Train with one of these to see contributions."
         )
     return inner
@@ -49,20 +52,27 @@ def effective_rates(
     Args:
         optimizer: any of `SUPPORTED`.
         group: the parameters' group.
-        task: whose moments count, of MAO's.
+        task: whose state counts, of an optimizer that balances by itself.
         parameters: of the group.
         rows: parameter → the rows whose rates are returned, those that its sparse gradients touch; others: all.
     """
     rows = rows or {}
+    if isinstance(optimizer, PerTask):
+        base = optimizer.of_task(task)
+        place = next(index for index, own in enumerate(optimizer.param_groups) if own is group)
+        return effective_rates(base, base.param_groups[place], task, parameters, rows)
+    if isinstance(optimizer, MTAdam):
+        return {p: _at(rate, p, rows) for p, rate in optimizer.rates(task, parameters, group).items()}
     if isinstance(optimizer, SGD):
         lr = group["lr"]
         return {
             p: (lr if isinstance(lr, Tensor) else p.new_full((), lr)).expand_as(_at(p.detach(), p, rows))
             for p in parameters
         }
-    if isinstance(optimizer, MAO):
+    if isinstance(optimizer, AdamByTask):
+        group = optimizer._preferring(group, task)
         moments = {p: optimizer._listing.moments(task, p, group, optimizer.state[p]) for p in parameters}
-        squares = [_at(m.square, p, rows) for p, m in moments.items()]
+        squares = [_at(whole(m.square, p), p, rows) for p, m in moments.items()]
         touched = [p in rows for p in parameters]
         return _adam(group, parameters, squares, [m.steps for m in moments.values()], touched)
     states = {p: optimizer.state[p] for p in parameters if optimizer.state.get(p)}

@@ -14,7 +14,7 @@ from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.sparse import compact
 from equipoise.monitor.rates import Touched, effective_rates
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 BLOCK = 1 << 15
 """Elements of each task's gradient that are gone through together on a CPU, so that they stay in its cache."""
@@ -99,7 +99,7 @@ class Sums:
         touched: Touched,
     ) -> None:
         """Measures parameters in few operations, each on many of them; of those in `touched` these rows."""
-        apart = isinstance(optimizer, MAO)
+        apart = isinstance(optimizer, BalancingOptimizer)
         rates = {} if apart else _rates(optimizer, groups, "", columns, touched)
         for index, task in enumerate(tasks):
             row = {p: column[index] for p, column in columns.items()}
@@ -129,7 +129,7 @@ class Sums:
             return tensor.permute(order).reshape(-1)
 
         gradients = {index: flat(gradient) for index, gradient in enumerate(column) if gradient is not None}
-        apart = isinstance(optimizer, MAO)
+        apart = isinstance(optimizer, BalancingOptimizer)
         rates = {} if apart else _rates(optimizer, groups, "", [parameter])
         scales: dict[int, Tensor] = {}
         for index in gradients:

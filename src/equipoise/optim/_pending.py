@@ -1,4 +1,4 @@
-"""The task gradients that wait for MAO's `step`."""
+"""The task gradients that wait for the optimizer's `step`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Pending(Waiting):
             return {task: times(row, multiplied_by) for task, row in self.rows.items()}
         if any(float(factor) != 1 for factor in self.factors):  # sync: only where nothing else tells
             raise RuntimeError(
-                "The scalar of MAO.loss() was multiplied, by a gradient scaler perhaps, and every small parameter has "
+                "The scalar of loss() was multiplied, by a gradient scaler perhaps, and every small parameter has "
                 "other gradients in .grad, so that it cannot be seen whether it has been unscaled: call "
                 "backward(losses, scaler=...) in place of loss()."
             )

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
-from equipoise._checks import check_number, check_priorities, check_tasks
-from equipoise._scalar import balanced, refuse_sharded, refuse_waiting
-from equipoise.gradients.batching import Batching
-from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.jacobian import Row, TaskRows
-from equipoise.gradients.micro_batches import Collected, move_into
+from equipoise.gradients.micro_batches import move_into
 from equipoise.gradients.owning import owned
-from equipoise.gradients.ranks import Company
-from equipoise.gradients.reading import Reader
-from equipoise.gradients.rows import Rows, with_inputs
-from equipoise.gradients.scale import Factor
-from equipoise.gradients.shards import local, locals_of, total_norm
+from equipoise.gradients.rows import with_inputs
+from equipoise.gradients.shards import is_sharded, local, locals_of
 from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
-from equipoise.gradients.watching import Watcher, Watching
-from equipoise.gradients.writing import all_finite, write
-from equipoise.optim._fused import can_fuse
-from equipoise.optim._groups import grouped, of_groups
-from equipoise.optim._listing import NO_TASK, Listing
-from equipoise.optim._pending import Pending, by_taking, guarded, split
-from equipoise.optim._states import SavedByTask
-from equipoise.optim.moments import Lists, clipped, decay, update
+from equipoise.gradients.writing import write
+from equipoise.optim._adam_by_task import EPSILONS, AdamByTask
+from equipoise.optim._base import KIND
+from equipoise.optim._listing import Listing
+from equipoise.optim._pending import by_taking, guarded, split
+from equipoise.optim.moments import clipped, decay, update
+from equipoise.search_space import SearchSpace
 
 ONE_BACKWARD = (
     "With streaming=True the moments take each gradient in at once: there is one backward() between two calls of "
     "step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
 )
 
+NUMBERS_OF_RANGE = (torch.float32, torch.float64, torch.bfloat16)
+"""Dtypes that have bfloat16's range: as state is loaded, it takes the parameter's dtype on its way."""
 
-class MAO(SavedByTask):
+
+class MAO(AdamByTask):
     """Adam with moments of its own for every task: each task moves each parameter by a step of like size.
 
     Per task n and parameter θ, with exponential moving averages `m_n` of the gradient `g_n` and `v_n` of its square:
@@ -76,6 +71,11 @@ class MAO(SavedByTask):
             leaves what the moments have taken in. Sparse gradients become dense.
         capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
         fused: use PyTorch's fused kernels; None: where they are available.
+        state_dtype: torch.bfloat16 keeps the tasks' first moments in half the memory. What is kept is rounded, what the
+            update takes is not. None: the parameter's dtype.
+        factored: keep the tasks' second moments as Adafactor does (Shazeer & Stern 2018): of a parameter with two
+            dimensions or more, taken as a matrix `[A, B·…]`, the means of its rows and of its columns, `A + B·…`
+            numbers in place of `A·B·…`, with `v_ij ≈ r_i c_j / mean(r)`. Not for sharded parameters.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
             it costs a synchronisation; there such a loss's gradient counts as 0, or, with a scaler, as an overflow.
         process_group: as in `Balancer`, which says how a step on several ranks gives the numbers of one process.
@@ -84,9 +84,14 @@ class MAO(SavedByTask):
     loads on any number of ranks with `DefaultLoadPlanner(allow_partial_load=True)`: a new optimizer does not know which
     tasks reach which parameters, and asks for all moments there could be.
 
+    Moments grow with the number of tasks: per parameter and task that reaches it they are 8 bytes in float32, 6 with
+    `state_dtype`, 4 with `factored` and 2 with both (`benchmarks/moments.py` has what that costs). Their updates then
+    are some ten operations a parameter and task in place of PyTorch's kernels, and sparse gradients become dense.
+
     Raises:
         TypeError: `groups` is neither a number nor a mapping.
-        ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks.
+        ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks;
+            parameters that `state_dtype` or `factored` is not for.
 
     The task gradients wait for `step()` beside `.grad`, and are forgotten when `.grad` is cleared, by whatever does it:
     to see that, small parameters without `.grad` get one that is as good as zero until then. What other code puts into
@@ -114,6 +119,9 @@ class MAO(SavedByTask):
         >>> optimizer.zero_grad()
     """
 
+    search_space: ClassVar[SearchSpace] = {"eps": EPSILONS}
+    _copied: ClassVar[tuple[str, ...]] = (*AdamByTask._copied, "streaming", "state_dtype", "factored")
+
     def __init__(
         self,
         params: ParamsT,
@@ -130,17 +138,15 @@ class MAO(SavedByTask):
         streaming: bool = False,
         capturable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        factored: bool = False,
         check_finite: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        self.tasks = check_tasks(tasks)
-        self.groups = grouped(self.tasks, groups)
-        self.priorities = of_groups(check_priorities(priorities, self.tasks), self.groups)
-        self.streaming = streaming
-        self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
-        self.check_finite = check_finite
-        self._batching = Batching(1 if streaming else chunk_size)
-        self._furnish([], process_group)
+        if state_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"state_dtype must be torch.bfloat16 or None, found {state_dtype!r}.")
+        self.streaming, self.state_dtype, self.factored = streaming, state_dtype, factored
+        kinds = [f"{state_dtype} first moments"] * (state_dtype is not None) + ["factored second moments"] * factored
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -148,42 +154,45 @@ class MAO(SavedByTask):
             "weight_decay": weight_decay,
             "capturable": capturable,
             "fused": fused,
-            "tasks": list(self.tasks),
-            "groups": None if groups is None else {group: list(members) for group, members in self.groups.items()},
-            "chunk_size": None,  # what has been chosen, for checkpoints
+            **({KIND: f"MAO with {' and '.join(kinds)}"} if kinds else {}),
         }
-        super().__init__(params, defaults)
-        self._register()
-        keep_buffers()
+        super().__init__(
+            params,
+            tasks,
+            defaults,
+            priorities=priorities,
+            chunk_size=1 if streaming else chunk_size,
+            groups=groups,
+            max_norm=max_norm,
+            check_finite=check_finite,
+            process_group=process_group,
+        )
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
-        """Makes what a step needs beside the parameters and their state."""
-        self._company = Company(held, process_group=process_group)
-        self._watching = Watching()
-        self._pending = Pending()
-        self._listing = Listing(list(self.groups))
-        self._reader = Reader(self._company, self.tasks, self.check_finite, self._pending, self._batching)
-        self._rows = Rows(self._company, list(self.groups), self._pending)
+        super()._furnish(held, process_group)
+        self._listing = Listing(list(self.groups), self.state_dtype, self.factored)
+
+    def _register(self) -> None:
+        super()._register()
+        self.register_load_state_dict_post_hook(_narrow)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with options of its own.
 
         Raises:
-            ValueError: a hyperparameter is out of range.
+            ValueError: a hyperparameter is out of range, or see the class.
         """
-        group = {**self.defaults, **param_group}
-        check_number("lr", group["lr"], at_least=0)
-        if not isinstance(group["betas"], Sequence) or len(group["betas"]) != 2:
-            raise ValueError(f"betas must be two numbers in [0, 1), found {group['betas']!r}.")
-        for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
-            check_number(name, beta, at_least=0, below=1)
-        check_number("eps", group["eps"], at_least=0)
-        check_number("weight_decay", group["weight_decay"], at_least=0)
         super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        self._company.order.know(added["params"])
-        if added["fused"] is None:
-            added["fused"] = can_fuse(added["params"])
+        for p in self.param_groups[-1]["params"]:
+            wrong = "sharded" if self.factored and is_sharded(p) else None
+            if self.state_dtype is not None or self.factored:
+                wrong = wrong or (None if p.dtype in NUMBERS_OF_RANGE else f"of {p.dtype}")
+            if wrong:
+                self.param_groups.pop()
+                raise ValueError(
+                    f"A parameter of the shape {tuple(p.shape)} is {wrong}: state_dtype and factored are for float32, "
+                    "float64 and bfloat16, factored for parameters that are not sharded."
+                )
 
     def backward(
         self,
@@ -193,167 +202,33 @@ class MAO(SavedByTask):
         scaler: torch.amp.GradScaler | None = None,
         retain_graph: bool = False,
     ) -> dict[str, Tensor]:
-        """Computes and keeps the task gradients, one backward pass a task, for `step()`.
-
-        Args:
-            losses: task → scalar loss; leave out the tasks that have no label in this batch.
-            accumulate: True on all micro-batches of a step but the last. Gradients add up until `zero_grad()`, as in
-                plain PyTorch, so divide the losses, or pass `counts`.
-            counts: task → number of labelled samples behind its mean loss: micro-batches are averaged exactly. A
-                count of 0 leaves the task out.
-            scaler: the `torch.amp.GradScaler` that will step this optimizer. The moments see unscaled gradients; where
-                they overflow, the scaler finds it in `.grad`.
-            retain_graph: keep the graph for another backward pass.
-
-        Returns:
-            Task → 1: MAO has no loss weights.
-
-        Raises:
-            TypeError: losses is not a mapping of tensors.
-            ValueError: unknown task, no loss, a loss that is not a scalar, has no graph, or is NaN or infinite;
-                gradients were cleared in part. Nothing has changed then.
-        """
+        """As `BalancingOptimizer.backward`; `streaming` takes one call a step, without `accumulate` and `scaler`."""
         if self.streaming and (
             accumulate or scaler is not None or (self._pending.ahead and not self._pending.cleared())
         ):
             raise ValueError(ONE_BACKWARD)
-        empty = self._company.now().active or bool(self._pending.micro_batches)
-        step = self._reader.read(losses, counts, scaler, empty=empty, accumulate=accumulate, retain_graph=retain_graph)
-        if accumulate and counts is not None and step.tasks and self.defaults["groups"] is not None:
-            raise ValueError("groups sums losses before counts could weigh them: accumulate without counts.")
-        return self._collect(step)
+        return super().backward(losses, accumulate, counts, scaler, retain_graph)
 
     def loss(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None) -> Tensor:
-        """Returns the sum of the losses as a scalar whose backward pass does what `backward(losses)` does.
-
-        For frameworks that call `loss.backward()` themselves; see `Balancer.forward`. A factor in front of it stays in
-        the task gradients; what `.grad` is multiplied by before `step()` multiplies them, too, so that a gradient
-        scaler that steps this optimizer unscales them.
-
-        Args:
-            losses: as in `backward`.
-            counts: as in `backward`.
-
-        Raises:
-            TypeError: as in `backward`.
-            ValueError: as in `backward`; `streaming`, whose updates are made before `.grad` is unscaled; micro-batches
-                of `backward` wait; parameters are sharded.
-        """
+        """As `BalancingOptimizer.loss`; not with `streaming`, whose updates are made before `.grad` is unscaled."""
         if self.streaming:
             raise ValueError(ONE_BACKWARD + " For the same reason there is no loss().")
-        ranks, with_graph = self._company.now(), torch.is_grad_enabled()
-        step = self._reader.read(losses, counts, None, empty=ranks.active, graph=with_graph)
-        total = step.taking(step.values, 0.0).sum()
-        if not with_graph:
-            return total
-        refuse_sharded(ranks, "MAO.loss()")
-        refuse_waiting(self._pending)
-        return balanced(step, total, self._collect, scale=Factor)
+        return super().loss(losses, counts)
 
-    def _collect(self, step: Step) -> dict[str, Tensor]:
-        """Computes the task gradients of a step, and keeps them unless further micro-batches follow."""
-        if not step.tasks:
-            if not step.accumulate:
-                self._take(self._rows.finish(), step)
-            return {}
-        names = step.tasks
-        if self.defaults["groups"] is not None:
-            step = step.joined(self.groups)
-        ones = torch.ones_like(step.values)
+    def _run(self, step: Step, ones: Tensor) -> None:
         if self.streaming:
             self._stream(step, ones)
         else:
-            self._take(self._rows.run(step, ones), step)
-        return dict.fromkeys(names, ones[0])
+            super()._run(step, ones)
 
-    def _take(self, collected: Collected | None, step: Step) -> None:
-        """Keeps the rows of a whole step for `step()`, and writes what other parameters get."""
-        if collected is None:
-            return
-        ranks, scale = self._company.now(), step.scale
-        finite = collected.values.isfinite()
-        valid = finite.all()
-        if scale.checked:
-            every = [gradient for row in collected.rows.values() for gradient in row.values()]
-            valid = valid & ranks.all_true(all_finite(every, step.values.device))
-            del every
-        held, others = split(collected.rows, self._held)
-        if not scale.checked and not self._reader.looks(step):
-            held = guarded(held, finite)
-        taking = {} if collected.usable is None else dict(zip(collected.tasks, collected.usable.unbind(), strict=True))
-        self._pending.add({task: owned(row) for task, row in held.items()}, taking)
-        if scale.checked:
-            self._pending.marks.spoil(unless=valid)
-        self._pending.note(scale)
-        write(scale.gradients(others))
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Updates the parameters from the task gradients of `backward()`, and from what else is in `.grad`.
-
-        Args:
-            closure: computes the losses anew and calls `backward()`; its value is returned.
-
-        Raises:
-            ValueError: gradients were cleared in part since `backward()`.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if self._pending.cleared():
-            self._pending.forget()
-        pending = self._pending
-        free = pending.marks.others(p for group in self.param_groups for p in group["params"])
-        if not pending.rows and not self.state and all(float(group["lr"]) == 0 for group in self.param_groups):
-            gradients = [coalesced(gradient) for gradient in free.values()]
-            if not gradients or not total_norm(gradients):  # else it is a warm-up's first step
-                self._make_room()
-                return loss
-        rows = pending.unscaled()
-        if self.max_norm is not None:
-            rows = {task: clipped(row, self.max_norm) for task, row in rows.items()}
-        if pending.ahead:
-            torch._foreach_copy_(locals_of(pending.ahead), list(pending.ahead.values()))
-        every = {**rows, NO_TASK: free} if free else rows
-        listed = self._listing.of(every, self.param_groups, self.state)
-        for index, group in enumerate(self.param_groups):
-            if group["weight_decay"]:
-                self._decay(group, {task: lists[index] for task, (lists, _) in listed.items()}, every)
-            for task, (lists, gradients) in listed.items():
-                update(lists[index], gradients, self._preferring(group, task), pending.taking.get(task))
-        watcher = self._watching.now
-        if rows and watcher is not None:
-            watcher.see_taken(self, rows)
-        pending.ahead = {}
-        return loss
-
-    @property
-    def _held(self) -> set[Tensor]:
-        return {parameter for group in self.param_groups for parameter in group["params"]}
-
-    def _preferring(self, group: dict[str, Any], task: str) -> dict[str, Any]:
-        """The group's options with the task's learning rate."""
-        priority = self.priorities.get(task, 1.0)
-        return group if priority == 1 else {**group, "lr": group["lr"] * priority}
-
-    def _decay(self, group: dict[str, Any], lists: Mapping[str, Lists], rows: TaskRows) -> None:
-        """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
-        taking, ahead = self._pending.taking, self._pending.ahead
-        certain = [own for task, own in lists.items() if task not in taking]
-        whole = {id(p): p for own in certain for dense in own.dense for p in dense.parameters}
-        decay([p for p in whole.values() if p not in ahead], group)
-        rest = {id(p): p for own in lists.values() for p in own.parameters if id(p) not in whole}.values()
-        moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in rest}
-        for takes, decayed in by_taking(rows, taking, rest):
-            own = [p for p in decayed if p not in ahead]
-            decay(own, group, [moved[p] for p in own], takes)
+    def _update(self, rows: TaskRows, free: Row) -> None:
+        if self.state_dtype is not None or self.factored:
+            rows, free = {task: _dense(row) for task, row in rows.items()}, _dense(free)
+        ahead = self._pending.ahead
+        if ahead:
+            torch._foreach_copy_(locals_of(ahead), list(ahead.values()))
+        super()._update(rows, free)
+        self._pending.ahead = {}
 
     def _stream(self, step: Step, ones: Tensor) -> None:
         """Streaming: makes each task's update on copies, as its gradient comes, and writes what others get."""
@@ -374,7 +249,7 @@ class MAO(SavedByTask):
             move_into(others, rest)
             if not self._reader.looks(step):
                 held = guarded(held, good)
-            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
+            own = _dense(owned(held.pop(task)))
             if self.max_norm is not None:
                 own = clipped(own, self.max_norm)
             every, gradients = self._listing.of({task: own}, self.param_groups, self.state)[task]
@@ -390,49 +265,14 @@ class MAO(SavedByTask):
         self._pending.move_ahead(ahead)
         write(others)
 
-    def _make_room(self) -> None:
-        """Creates zero moments for every task wherever there is a `.grad`: what of them a checkpoint can hold.
 
-        This is how `torch.distributed.checkpoint` asks a new optimizer for its state: it takes a step with gradients
-        of zero at the learning rate 0. Loading drops the moments of tasks that have never reached the parameter.
-        """
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    for task in (*self.groups, NO_TASK):
-                        self._listing.moments(task, parameter, group, self.state[parameter])
+def _dense(row: Row) -> Row:
+    return {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in row.items()}
 
-    def watch(self, watcher: Watcher | None) -> None:
-        """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""
-        self._watching.begin(watcher)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the task gradients, and clears `.grad`."""
-        self._pending.forget()
-        super().zero_grad(set_to_none)
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {
-            "tasks": self.tasks,
-            "groups": self.groups,
-            "priorities": self.priorities,
-            "max_norm": self.max_norm,
-            "streaming": self.streaming,
-            "check_finite": self.check_finite,
-            "_ranks": self._company.ranks,
-            "_batching": self._batching,
-        }
-        return {**super().__getstate__(), **own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if not self._optimizer_load_state_dict_pre_hooks:  # a copy: torch.optim hands on no hooks
-            self._register()
-        keep_buffers()
-        if "_ranks" in state:  # a copy
-            held = [parameter for group in self.param_groups for parameter in group["params"]]
-            self._furnish(held, self.__dict__.pop("_ranks").process_group)
-        else:  # loading a state_dict
-            self._pending.forget()
-            self._listing.forget()
-            self._batching.choose(self.param_groups[0].setdefault("chunk_size", None))
+def _narrow(optimizer: Optimizer) -> None:
+    """Gives first moments the dtype back that they were loaded from."""
+    assert isinstance(optimizer, MAO)
+    for state in optimizer.state.values():
+        for name in [name for name in state if name.startswith("exp_avg.") and optimizer.state_dtype is not None]:
+            state[name] = state[name].to(optimizer.state_dtype)

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from torch.optim.optimizer import Optimizer
-
 from equipoise._importing import import_place
 from equipoise.aggregators import Aggregator
 from equipoise.objectives import Objective, Weighting
+from equipoise.optim import BalancingOptimizer
 from equipoise.registry._spec import ONE_PASS, PASS_PER_TASK, MethodSpec
 
 GROUP = "equipoise.methods"
 """The entry points by which a package brings methods: name → class or instance."""
 
 KINDS = (
-    "a class or an instance of an Objective, a Weighting or an Aggregator, or the class of an optimizer with a "
-    "`backward(losses)`, as MAO"
+    "a class or an instance of an Objective, a Weighting or an Aggregator, or the class of a BalancingOptimizer, as "
+    "MAO is one"
 )
 
 
@@ -43,7 +42,7 @@ def spec_of(given: object, name: str) -> MethodSpec:
         return MethodSpec(description, name, ONE_PASS, takes, objective=takes, search_space=space)
     if issubclass(made, Aggregator):
         return MethodSpec(description, name, PASS_PER_TASK, takes, aggregator=takes, search_space=space)
-    if inspect.isclass(given) and issubclass(given, Optimizer) and callable(getattr(given, "backward", None)):
+    if inspect.isclass(given) and issubclass(given, BalancingOptimizer):
         return MethodSpec(description, name, PASS_PER_TASK, takes, optimizer=takes, search_space=space)
     raise TypeError(f"name must be one of list_methods(), or {KINDS}; found {given!r}.")
 
@@ -63,7 +62,7 @@ def find_own(name: str) -> object | None:
         return None
     module = import_place(place)
     if not hasattr(module, attribute):
-        kinds = (Objective, Weighting, Aggregator, Optimizer)
+        kinds = (Objective, Weighting, Aggregator, BalancingOptimizer)
         names = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kinds)]
         own = [key for key in names if vars(module)[key].__module__ == module.__name__]
         hint = f"; it has {', '.join(f'{place}:{key}' for key in own)}" if own else ""

@@ -15,7 +15,7 @@ from equipoise.search_space import Range, SearchSpace
 ONE_PASS = "1"
 PASS_PER_TASK = "K"
 
-OWN = {"params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group", "priorities"}
+OWN = {"base", "params", "tasks", "lr", "weight_decay", "chunk_size", "check_finite", "process_group", "priorities"}
 """Arguments of an optimizer's class that are `make_method`'s, and no hyperparameters."""
 
 
@@ -36,10 +36,13 @@ class MethodSpec:
         aggregator: makes the aggregator; None: there is none.
         optimizer: makes the optimizer that balances by itself, from parameters, tasks, `lr` and the hyperparameters;
             None: the method works with any optimizer.
+        with_base: makes the same of another base optimizer, from its class, parameters, tasks and options; None: there
+            is none.
         needs_potentials: the method wants every task's single-task accuracy.
         learns_weights: the objective's weights are parameters, learned with the model, in a group of their own: its
             learning rate is the hyperparameter `weights_lr`.
         probes_last_layer: its paper takes gradient statistics on the last shared layer.
+        every: its paper takes gradient statistics in every nth step.
         search_space: hyperparameter → what it may be when it is tuned; by default what `takes` declares.
     """
 
@@ -50,9 +53,11 @@ class MethodSpec:
     objective: Callable[..., nn.Module] | None = None
     aggregator: Callable[..., nn.Module] | None = None
     optimizer: Callable[..., Optimizer] | None = None
+    with_base: Callable[..., Optimizer] | None = None
     needs_potentials: bool = False
     learns_weights: bool = False
     probes_last_layer: bool = False
+    every: int = 1
     search_space: SearchSpace = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +71,7 @@ class MethodSpec:
         parameters = inspect.signature(self.takes).parameters.values()
         own = {"potentials"} if self.optimizer is None else OWN
         learned = {"weights_lr": None} if self.learns_weights else {}
-        return {**{p.name: p.default for p in parameters if p.name not in own}, **learned}
+        return {**{p.name: p.default for p in parameters if p.name not in own and p.kind != p.VAR_KEYWORD}, **learned}
 
     @property
     def family(self) -> str:

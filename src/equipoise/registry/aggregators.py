@@ -22,6 +22,7 @@ from equipoise.aggregators import (
     GradNorm,
     GradVac,
     Krum,
+    LRAnnealing,
     MoCo,
     NashMTL,
     PCGrad,
@@ -83,4 +84,10 @@ AGGREGATORS: dict[str, MethodSpec] = {
         aggregator=DBMTL,
     ),
     "excess-mtl": _aggregator(ExcessMTL, "more weight for tasks far from what they can reach", "He et al. 2024"),
+    "lr-annealing": _aggregator(
+        LRAnnealing,
+        "for physics-informed networks: data terms brought to the residual's gradient in every tenth step",
+        "Wang et al. 2021",
+        every=10,
+    ),
 }

@@ -7,19 +7,28 @@ from typing import Any
 
 from equipoise._checks import check_number
 from equipoise.objectives import (
+    COSMOS,
     DTP,
     DWA,
     DWEMA,
     EMA,
     FAMO,
     IMTLL,
+    LDCMTL,
+    PBI,
     REMA,
     RLW,
+    STCH,
     UW,
+    UWSO,
     Achievement,
+    CoV,
     Equal,
     GeometricMean,
+    GO4Align,
     Objective,
+    ReLoBRaLo,
+    SoftAdapt,
     Static,
     Weighting,
 )
@@ -86,4 +95,20 @@ OBJECTIVES: dict[str, MethodSpec] = {
         "Liu et al. 2023",
         search_space={"weights_lr": Range(0.0025, 0.25, log=True), "weights_decay": Range(1e-4, 1e-2, log=True)},
     ),
+    "stch": _objective(STCH, "a smooth maximum of the losses over their nadirs: the worst decides", "Lin et al. 2024"),
+    "uw-so": _objective(UWSO, "softmax of the inverse losses", "Kirchdorfer et al. 2024"),
+    "go4align": _objective(GO4Align, "one scale, by risk, equal within groups of tasks", "Shen et al. 2024"),
+    "ldc-mtl": _objective(
+        LDCMTL,
+        "learned weights that keep the weighted losses close to one another",
+        "Xiao et al. 2025",
+        learns_weights=True,
+    ),
+    "cov": _objective(CoV, "more weight for losses that still vary", "Groenendijk et al. 2021"),
+    "softadapt": _objective(SoftAdapt, "more weight for losses that fall slowly, or rise", "Heydari et al. 2019"),
+    "relobralo": _objective(
+        ReLoBRaLo, "more weight for losses that have fallen less, lately or since the first", "Bischof & Kraus 2021"
+    ),
+    "pbi": _objective(PBI, "small losses in the proportions that you prefer", "Zhang & Li 2007"),
+    "cosmos": _objective(COSMOS, "weighted sum that rewards the proportions that you prefer", "Ruchte & Grabocka 2021"),
 }

@@ -66,6 +66,8 @@ class Subject:
     Args:
         make: makes it for a network and tasks; or whatever `make_method` takes for a name.
         single: the one task that it trains, if it is a baseline.
+        always: the task that it cannot do without, if there is one.
+        **hyperparameters: what it is made with.
 
     Attributes:
         is_optimizer: it has moments of its own, and no Balancer.
@@ -75,9 +77,17 @@ class Subject:
         keeps: it keeps something of a task.
     """
 
-    def __init__(self, make: Callable[..., Method] | object, single: str | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Method] | object,
+        single: str | None = None,
+        always: str | None = None,
+        **hyperparameters: Any,
+    ) -> None:
         self._given = make
+        self._hyperparameters = hyperparameters
         self.single = single
+        self.always = always
         model, method = self.make()
         step(model, method, 0, TASKS)  # what depends on the tasks is there at last
         self.is_optimizer = method.balancer is None
@@ -98,10 +108,10 @@ class Subject:
         """Makes a new network and its method, from a seed."""
         network: Any = Network().to(dtype) if model is None else model
         torch.manual_seed(seed)
-        options = {"lr": 0.02, "weight_decay": 0.01, **options}
-        if is_maker(self._given):
-            return network, self._given(network, tasks, **options)
-        name = self._given
+        options = {"lr": 0.02, "weight_decay": 0.01, **self._hyperparameters, **options}
+        name: Any = self._given
+        if is_maker(name):
+            return network, name(network, tasks, **options)
         if isinstance(name, str) and name.startswith("amtl"):
             options["potentials"] = {task: POTENTIALS[task] for task in tasks}
         return network, make_method(name, network, tasks, **options)

@@ -94,7 +94,7 @@ def check_order_of_the_mapping_does_not_matter(subject: Subject) -> None:
             method.backward(dict(reversed(losses.items())) if reverse else losses)
             method.step()
         results.append(snapshot(model, method))
-    assert_same(*results)
+    assert_same(results[0], results[1])
 
 
 def check_a_task_that_is_never_there_might_as_well_not_exist(subject: Subject) -> None:
@@ -105,6 +105,8 @@ def check_a_task_that_is_never_there_might_as_well_not_exist(subject: Subject) -
             before = snapshot(model, method)
             train(model, method, 0, 4, present=[pair] * 4)
             assert_same(snapshot(model), before[:2])
+            continue
+        if subject.always is not None and subject.always not in pair:
             continue
         model, method = subject.make(dtype=torch.float64)
         twin, smaller = subject.make(tasks=tuple(pair), dtype=torch.float64)

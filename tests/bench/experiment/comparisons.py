@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.bench.experiment.comparison import Result
+from equipoise.bench.experiment.plan import start_of
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
 from equipoise.bench.problems import Measure, Problem, Regression
@@ -74,14 +75,19 @@ def make_result(
                 | {"test": values, "seconds": 1.0}
             )
     given = Settings("errors.py:problem", tuple(methods), seeds, False, 3, 16, 64, 1e-3, 0.0, "constant")
+    given = replace(given, **settings)
+    rows = (*(f"single:{name}" for name in names), *methods)
+    configurations = {row: start_of(given, row) for row in rows}
     return Result(
-        settings=replace(given, **settings),
+        settings=given,
         problem=problem,
         records=records,
         summary=summarise(records, problem.tasks, methods),
         costs={name: Cost(2.0 + n, 1.0 + n / 2, 3.0, 1.0 + n) for n, name in enumerate(methods)},
         memory_source="a counter",
-        rates=dict.fromkeys((*(f"single:{name}" for name in names), *methods), 0.001),
+        rates={row: configuration.lr for row, configuration in configurations.items()},
+        configurations=configurations,
+        spent=dict.fromkeys(rows, 0),
         tuning={},
         folder=folder,
         versions={"equipoise": "0.1.0", "device": "a machine"},
@@ -95,4 +101,5 @@ def tuned(result):
         result,
         settings=replace(result.settings, tune=True, grid=(1e-4, 1e-3, 1e-2)),
         tuning=dict.fromkeys(result.rates, curve),
+        spent=dict.fromkeys(result.rates, len(curve)),
     )

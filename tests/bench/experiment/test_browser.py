@@ -93,6 +93,26 @@ def test_nothing_is_asked_for_and_nothing_overflows(browser, reports, name, sche
     page.context.close()
 
 
+def test_on_a_phone_the_table_is_a_card_a_method(browser, reports):
+    page, _ = opened(browser, reports["plain"], viewport={"width": 390, "height": 844})
+    cards = page.locator("#table .cards").first.locator("tbody tr")
+    boxes = [card.bounding_box() for card in cards.all()]
+    assert len(boxes) == 1 + len(METHODS)
+    assert all(300 < box["width"] <= 390 and box["height"] < 280 for box in boxes)
+    assert all(after["y"] >= before["y"] + before["height"] for before, after in itertools.pairwise(boxes))
+    head = "getComputedStyle(document.querySelector('#table tbody tr:last-child td'), '::before').content"
+    assert page.evaluate(head) == '"left MSE\u00a0↓"'
+    assert page.get_by_role("row", name="mao").first.get_by_role("cell").count() == 6  # still a table to who hears it
+    page.context.close()
+
+
+@pytest.mark.parametrize(("width", "before"), [(390, 12724), (1280, 7362)])
+def test_the_page_is_half_as_long_as_it_was(browser, reports, width, before):
+    page, _ = opened(browser, reports["plain"], viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollHeight") < before / 2
+    page.context.close()
+
+
 def test_light_and_dark_differ_in_paper_and_pictures(browser, reports):
     found = {}
     for scheme in ("light", "dark"):
@@ -155,6 +175,9 @@ def test_it_prints_on_light_paper_with_everything_visible(browser, reports):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(OVERFLOW) <= 0
     assert set(page.evaluate(SHOWN)) == {"light"}
+    closed = page.locator("details:not([open])")
+    assert closed.count() > 5
+    assert all(part.bounding_box()["height"] > 60 for part in closed.all())  # printed all the same
     assert seen == []
     page.context.close()
 
@@ -164,7 +187,12 @@ def test_it_is_used_with_a_keyboard_and_read_aloud(browser, reports):
     page.locator("nav a").first.focus()
     page.keyboard.press("Enter")
     assert page.url.endswith("#table")
-    box = page.get_by_role("region", name="Results by method")
+    picture = page.get_by_role("region", name="Predictions of mao")
+    assert not picture.is_visible()
+    page.locator("nav a", has_text="Predictions").focus()
+    page.keyboard.press("Enter")  # opens what it leads to
+    box = picture
+    assert box.is_visible()
     box.focus()
     page.keyboard.press("ArrowRight")
     # Asked again and again from here: the page's policy, which forbids eval, forbids waiting inside it.

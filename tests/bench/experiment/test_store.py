@@ -15,15 +15,12 @@ from equipoise.bench.experiment.database import StorageError, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.trial import Trial
-from equipoise.bench.experiment.tuning import Run
 from equipoise.bench.experiment.view import MAX_DEATHS
 
 TRIAL = Trial("ema", 1, 3, 8, 16, 1e-2, 0.0, hyperparameters={"beta": 0.2}, reference={"a": math.nan, "b": 0.5})
 DEFINITION = Definition("digits", True, TRIAL, picture=True, monitor_every=50)
 RECORD = {
-    "method": "ema",
-    "seed": 1,
-    "lr": 1e-2,
+    **TRIAL.head,
     "status": "finished",
     "selected": 1,
     "epochs": [{"score": 0.25, "validation": {"a": {"MSE": math.nan}}}],
@@ -60,20 +57,20 @@ def test_definitions_survive_json_with_nan_and_none(store):
 
 def test_a_run_goes_from_the_queue_to_its_record_and_files(store):
     store.enqueue([DEFINITION])
-    assert store.view().queued == {DEFINITION.run}
+    assert store.view().queued == {TRIAL.key}
     claim = store.claim("me")
     assert store.claim("you") is None
     store.epoch(claim, 1, 0.1)
     store.epoch(claim, 2, math.nan)
-    assert store.view().epochs == 2
+    assert list(store.view().under_way.values()) == [2]
     assert store.finish(claim, RECORD, {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"})
     view = Store(store.url, "name").view()
     assert view.queued == set()
-    assert view.epochs == 0
+    assert view.under_way == {}
     (record,) = view.records().values()
     assert math.isnan(record["epochs"][0]["validation"]["a"]["MSE"])
     assert record["epochs"][0]["score"] == 0.25
-    assert view.files(DEFINITION.run) == {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"}
+    assert view.files(TRIAL.key) == {"predictions/ema.png": b"\x89PNG\x00", "monitor/ema-1.jsonl": b"{}\n"}
     assert view.trials[0].value == 0.25
 
 
@@ -136,7 +133,7 @@ def test_a_worker_that_does_not_answer_loses_its_run_and_cannot_finish_it(store,
     assert store.finish(answering, RECORD, {})
     view = store.view()
     assert view.queued == set()
-    assert set(view.records()) == {Run("ema", 1, 1e-2)}
+    assert set(view.records()) == {TRIAL.key}
 
 
 def test_a_run_that_waited_long_is_not_taken_away_at_once(store, monkeypatch):
@@ -192,12 +189,12 @@ def test_failures_count_until_they_are_tried_again(store):
     failed = RECORD | {"status": "failed", "message": "no memory"}
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), failed, {})
-    assert store.view().records()[DEFINITION.run]["message"] == "no memory"
+    assert store.view().records()[TRIAL.key]["message"] == "no memory"
     assert store.view().records({0}) == {}
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), RECORD, {})
     for forgiven in (set(), {0}, {0, 1}):
-        assert store.view().records(forgiven)[DEFINITION.run]["status"] == "finished"
+        assert store.view().records(forgiven)[TRIAL.key]["status"] == "finished"
 
 
 def test_a_run_that_its_workers_die_of_is_given_up(store):
@@ -215,12 +212,12 @@ def test_diverged_runs_are_settled(store):
     store.enqueue([DEFINITION])
     store.finish(store.claim("me"), RECORD | {"status": "diverged", "message": "nan"}, {})
     assert store.view().trials[0].value == -math.inf
-    assert store.view().records({0})[DEFINITION.run]["status"] == "diverged"
+    assert store.view().records({0})[TRIAL.key]["status"] == "diverged"
 
 
 def test_runs_of_another_version_are_refused_and_left(store, monkeypatch):
     store.enqueue([DEFINITION])
-    monkeypatch.setattr("equipoise.bench.experiment.definition.FORMAT", 2)
+    monkeypatch.setattr("equipoise.bench.experiment.definition.FORMAT", 3)
     with pytest.raises(StorageError, match="another version"):
         store.claim("me")
     assert states(store) == [TrialState.WAITING]
@@ -264,7 +261,7 @@ def test_a_run_that_waits_when_a_session_begins_may_fail_in_it(store):
     store.enqueue([DEFINITION])
     forgiven = store.view().failures
     store.finish(store.claim("me"), RECORD | {"status": "failed", "message": "no memory"}, {})
-    assert store.view().records(forgiven)[DEFINITION.run]["message"] == "no memory"
+    assert store.view().records(forgiven)[TRIAL.key]["message"] == "no memory"
     assert store.view().records(store.view().failures) == {}
 
 

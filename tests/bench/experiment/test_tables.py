@@ -8,9 +8,9 @@ import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from rich.console import Console
 
+from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.tables import (
-    corrected,
-    interval,
+    entries,
     notes,
     to_frame,
     to_latex,
@@ -31,10 +31,11 @@ def test_markdown_has_everything():
     )
     assert lines[2].startswith("| single-task | 1.3")
     assert lines[2].endswith("|  |  |  |  |")
-    assert "\\*\\* (<0.001) |" in lines[3]
+    assert "p" not in lines[3].split("|", 2)[2]  # equal weights are what the others are tested against
+    assert "\\*\\* p < 0.001 |" in lines[4]
     assert lines[5].startswith("| mao | **0.9")
-    assert "** [" in lines[5]
-    assert lines[5].endswith("] | 1.0 | 2.00 | 3.00 |")
+    assert "**\\*\\* [" in lines[5]
+    assert lines[5].endswith("] p < 0.001 | 1.0 | 2.00 | 3.00 |")
     assert all(line.count(" | ") == lines[0].count(" | ") for line in lines[2:6])
     text = "\n".join(lines)
     assert verdict(result)[0] in text.replace("\\", "")
@@ -64,7 +65,21 @@ def test_notes_say_what_has_to_be_known():
     assert "No stars: a paired t-test needs at least 3 seeds, this is 2." in few
     assert "bootstrap" not in few
     assert "95 % bootstrap interval" in "\n".join(notes(make_result(seeds=6)))
-    assert "chosen on validation with seed 0" in "\n".join(notes(tuned(make_result())))
+    searched = "\n".join(notes(tuned(make_result())))
+    assert "with seed 0; the best on validation is compared." in searched
+    assert "mao lr 0.001 (of 3)." in searched
+
+
+def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
+    result = make_result(seeds=5, looks=(5, 10, 20))
+    [note] = [line for line in notes(result) if "look 1" in line]
+    assert note.startswith("This is look 1 of 3: it may spend 8.9e-05 of the 0.05 of error: its p-values are")
+    once, looked = judge_result(make_result(seeds=5)).tests, judge_result(result).tests
+    for test in looked:
+        other = once.of(test.better, test.worse, test.task)
+        assert test.raw == other.raw
+        assert test.corrected >= min(1.0, 500 * other.corrected)
+    assert "as planned up to 20" in verdict(make_result(seeds=5, looks=(5, 10, 20), levels={"ew": 1, "mao": 0.995}))[0]
 
 
 def test_failures_are_told():
@@ -86,14 +101,13 @@ def test_every_format_has_what_its_notes_describe(write):
     result = make_result()
     text = write(result).replace("\\_", "_").replace("\\textless{}", "<").replace("\\[", "[")
     main = [column for column in result.summary.columns if column.main]
-    for method in METHODS:
-        delta = result.summary.cells[method][main[-1]]
-        assert interval(delta, main[-1]) in text
-        for column in main:
-            assert corrected(result.summary.cells[method][column]) in text
-    tested = sum(not math.isnan(result.summary.cells[method][column].holm) for method in METHODS for column in main)
-    assert tested == 6
-    assert len(re.findall(r"\((<?0\.\d+|1)\)", text)) >= tested
+    tests = judge_result(result).tests
+    shown = [entry for method in METHODS for entry in entries(result, tests, method, main)]
+    assert [bool(entry.interval) for entry in shown] == [False, False, True] * 3
+    assert [bool(entry.p_value) for entry in shown] == [False] * 3 + [True] * 6
+    for entry in shown:
+        assert entry.beside in text
+    assert len(re.findall(r"p [<=] [01]\.?\d*", text.split("Bold:")[0])) >= 6
 
 
 @pytest.mark.parametrize("write", [to_markdown, to_latex, terminal])
@@ -124,7 +138,10 @@ def test_frame_has_every_number():
         assert row["Δm mean"] == cell.mean
         assert (row["Δm low"], row["Δm high"]) == cell.interval
         assert row["rank"] == result.summary.ranks[method]
-        assert row["Δm p holm"] == pytest.approx(cell.holm, nan_ok=True)
+        test = judge_result(result).tests.find(method, "ew")
+        assert row["Δm p"] == pytest.approx(test.corrected if test else math.nan, nan_ok=True)
+        assert row["Δm raw p"] == pytest.approx(test.raw if test else math.nan, nan_ok=True)
+    assert "left R² p" not in frame  # it is not tested, so that nothing has to be corrected for it
     assert math.isnan(frame.loc["single-task"]["Δm mean"])
 
 
@@ -133,7 +150,7 @@ def test_latex_by_hand():
     heads = ["left MSE $\\downarrow$", "right MSE $\\downarrow$", "$\\Delta$m \\% $\\uparrow$", "rank"]
     assert lines[5] == " & ".join(["method", *heads, "time $\\times$", "memory $\\times$ \\\\"])
     assert lines[8] == "\\midrule"
-    assert "$^{**}$" in lines[9]
+    assert "$^{**}$" in lines[10]
     assert lines[11].startswith("mao & \\textbf{0.9")
     assert (
         to_latex(make_result(Errors((NASTY, "b"))))

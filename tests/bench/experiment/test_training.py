@@ -348,6 +348,33 @@ def test_a_run_that_goes_on_may_be_watched_otherwise(before, tmp_path):
     assert len(recording.steps) == 18  # of 45 - 10 steps; the first of them is sampled
 
 
+def test_a_run_says_how_much_of_the_update_each_task_had(tmp_path):
+    """As replays of methods without weights need it; also of a run that goes on."""
+    trial = replace(TRIAL, method="mao", epochs=4, reference=REFERENCE, shares=True)
+    outputs = Outputs(tmp_path / "checkpoint.pt", monitor=tmp_path / "monitor.jsonl")
+    interrupted(Recording(), trial, outputs, 13)
+    record = train(Recording(), Recording().data(), trial, outputs=outputs)
+    assert record["shares"] == read_monitor(outputs.monitor).shares()
+    assert sum(record["shares"].values()) == pytest.approx(1)
+
+
+def test_without_a_reference_epochs_are_scored_against_the_first(tmp_path):
+    trial = replace(TRIAL, epochs=3)
+    outputs = Outputs(tmp_path / "checkpoint.pt")
+    interrupted(Recording(), trial, outputs, 7)
+    record = train(Recording(), Recording().data(), trial, outputs=outputs)
+    first, _, last = ({task: epoch["validation"][task]["MSE"] for task in ("a", "b")} for epoch in record["epochs"])
+    assert record["epochs"][0]["score"] == 0
+    assert record["epochs"][2]["score"] == pytest.approx(sum(1 - last[task] / first[task] for task in first) / 2)
+
+
+def test_a_task_without_a_reference_is_not_scored():
+    problem = Recording()
+    record = train(problem, problem.data(), replace(TRIAL, epochs=1, reference={"b": 0.5}))
+    error = record["epochs"][0]["validation"]["b"]["MSE"]
+    assert record["epochs"][0]["score"] == pytest.approx(1 - error / 0.5)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision_is_fabrics(precision):
     _, plain = run()

@@ -6,49 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from outcomes import judged, make, noisy
 from scipy import stats
 
-from equipoise.bench.experiment.statistics import DELTA, Cell, Column, Summary, summarise
-from equipoise.bench.experiment.verdict import judge
-from equipoise.bench.problems import Measure, Regression
-from equipoise.monitor.costs import Cost
-
 LEVEL = 0.05
-
-
-def make(values, singles=None, drop=(), costs=None):
-    """A summary and its verdict: method → errors [seeds, tasks]; `drop`: runs (method, seed) that diverged."""
-    values = {method: np.asarray(errors, dtype=float) for method, errors in values.items()}
-    seeds, tasks = next(iter(values.values())).shape
-    names = [f"task{number}" for number in range(tasks)]
-    singles = np.ones((seeds, tasks)) if singles is None else singles
-    records = [
-        {"method": f"single:{name}", "seed": seed, "status": "finished", "test": {name: test(singles[seed, number])}}
-        for seed in range(seeds)
-        for number, name in enumerate(names)
-    ]
-    for method, errors in values.items():
-        for seed in range(seeds):
-            if (method, seed) in drop:
-                records.append({"method": method, "seed": seed, "status": "diverged", "message": "a loss became nan"})
-            else:
-                found = {name: test(errors[seed, number]) for number, name in enumerate(names)}
-                records.append({"method": method, "seed": seed, "status": "finished", "test": found})
-    summary = summarise(records, [Regression(name) for name in names], list(values))
-    costs = {name: Cost(1.0, time, 1.0, 1.0) for name, time in (costs or {}).items()}
-    return summary, judge(summary, list(values), costs)
-
-
-def test(error):
-    return {"MSE": error, "MAE": error, "R²": 1 - error}
-
-
-test.__test__ = False
-
-
-def noisy(means, seeds=5, tasks=3, spread=0.01, seed=0):
-    generator = np.random.default_rng(seed)
-    return {m: mean + spread * generator.standard_normal((seeds, tasks)) for m, mean in means.items()}
 
 
 def pairs_of(verdict):
@@ -121,7 +82,8 @@ def test_what_beats_equal_weights_on_a_task_is_told_though_they_lead():
     assert verdict.sentences[0].startswith(
         "Equal weights have the highest Δm, and no method is shown to beat them in it"
     )
-    assert "mao beats equal weights on task0 (p < 0.01)." in verdict.sentences
+    price = "on task1 and task2 it does worse (p < 0.01)"
+    assert f"mao beats equal weights on task0 (p < 0.01); {price}." in verdict.sentences
 
 
 def test_a_second_best_that_is_certain_is_told_beside_a_best_that_is_not():
@@ -207,8 +169,11 @@ def test_equal_weights_are_several():
 NOISE = 0.5 * np.random.default_rng(6).standard_normal((5, 3))
 
 
-@pytest.mark.parametrize(("methods", "last"), [(7, "1 more method beats"), (9, "3 more methods beat")])
-def test_methods_that_win_single_tasks_are_all_told_or_counted(methods, last):
+@pytest.mark.parametrize(
+    ("methods", "last", "lose"),
+    [(7, "1 more method beats", "1 of them loses"), (9, "3 more methods beat", "3 of them lose")],
+)
+def test_methods_that_win_single_tasks_are_all_told_or_counted(methods, last, lose):
     values = noisy({"ew": 0.8} | {f"m{number}": 0.8 for number in range(methods)}, spread=0.001)
     for name, errors in values.items():
         if name != "ew":
@@ -216,7 +181,7 @@ def test_methods_that_win_single_tasks_are_all_told_or_counted(methods, last):
     _, verdict = make(values)
     told = [s for s in verdict.sentences if re.match(r"m\d beats equal weights on task0", s)]
     assert len(told) == 6
-    assert f"{last} equal weights on single tasks (p < 0.01)." in verdict.sentences
+    assert f"{last} equal weights on single tasks (p < 0.01); {lose} on others." in verdict.sentences
     assert len({claim.better for claim in verdict.claims if claim.task == "task0"}) == methods
 
 
@@ -237,7 +202,7 @@ def test_how_many_seeds_would_decide():
     [sentence] = [s for s in verdict.sentences if "would decide" in s]
     seeds = int(sentence.split()[1])
     [test] = [c for c in verdict.tests if (c.task, c.better, c.worse) == (None, "mao", "ew")]
-    factor = test.corrected / test.p_value
+    factor = test.corrected / test.raw
 
     def corrected(number):
         return factor * 2 * stats.t.sf(test.gap / test.spread * math.sqrt(number), number - 1)
@@ -293,6 +258,8 @@ def said_in(verdict, tasks, methods):
     for sentence in verdict.sentences:
         if "would decide" in sentence or "p-values" in sentence:
             continue
+        first = re.match(r"(\w+) beats equal weights", sentence)
+        subject = first[1] if first else leader
         for part in re.split(r"; |\.$", sentence.replace("), its lead", "); its lead")):
             if found := re.search(
                 r"^(\w+) beats equal weights on (all \d tasks|.*?)(?: and in Δm)? \(p < ([\d.]+)\)", part
@@ -305,7 +272,7 @@ def said_in(verdict, tasks, methods):
             if found := re.search(r"points, p < [\d.]+\) and on (.*?) \(p < ([\d.]+)\)", part):
                 said += [(leader, "ew", task, found[2]) for task in on(found[1])]
             if found := re.search(r"^on (.*?) it does worse \(p < ([\d.]+)\)", part):
-                said += [("ew", leader, task, found[2]) for task in on(found[1])]
+                said += [("ew", subject, task, found[2]) for task in on(found[1])]
             if found := re.search(r"^(?:it beats|they beat) (.*?) in Δm \(p < ([\d.]+)\)", part):
                 beaten = [name for name in judged if name not in (leader, "ew")]
                 beaten = beaten if found[1].startswith("all ") else listed(found[1])
@@ -348,18 +315,6 @@ def allowed(values, gains, methods, tasks, seeds):
                 break
             found.add((better, worse, None if task is None else f"task{task}"))
     return found
-
-
-def judged(names, drawn):
-    """The verdict on Δm and two tasks' errors drawn as [methods, seeds, columns], Δm being the last column."""
-    columns = [Column(name, Measure("error", higher_is_better=False), main=True) for name in ("one", "two")]
-    columns.append(Column(None, DELTA, main=True))
-    seeds = drawn.shape[1]
-    cells = {
-        name: {column: Cell(tuple(values)) for column, values in zip(columns, rows.T, strict=True)}
-        for name, rows in zip(names, drawn, strict=True)
-    }
-    return judge(Summary(tuple(columns), cells, seeds, {}, {}), names, {})
 
 
 @pytest.mark.parametrize(("methods", "seeds"), [(2, 3), (3, 3), (3, 10), (12, 5)])

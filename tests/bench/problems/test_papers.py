@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset
 
 from equipoise.bench.problems import ProblemError, load_problem, with_options
-from equipoise.bench.problems._dense import DepthTask, SegmentationTask
+from equipoise.bench.problems._dense import DeeplySupervised, DepthTask, SegmentationTask
 from equipoise.bench.problems.data import NYUDMT, AffectNet, AffWild2, DamagedDataError, NYUDepthPairs, NYUv2
 from equipoise.bench.problems.data._samples import (
     write_affectnet,
@@ -31,7 +31,6 @@ from equipoise.bench.problems.papers._tasks import (
     F1,
     MEAN_AP,
     MEAN_F1,
-    DeeplySupervised,
     Dimensions,
     Expression,
     MultiLabel,

@@ -7,7 +7,7 @@ from learning import assert_learns
 from test_rooms_rendering import check_normals_follow_depth
 from torch.nn import functional
 
-from equipoise.bench.problems import load_problem, rooms
+from equipoise.bench.problems import ProblemError, load_problem, rooms, with_model
 from equipoise.bench.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
 from equipoise.bench.problems._rendering import CLASSES, cache, render_many
 from equipoise.bench.problems._rendering.casting import cast, list_surfaces
@@ -315,3 +315,26 @@ def test_network_learns_and_the_picture_shows_input_truth_and_prediction(few):
 def test_directions_as_colours():
     normals = torch.tensor([[0.0, 0.0, torch.nan], [0.0, -2.0, torch.nan], [-1.0, 0.0, torch.nan]]).reshape(3, 1, 3)
     assert normals_as_colors(normals).tolist() == [[[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]]
+
+
+@pytest.mark.parametrize(("model", "initial"), [("pad-net", 1), ("mti-net", 4), ("mtan", 0)])
+def test_another_network_is_an_option_and_its_initial_predictions_are_supervised(few, model, initial):
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    problem = load_problem(with_model("rooms", model))
+    batch = problem.data(quick=True).test[[0, 1]]
+    predictions = problem.predict(problem.model(), batch)
+    assert len(predictions) == 3 * (1 + initial)
+    for task, plain in zip(problem.tasks, Rooms().tasks, strict=True):
+        loss = task.loss(predictions, batch)
+        assert (loss > 1.01 * plain.loss(predictions, batch)) == (initial > 0)
+        if initial:
+            gradients = torch.autograd.grad(
+                loss, [predictions[f"{task.name}@8"], predictions[task.name]], retain_graph=True
+            )
+            assert all(gradient.any() for gradient in gradients)
+
+
+def test_an_unknown_network_names_those_that_there_are():
+    with pytest.raises(ProblemError, match="rooms does not take the model 'ple': take one of residual, mtan, pad-net"):
+        with_model("rooms", "ple")

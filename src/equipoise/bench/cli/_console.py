@@ -17,6 +17,11 @@ from equipoise.bench.interrupts import watch_interrupts
 console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
 
 
+def say_loading(what: str) -> None:
+    """Says that something happens, before what takes seconds to import is imported."""
+    console.print(f"Loading PyTorch and {what}.", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def answering() -> Iterator[threading.Event]:
     """Turns what can be put right by the person into one line and exit code 2, and Ctrl-C into one and 130.

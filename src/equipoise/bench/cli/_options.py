@@ -13,7 +13,14 @@ REPORT = "report.html"
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor."""
 
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the problem's or the paper's.")]
+Epochs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Epochs; default: the problem's or the paper's. `auto`: twice as many as long as runs still rise at their "
+        "end.",
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a step; default: the problem's or the paper's.")]
 Hyperparameters = Annotated[
     list[str] | None,
@@ -22,7 +29,15 @@ Hyperparameters = Annotated[
 Tune = Annotated[bool, typer.Option("--tune", help="Choose each method's learning rate on validation, baselines' too.")]
 Grid = Annotated[
     str | None,
-    typer.Option(help="Learning rates to try first, comma-separated.", show_default="1e-5,1e-4,1e-3"),
+    typer.Option(help="Learning rates to try first, comma-separated.", show_default="each optimizer's own"),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Configurations to try of every method and baseline: learning rate, weight decay, hyperparameters; "
+        "of `fixed` the weights too.",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -45,6 +60,13 @@ MonitorEvery = Annotated[
     int,
     typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
 ]
+
+
+class Match(str, Enum):
+    """What methods have alike."""
+
+    EPOCHS = "epochs"
+    TIME = "time"
 
 
 class OnDamaged(str, Enum):

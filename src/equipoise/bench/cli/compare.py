@@ -9,15 +9,17 @@ import typer
 
 from equipoise.bench.cli._app import app
 from equipoise.bench.cli._catalogue import check_problem, check_rows, complete_problem, complete_rows
-from equipoise.bench.cli._console import answering
+from equipoise.bench.cli._console import answering, console, say_loading
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
     BatchSize,
+    Budget,
     Device,
     Devices,
     Epochs,
     Grid,
     Hyperparameters,
+    Match,
     MonitorEvery,
     Precision,
     Storage,
@@ -27,7 +29,16 @@ from equipoise.bench.cli._options import (
     Workers,
 )
 
-DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
+DEFAULT_METHODS = "ew,fixed,uw,ema,imtl-g,mao"
+"""Few, since every one more makes a difference harder to show: equal weights, the best fixed ones, which whoever
+balances has to beat, and one of each kind: learned weights, weights from losses alone, from gradients, and an optimizer
+that balances by itself."""
+
+DEFAULT_SEEDS = 6
+"""The fewest that show how differences between seeds are distributed, and whose bootstrap intervals can reach 95 %."""
+
+DEFAULT_MAX_SEEDS = 20
+"""Seeds at the last look of `--until-decided`: with so many a lead as large as its spread over seeds is shown."""
 
 
 @app.command(
@@ -35,6 +46,8 @@ DEFAULT_METHODS = "ew,uw,dwa,gls,ema,rema,dwema,amtl,imtl-g,pcgrad,cagrad,mao"
     "`equipoise compare digits --quick`\n\n"
     "`equipoise compare digits --methods ew,ema,mao --seeds 5 --set ema.beta=0.2 --set mao.lr=3e-4`\n\n"
     "`equipoise compare digits --tune --seeds 5`: every method at its own best learning rate\n\n"
+    "`equipoise compare digits --budget 16 --until-decided`: 16 configurations of each, and seeds until decided\n\n"
+    "`equipoise compare health --model ple`: with another network\n\n"
     "`equipoise compare my_problem.py:problem --out runs/mine`"
 )
 def compare(
@@ -45,13 +58,26 @@ def compare(
             help="A name from `equipoise problems`, or `FILE.py:ATTRIBUTE`; options as in `rooms?seed=3`.",
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The network, for a problem with several; as `PROBLEM?model=NAME`.", show_default=False),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
-            autocompletion=complete_rows, help="Comma-separated, from `equipoise methods`; `all` for all of them."
+            autocompletion=complete_rows,
+            help="Comma-separated, from `equipoise methods`; `all` for all of them. `fixed`: fixed weights that are "
+            "searched. `ema@sgd`, `ema@muon`: another optimizer than AdamW. `replay:ema`: the mean weights of ema, "
+            "fixed.",
         ),
     ] = DEFAULT_METHODS,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; with --until-decided at first.")] = DEFAULT_SEEDS,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds, at looks planned in advance, until the verdict decides.")
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds at the last look.", show_default=str(DEFAULT_MAX_SEEDS))
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay; default: the problem's.")] = None,
     epochs: Epochs = None,
@@ -65,10 +91,22 @@ def compare(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: runs/PROBLEM. One that exists is gone on with.")
+        Path | None,
+        typer.Option(help="Run folder; default: runs/PROBLEM or runs/PROBLEM-MODEL. One that exists is gone on with."),
     ] = None,
     tune: Tune = False,
     grid: Grid = None,
+    budget: Budget = None,
+    match: Annotated[
+        Match, typer.Option(help="What methods have alike; `time`: each trains as long as the dearest one takes.")
+    ] = Match.EPOCHS,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Whether to train single-task baselines; without, gains are over equal weights.",
+        ),
+    ] = True,
     workers: Workers = None,
     storage: Storage = None,
     study: Study = None,
@@ -82,8 +120,13 @@ def compare(
     with answering():
         check_problem(problem)
         check_rows(methods.split(","))
+        say_loading(problem)
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
 
+        if model is not None:
+            from equipoise.bench.problems import with_model
+
+            problem = with_model(problem, model)
         settings = read_settings(
             problem=problem,
             methods=methods,
@@ -98,12 +141,20 @@ def compare(
             device=device,
             tune=tune,
             grid=grid,
+            budget=budget,
+            match_time=match is Match.TIME,
+            baselines=baselines,
+            until_decided=until_decided,
+            max_seeds=max_seeds or (max(DEFAULT_MAX_SEEDS, seeds) if until_decided else None),
             devices=devices,
             precision=precision,
             strategy=strategy,
             monitor_every=monitor_every,
         )
-        folder = out or Path("runs") / f"{_stem(problem)}{'-quick' if quick else ''}"
+        if methods == DEFAULT_METHODS:
+            console.print("Methods were chosen for you: few, so that a difference can show; --methods takes others.")
+        name = "-".join(filter(None, [_stem(problem), model, "quick" if quick else None]))
+        folder = out or Path("runs") / name
         result = carry_out(settings, folder, workers, storage, study)
         check_some_finished(result)
 

@@ -12,7 +12,7 @@ import typer
 
 from equipoise.bench.cli._app import app
 from equipoise.bench.cli._catalogue import check_rows
-from equipoise.bench.cli._console import answering, console
+from equipoise.bench.cli._console import answering, console, say_loading
 from equipoise.bench.cli._options import (
     MONITOR_EVERY,
     BatchSize,
@@ -82,6 +82,7 @@ def reproduce(
         return
     with answering(), ExitStack() as stack:
         check_rows((methods or "").split(","))
+        say_loading(name or "the experiments")
         from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
         from equipoise.bench.experiment.folder import RunFolder
         from equipoise.bench.experiment.reproduce import (

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from equipoise.bench.errors import BenchError
+from equipoise.bench.experiment.checking import check
 from equipoise.bench.experiment.costs import REFERENCE, as_json, measure_costs
 from equipoise.bench.experiment.database import hide_password, sqlite_url
 from equipoise.bench.experiment.definition import Definition
@@ -28,12 +28,15 @@ from equipoise.bench.experiment.execution import (
     place_of,
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder
-from equipoise.bench.experiment.learner import build_method, make_fabric
-from equipoise.bench.experiment.settings import OWN, Settings, SettingsError, source_of
+from equipoise.bench.experiment.front import FrontPoint, front_of
+from equipoise.bench.experiment.plan import Plan, make_trial, start_of
+from equipoise.bench.experiment.planning import Planner
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
+from equipoise.bench.experiment.settings import Settings, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store
-from equipoise.bench.experiment.trial import SHARDED, Record, Trial
-from equipoise.bench.experiment.tuning import Plan, Run, curves, plan
+from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
+from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.problems import Problem, load_problem
 from equipoise.monitor.costs import Cost
 
@@ -43,25 +46,24 @@ TIDY_SECONDS = 5.0
 DATABASE = "study.db"
 """The study's file in the run folder, unless it is elsewhere."""
 
-MIN_POTENTIAL = 0.01
-"""The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
+MONITOR_EVERY = 50
+"""Steps between samples of the balance monitor, where a run's record needs them and no other number is asked for."""
+
+TIMES = "times"
+"""Where times of a step are kept, in the study and in `settings.json`, if epochs go by them."""
 
 CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
 
 
-class BaselineError(BenchError):
-    """A single-task run failed, and without it nothing can be compared."""
-
-
 class Progress(Protocol):
     """What is told how a comparison goes on."""
 
-    def start(self, runs: int, done: int, epochs: int) -> None:
-        """`runs` in all, `done` of them found in the study; each has `epochs`."""
+    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
+        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
 
-    def state(self, runs: int, epochs: int) -> None:
-        """`runs` in all are now expected; those under way have `epochs` behind them."""
+    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
+        """`runs` in all are now expected; those under way have so many epochs behind them."""
 
     def run(self, record: Record) -> None:
         """A run has finished."""
@@ -75,17 +77,21 @@ class Result:
     """What came of a comparison: the runs' records, the numbers and the costs by method.
 
     Attributes:
-        settings: what was asked, with the methods and seeds that were there before.
+        settings: what was asked, with the methods and seeds that were there before, and the seeds and epochs that it
+            came to.
         problem: what was trained.
-        records: one per method and seed, single-task baselines included, each at its method's learning rate.
+        records: one per method and seed, single-task baselines included, each with its method's configuration.
         summary: the numbers.
         costs: method → cost.
         memory_source: what memory was measured by.
         rates: method → its learning rate, single-task baselines included.
-        tuning: method → learning rates and the validation scores (seed 0) by which they were chosen, ascending; −∞
-            where a run diverged. Methods that were not tuned are left out.
+        tuning: method → learning rates and the validation scores by which they were chosen, ascending; −∞ where a run
+            diverged. Methods of which more or less was searched are left out.
         folder: the run folder.
         versions: what the runs were made with and where, "mixed: …" where that differs between them.
+        configurations: method → what was chosen for it, single-task baselines included.
+        spent: method → runs that its configuration was chosen by; 0 where nothing was searched.
+        front: the fixed weightings that were tried, each at its best learning rate if several were.
     """
 
     settings: Settings
@@ -98,6 +104,9 @@ class Result:
     tuning: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     folder: Path | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+    spent: Mapping[str, int] = field(default_factory=dict)
+    front: tuple[FrontPoint, ...] = ()
 
 
 class Comparison:
@@ -106,8 +115,8 @@ class Comparison:
     All runs of a seed start from the same weights and see the same batches. Each run keeps the epoch with the best
     mean relative gain over the seed's single-task runs on validation (the earliest, if several are best), and is
     reported on test. The accuracy-based methods get as potentials the validation accuracies of the single-task runs
-    of the same seed. If it is tuned, each method and each baseline is first run with seed 0 at several learning rates
-    and keeps the one with the best validation score.
+    of the same seed. Where a configuration is searched, each method and each baseline is first run with one seed in
+    several configurations and keeps the one with the best validation score.
 
     Args:
         settings: what to do; extended by the methods and seeds that the study already has.
@@ -124,13 +133,15 @@ class Comparison:
 
     def __init__(self, settings: Settings, path: Path, storage: str | None = None, study: str | None = None) -> None:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
-        settings = replace(settings, source=source_of(settings.problem))
+        methods = {parts_of(row)[0] for row in settings.methods}
+        sources = {method: source for method in sorted(methods) if (source := source_of(method))}
+        settings = replace(settings, source=source_of(settings.problem), sources=sources)
         self.folder = RunFolder(path)
         database = path / DATABASE
         there = _stored_settings(self.folder)
         if there is not None:
             settings = settings.extend(there, str(path), "another folder with --out")
-        self._check(settings)
+        check(settings, self.problem, self.data)
         if storage is None:
             self.folder.create()
         self.store = Store(storage or sqlite_url(database), study or path.absolute().name, create=True)
@@ -138,7 +149,7 @@ class Comparison:
         if earlier is not None:
             place = f"Study {self.store.name!r} in {hide_password(self.store.url)}"
             settings = settings.extend(Settings.from_json(earlier), place, "another study with --study")
-            self._check(settings)
+            check(settings, self.problem, self.data)
         self.settings = settings
         self._forgiven = self.store.view().failures  # what failed before is tried again
 
@@ -153,7 +164,6 @@ class Comparison:
             costs: measure time and memory.
 
         Raises:
-            BaselineError: a single-task run failed.
             WorkerError: a worker process cannot work.
             StorageError: another comparison works on the study.
             KeyboardInterrupt: Ctrl-C; what was finished is in the study.
@@ -163,20 +173,19 @@ class Comparison:
 
     def _run(self, workers: int, threads: int, progress: Progress, costs: bool) -> Result:
         self.folder.create()
-        self.folder.write_json("settings.json", {"settings": self.settings.to_json()})
-        self.store.set("settings", self.settings.to_json())
-        self.store.set(STATE, OPEN)
         torch.set_num_threads(threads)
+        self.store.set("settings", self.settings.to_json())
+        times = self._times(progress) if self.settings.match_time else {}
+        self.folder.write_json("settings.json", {"settings": self.settings.to_json(), TIMES: times})
+        self.store.set(STATE, OPEN)
+        planner = Planner(self.settings, self.problem.tasks, times)
         try:
-            records, found = self._train(workers, threads, progress)
-        except BaselineError:
-            self.store.set(STATE, DONE)
-            raise
+            records, found = self._train(planner, workers, threads, progress)
         finally:
             self.folder.write_runs(self.records().values())
         self.store.set(STATE, DONE)
-        for run in records:  # what is left of them, where a worker died or was elsewhere
-            shutil.rmtree(place_of(self._under_way, run), ignore_errors=True)
+        for trial in found.runs:  # what is left of them, where a worker died or was elsewhere
+            shutil.rmtree(place_of(self._under_way, trial), ignore_errors=True)
         with suppress(OSError):  # another study's runs are there
             self._under_way.rmdir()
         return self._sum_up(records, found, threads, progress, costs)
@@ -185,21 +194,31 @@ class Comparison:
     def _under_way(self) -> Path:
         return self.folder.path / CHECKPOINTS
 
-    def records(self) -> dict[Run, Record]:
-        """Returns what has been run, by this comparison or before."""
+    def records(self) -> dict[str, Record]:
+        """Returns what has been run, by this comparison or before, by the runs' keys."""
         return self.store.view().records(self._forgiven)
 
-    def _train(self, workers: int, threads: int, progress: Progress) -> tuple[dict[Run, Record], Plan]:
+    def _times(self, progress: Progress) -> dict[str, float]:
+        """Row → time of a step, relative to equal weights; measured once and kept, so that the plan stays the same."""
+        times: dict[str, float] = self.store.get(TIMES) or {}
+        rows = [row for row in self.settings.methods if replayed_by(row) is None and row not in times]
+        if rows:
+            progress.costs()
+            measured = self._measure([self._start(row) for row in dict.fromkeys([REFERENCE, *rows])])
+            times |= {row: measured[row].relative_time for row in rows if row in measured}
+            self.store.set(TIMES, times)
+        return times
+
+    def _measure(self, trials: Sequence[Trial]) -> dict[str, Cost]:
+        alone = [replace(trial, devices=1, strategy="auto") for trial in trials]
+        return measure_costs(self.problem, self.data, alone)
+
+    def _train(
+        self, planner: Planner, workers: int, threads: int, progress: Progress
+    ) -> tuple[dict[str, Record], Plan]:
         """Plans, enqueues and waits, until nothing is missing."""
-        told: set[Run] | None = None
+        told: set[str] | None = None
         tidied = 0.0
-        tasks = [task.name for task in self.problem.tasks]
-        state = {"expected": 0, "epochs": 0}
-
-        def epoch() -> None:
-            state["epochs"] += 1
-            progress.state(state["expected"], state["epochs"])
-
         with ExitStack() as stack:
             local = None
             while True:
@@ -209,129 +228,69 @@ class Comparison:
                     tidied = looked
                 view = self.store.view()
                 records = view.records(self._forgiven)
-                found = plan(self.settings, tasks, records)
+                found = planner.plan(records)
+                done = {trial.key for trial in found.runs if trial.key in records}
                 if told is None:
-                    told = set(records)
-                    progress.start(found.expected, len(told), self.settings.epochs)
-                for run in records.keys() - told:
-                    progress.run(records[run])
-                told = set(records)
-                state = {"expected": found.expected, "epochs": view.epochs}
-                progress.state(found.expected, view.epochs)
-                if found.failed is not None:
-                    record = records[found.failed]
-                    raise BaselineError(f"{record['method']}, seed {record['seed']}: {record['message']}")
+                    told = done
+                    progress.start(found.expected, [records[key] for key in done], self.settings.epochs)
+                for key in done - told:
+                    progress.run(records[key])
+                told = done
+                progress.state(found.expected, view.under_way)
                 if not found.missing:
                     return records, found
-                self.store.enqueue(
-                    [self._definition(run, records, found) for run in found.missing if run not in view.queued]
-                )
+                self.store.enqueue([self._definition(t) for t in found.missing if t.key not in view.queued])
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
-                if workers == 1 and Worker(self.store, self._under_way, on_epoch=epoch).work() is not None:
-                    continue
+                if workers == 1:
+                    tell = partial(_tell_epoch, progress, found.expected, view.under_way)
+                    if Worker(self.store, self._under_way, on_epoch=tell).work() is not None:
+                        continue
                 if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
                 time.sleep(pause)
 
-    def _sum_up(
-        self, records: Mapping[Run, Record], found: Plan, threads: int, progress: Progress, costs: bool
-    ) -> Result:
-        self._write_files(Run(method, 0, rate) for method, rate in found.rates.items())
+    def _sum_up(self, records: Records, found: Plan, threads: int, progress: Progress, costs: bool) -> Result:
+        self._write_files([runs[0] for runs in found.final.values() if 0 in runs])
         stored = self.folder.read_json("costs.json")
-        result = _result(self.settings, self.problem, records, found, stored, self.folder.path)
-        usable = [method for method in self.settings.methods if result.summary.cells[method]]
+        result = _result(self.problem, records, found, stored, self.folder.path)
+        usable = [method for method in result.settings.methods if result.summary.cells[method]]
         if not costs or (stored is not None and set(usable) <= set(stored["tried"])):
             return result
         progress.costs()
         tried = list(dict.fromkeys([REFERENCE, *usable]))
-        rates = {name: found.rates.get(name, self.settings.lr) for name in tried}
-        trials = [self._trial(Run(name, 0, rate), records, found) for name, rate in rates.items()]
-        measured = measure_costs(
-            self.problem, self.data, [replace(trial, devices=1, strategy="auto") for trial in trials]
-        )
+        trials = [next(iter(found.final[row].values())) if row in usable else self._start(row) for row in tried]
+        measured = self._measure(trials)
         stored = as_json(measured, tried, torch.device(self.settings.device), threads)
         self.folder.write_json("costs.json", stored)
         return replace(result, costs=_costs(stored), memory_source=stored["memory"])
 
-    def _write_files(self, runs: Iterable[Run]) -> None:
+    def _start(self, row: str) -> Trial:
+        """A run of a row as it would be without any other."""
+        potentials = {task.name: 0.5 for task in self.problem.tasks}
+        return make_trial(self.settings, row, 0, start_of(self.settings, row), potentials=potentials)
+
+    def _write_files(self, trials: Iterable[Trial]) -> None:
         view = self.store.view()
-        for run in runs:
-            for name, content in view.files(run).items():
+        for trial in trials:
+            for name, content in view.files(trial.key).items():
                 self.folder.write(name, content)
 
-    def _definition(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Definition:
+    def _definition(self, trial: Trial) -> Definition:
         settings = self.settings
-        first = run.seed == 0
-        watched = first and not run.method.startswith("single:") and settings.strategy != SHARDED
+        first = trial.seed == 0
+        watched = trial.single is None and settings.strategy != SHARDED
+        every = settings.monitor_every if first else 0
+        if trial.shares:
+            every = settings.monitor_every or MONITOR_EVERY
         return Definition(
             problem=settings.problem,
             quick=settings.quick,
-            trial=self._trial(run, records, found),
+            trial=trial,
             picture=first,
-            monitor_every=settings.monitor_every if watched else 0,
+            monitor_every=every if watched else 0,
             source=settings.source,
         )
-
-    def _trial(self, run: Run, records: Mapping[Run, Record], found: Plan) -> Trial:
-        """The trial of a run, with what the single-task runs say about the seed."""
-        reference = potentials = None
-        if not run.method.startswith("single:"):
-            selected = {}
-            for task in self.problem.tasks:
-                single = f"single:{task.name}"
-                record = records[Run(single, run.seed, found.rates[single])]
-                selected[task.name] = record["epochs"][record["selected"] - 1]
-            reference = {
-                task.name: selected[task.name]["validation"][task.name][task.measures[0].name]
-                for task in self.problem.tasks
-            }
-            potentials = {
-                name: max(MIN_POTENTIAL, epoch["accuracy"].get(name, 0.0)) for name, epoch in selected.items()
-            }
-        return _plain_trial(self.settings, run, reference, potentials)
-
-    def _check(self, settings: Settings) -> None:
-        """Builds every method once, so that a wrong name or value is found before anything is trained."""
-        unused = [name for name in settings.hyperparameters if name not in (*settings.methods, "single")]
-        if unused:
-            raise SettingsError(
-                f"Hyperparameters are given for {', '.join(unused)}, which is not compared: "
-                f"add it to --methods, or write one of {', '.join((*settings.methods, 'single'))}."
-            )
-        if settings.batch_size > len(self.data.train):
-            raise SettingsError(
-                f"--batch-size {settings.batch_size} is more than the {len(self.data.train)} training samples: "
-                "give that many or fewer."
-            )
-        if settings.batch_size % settings.devices:
-            raise SettingsError(
-                f"--batch-size {settings.batch_size} cannot be shared by {settings.devices} devices: "
-                "give a multiple of their number."
-            )
-        try:
-            make_fabric(_plain_trial(replace(settings, devices=1), Run("ew", 0, settings.lr), None, None))
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise SettingsError(f"--precision {settings.precision}, --strategy {settings.strategy}: {error}") from error
-        potentials = {task.name: 0.5 for task in self.problem.tasks}
-        network = self.problem.model()
-        for method in (f"single:{self.problem.tasks[0].name}", *settings.methods):
-            if method.startswith("single:") and method in settings.methods:
-                raise SettingsError(f"{method} is always trained: leave it out of --methods.")
-            for name in OWN:
-                value = settings.hyperparameters_of(method).get(name, 0.0)
-                if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-                    raise SettingsError(
-                        f"{method}.{name} must be a finite number that is not negative, found {value!r}."
-                    )
-            if settings.hyperparameters_of(method).get("lr", settings.lr) == 0:
-                raise SettingsError(f"{method}'s learning rate must be more than 0.")
-            try:
-                build_method(
-                    self.problem, _plain_trial(settings, Run(method, 0, settings.lr), None, potentials), network
-                )
-            except (ValueError, TypeError) as error:
-                raise SettingsError(f"{method}: {error}") from error
 
 
 def load_result(path: Path) -> Result:
@@ -347,11 +306,17 @@ def load_result(path: Path) -> Result:
     if settings is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
     problem = load_problem(settings.problem)
-    records = {Run.of(record): record for record in folder.runs()}
-    found = plan(settings, [task.name for task in problem.tasks], records)
-    if found.missing or found.failed:
+    records = {record["run"]: record for record in folder.runs()}
+    times = folder.read_json("settings.json").get(TIMES, {})
+    found = Planner(settings, problem.tasks, times).plan(records)
+    if found.missing:
         raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(settings, problem, records, found, folder.read_json("costs.json"), path)
+    return _result(problem, records, found, folder.read_json("costs.json"), path)
+
+
+def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
+    """Tells of the run that this process trains, beside those of others."""
+    progress.state(runs, {**others, run: epochs})
 
 
 def _stored_settings(folder: RunFolder) -> Settings | None:
@@ -368,15 +333,8 @@ def _stored_settings(folder: RunFolder) -> Settings | None:
     return Settings.from_json(settings)
 
 
-def _result(
-    settings: Settings,
-    problem: Problem,
-    records: Mapping[Run, Record],
-    found: Plan,
-    costs: Mapping[str, Any] | None,
-    path: Path,
-) -> Result:
-    final = [records[Run(method, seed, rate)] for method, rate in found.rates.items() for seed in range(settings.seeds)]
+def _result(problem: Problem, records: Records, found: Plan, costs: Mapping[str, Any] | None, path: Path) -> Result:
+    settings, final = found.settings, found.records(records)
     return Result(
         settings=settings,
         problem=problem,
@@ -384,11 +342,25 @@ def _result(
         summary=summarise(final, problem.tasks, settings.methods),
         costs=_costs(costs) if costs is not None else {},
         memory_source=costs["memory"] if costs is not None else "",
-        rates=found.rates,
-        tuning=curves(settings, list(found.rates), records),
+        rates={row: chosen.lr for row, chosen in found.configurations.items()},
+        tuning=_curves(settings, found),
         folder=path,
         versions=_made_with(final),
+        configurations=found.configurations,
+        spent={row: len(found.tried.get(row, ())) for row in found.configurations},
+        front=front_of(found, records, problem.tasks),
     )
+
+
+def _curves(settings: Settings, found: Plan) -> dict[str, list[tuple[float, float]]]:
+    """Of each row of which learning rates alone were tried, the scores by rate."""
+    if settings.budget is not None:
+        return {}
+    return {
+        row: sorted((one.configuration.lr, one.score) for one in tried if one.score is not None)
+        for row, tried in found.tried.items()
+        if parts_of(row)[0] != FIXED
+    }
 
 
 def _made_with(records: Iterable[Record]) -> dict[str, Any]:
@@ -404,32 +376,3 @@ def _made_with(records: Iterable[Record]) -> dict[str, Any]:
 
 def _costs(stored: Mapping[str, Any]) -> dict[str, Cost]:
     return {method: Cost(**cost) for method, cost in stored["methods"].items()}
-
-
-def _plain_trial(
-    settings: Settings, run: Run, reference: Mapping[str, float] | None, potentials: Mapping[str, float] | None
-) -> Trial:
-    given = settings.hyperparameters_of(run.method)
-    return Trial(
-        method=run.method,
-        seed=run.seed,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        evaluation_batch_size=settings.evaluation_batch_size,
-        lr=run.lr,
-        weight_decay=given.pop("weight_decay", settings.weight_decay),
-        schedule=settings.schedule,
-        hyperparameters={name: value for name, value in given.items() if name != "lr"},
-        priorities={} if run.method.startswith("single:") else settings.priorities,
-        device=settings.device,
-        devices=settings.devices,
-        precision=settings.precision,
-        strategy=settings.strategy,
-        reference=reference,
-        potentials=potentials,
-    )
-
-
-def methods_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns method names without blanks and doubles."""
-    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))

@@ -8,11 +8,8 @@ from typing import Any
 
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import readable, storable
+from equipoise.bench.experiment.settings import FORMAT
 from equipoise.bench.experiment.trial import Trial
-from equipoise.bench.experiment.tuning import Run
-
-FORMAT = 1
-"""Version of what a run's definition and record look like in the study."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +32,10 @@ class Definition:
     monitor_every: int = 0
     source: str = ""
 
-    @property
-    def run(self) -> Run:
-        """Which run it is."""
-        return Run(self.trial.method, self.trial.seed, self.trial.lr)
-
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON holds it."""
         trial = {name: value for name, value in asdict(self.trial).items() if value is not None}
-        return {"format": FORMAT, **asdict(self), "trial": storable(trial)}
+        return {"format": FORMAT, "key": self.trial.key, **asdict(self), "trial": storable(trial)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Definition:
@@ -58,4 +50,5 @@ class Definition:
                 "The study was made by another version of equipoise: install the same one everywhere, "
                 "or begin another study."
             )
+        fields.pop("key")
         return cls(**{**fields, "trial": Trial(**readable(fields["trial"]))})

@@ -24,12 +24,13 @@ import torch
 from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
-from equipoise.bench.experiment.ranks import begin_process, train_on_ranks
+from equipoise.bench.experiment.processes import begin_process, start_process
+from equipoise.bench.experiment.ranks import train_on_ranks
+from equipoise.bench.experiment.rows import parts_of
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
-from equipoise.bench.experiment.trial import Record
-from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.trial import Record, Run, Trial
 from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
 
@@ -77,7 +78,7 @@ class Worker:
         store: the study.
         folder: where runs that are under way keep what they write.
         stopped: asked before every step whether to stop; then the run goes back and `StoppedError` is raised.
-        on_epoch: called after every epoch.
+        on_epoch: called with a run and how many epochs are behind it, when it begins and after every epoch.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Worker:
         store: Store,
         folder: Path,
         stopped: Callable[[], bool] = lambda: False,
-        on_epoch: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[Run, int], None] = lambda run, epochs: None,
     ) -> None:
         self._store, self._folder, self._stopped, self._on_epoch = store, folder, stopped, on_epoch
         self._name = worker_name(os.getpid())
@@ -102,9 +103,10 @@ class Worker:
         claim = self._store.claim(self._name)
         if claim is None:
             return None
-        run = claim.definition.run
-        place = place_of(self._folder, run)
+        trial = claim.definition.trial
+        place = place_of(self._folder, trial)
         try:
+            self._on_epoch(Run(trial.key, trial.method), 0)
             with _heartbeat(self._store, claim) as lost:
                 record = self._train(claim, place, lost)
             record["versions"] = versions(claim.definition.trial.device)
@@ -121,8 +123,7 @@ class Worker:
         return record
 
     def _train(self, claim: Claim, place: Path, lost: threading.Event) -> Record:
-        definition = claim.definition
-        run = definition.run
+        definition, trial = claim.definition, claim.definition.trial
 
         def check() -> None:
             if lost.is_set() or self._stopped():
@@ -130,32 +131,34 @@ class Worker:
 
         def epoch(number: int, score: float) -> None:
             self._store.epoch(claim, number, score)
-            self._on_epoch()
+            self._on_epoch(Run(trial.key, trial.method), number)
 
         problem, data = open_problem(definition.problem, definition.quick)  # what fails here is the machine's fault,
-        _check_device(definition.trial.device)  # not the run's
-        if source_of(definition.problem) != definition.source:
-            raise WorkerError(f"The file of {definition.problem} is another one here than where the comparison began.")
+        _check_device(trial.device)  # not the run's
+        method, _ = parts_of(trial.method)
+        for name, source in ((definition.problem, definition.source), (method, trial.source)):
+            if source and source_of(name) != source:
+                raise WorkerError(f"The file of {name} is another one here than where the comparison began.")
         try:
-            files, name, every = place / FILES, file_name(run.method), definition.monitor_every
+            files, name, every = place / FILES, file_name(trial.method), definition.monitor_every
             outputs = Outputs(
                 checkpoint=place / "checkpoint.pt",
                 picture=files / "predictions" / f"{name}.png" if definition.picture else None,
-                monitor=files / "monitor" / f"{name}-{run.seed}.jsonl" if every else None,
+                monitor=files / "monitor" / f"{name}-{trial.seed}.jsonl" if every else None,
                 monitor_every=every,
                 origin=json.dumps([definition.problem, definition.quick, definition.source]),
             )
-            if definition.trial.devices > 1:
-                return train_on_ranks(definition.problem, definition.quick, definition.trial, epoch, check, outputs)
-            return train(problem, data, definition.trial, epoch, check, outputs)
+            if trial.devices > 1:
+                return train_on_ranks(definition.problem, definition.quick, trial, epoch, check, outputs)
+            return train(problem, data, trial, epoch, check, outputs)
         except StoppedError:
             if self._stopped():
                 raise
             message = "taken away: this worker did not answer for too long"
-            return {**vars(run), "status": "lost", "message": message}
+            return {**trial.head, "status": "lost", "message": message}
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
-            return {**vars(run), "status": "failed", "message": message, "traceback": traceback.format_exc()}
+            return {**trial.head, "status": "failed", "message": message, "traceback": traceback.format_exc()}
 
 
 def versions(device: str) -> dict[str, Any]:
@@ -216,18 +219,28 @@ class LocalWorkers:
     """
 
     def __init__(self, store: Store, folder: Path, count: int, threads: int) -> None:
-        self._store, self._folder, self._threads = store, folder, threads
+        self._store, self._folder, self._count, self._threads = store, folder, count, threads
         self._context = multiprocessing.get_context("spawn")
         self._stop = self._context.Event()
         self._idle_deaths = 0
-        self._processes = [self._start() for _ in range(count)]
+        self._processes: dict[int, tuple[SpawnProcess, Event]] = {}
 
     def __enter__(self) -> LocalWorkers:
+        try:
+            for index in range(self._count):
+                self._start(index)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        for process in self._processes:
+        started = [(process, ready) for process, ready in self._processes.values() if process.pid is not None]
+        for process, ready in started:
+            if not ready.is_set():  # it has no run, and will take none
+                process.kill()
+        for process, _ in started:
             process.join()
 
     def check(self) -> None:
@@ -236,7 +249,7 @@ class LocalWorkers:
         Raises:
             WorkerError: a process ended by itself and has said why, or several were killed before they took a run.
         """
-        for index, process in enumerate(self._processes):
+        for index, (process, _) in self._processes.items():
             if process.exitcode is not None:
                 assert process.pid is not None
                 if process.exitcode >= 0:
@@ -249,18 +262,20 @@ class LocalWorkers:
                         f"{self._idle_deaths} worker processes were killed before they took a run, the last by signal "
                         f"{-process.exitcode}: is there too little memory? Try fewer --workers."
                     )
-                self._processes[index] = self._start()
+                self._start(index)
 
-    def _start(self) -> SpawnProcess:
-        arguments = (self._store.url, self._store.name, self._folder, self._threads, self._stop)
+    def _start(self, index: int) -> None:
+        ready = self._context.Event()
+        arguments = (self._store.url, self._store.name, self._folder, self._threads, ready, self._stop)
         process = self._context.Process(target=_work_here, args=arguments)
-        process.start()
-        return process
+        self._processes[index] = process, ready
+        start_process(process)
 
 
-def _work_here(url: str, study: str, folder: Path, threads: int, stop: Event) -> None:
-    """A worker process."""
+def _work_here(url: str, study: str, folder: Path, threads: int, ready: Event, stop: Event) -> None:
+    """A worker process; `ready` tells that it has imported what it needs."""
     begin_process(threads)
+    ready.set()
     worker = Worker(Store(url, study), folder, stop.is_set)
     try:
         while not stop.is_set():
@@ -303,6 +318,6 @@ def serve(
             time.sleep(IDLE_SECONDS)
 
 
-def place_of(folder: Path, run: Run) -> Path:
+def place_of(folder: Path, trial: Trial) -> Path:
     """Returns the folder of a run, where runs that are under way keep what they write."""
-    return folder / f"{file_name(run.method)}-{run.seed}-{run.lr:g}"
+    return folder / f"{file_name(trial.method)}-{trial.seed}-{trial.key}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -110,7 +111,7 @@ def write_whole(place: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def file_name(method: str) -> str:
     """Returns a method's name as it may stand in a file's."""
-    return method.replace(":", "-")
+    return re.sub(r"[^\w.@-]", "-", method)
 
 
 def storable(value: Any) -> Any:

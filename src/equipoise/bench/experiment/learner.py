@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from equipoise._method import Method
+from equipoise.bench.experiment.rows import made_by
 from equipoise.bench.experiment.trial import SHARDED, Trial, Values
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset, Predictions
@@ -31,7 +32,7 @@ class DivergedError(Exception):
 def build_method(problem: Problem, trial: Trial, network: nn.Module) -> Method:
     """Returns the method that trains a network, which is on its device."""
     return make_method(
-        trial.method,
+        made_by(trial.method),
         network,
         [task.name for task in problem.tasks],
         lr=trial.lr,

@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from equipoise.bench.experiment.chart import LIGHT, Chart, Panel, Theme, log_scale, said, save, short, styled
-from equipoise.bench.experiment.statistics import DELTA, SINGLE, Column, pareto
-from equipoise.bench.experiment.tables import WIDE, count, head_of, number
+from equipoise.bench.experiment.front_chart import front_chart
+from equipoise.bench.experiment.protocol import count
+from equipoise.bench.experiment.statistics import SINGLE, Column, pareto
+from equipoise.bench.experiment.tables import WIDE, head_of, number
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -43,6 +45,7 @@ def charts(result: Result) -> list[Chart]:
     found = [
         results_chart(result),
         tradeoff_chart(result),
+        front_chart(result),
         training_chart(result),
         tuning_chart(result),
         weights_chart(result),
@@ -63,8 +66,8 @@ def results_chart(result: Result) -> Chart | None:
         scale = column.measure.scale
 
         def draw(axes: Axes, theme: Theme) -> None:
-            single = summary.cells[SINGLE].get(column)
-            reference = 0.0 if column.measure == DELTA else single.mean if single else math.nan
+            single = summary.cells.get(summary.reference, {}).get(column)
+            reference = 0.0 if column.task is None else single.mean if single else math.nan
             axes.axvline(reference * scale, color=theme.ink, linestyle="--", linewidth=1)
             for row, method in enumerate(methods):
                 cell = summary.cells[method].get(column)
@@ -78,7 +81,7 @@ def results_chart(result: Result) -> Chart | None:
             axes.set_ylim(len(methods) - 0.5, -0.5)
             axes.grid(axis="y")
 
-        cells = [(name, summary.cells[name].get(column)) for name in (SINGLE, *methods)]
+        cells = [(name, summary.cells.get(name, {}).get(column)) for name in (SINGLE, *methods)]
         return Panel(head_of(column), draw, said((name, number(cell, column)) for name, cell in cells if cell))
 
     legend = (

@@ -1,11 +1,14 @@
-"""Says how a comparison goes on: a progress bar in a terminal, a line per run elsewhere."""
+"""Says how a comparison goes on: a progress bar in a terminal, a line per run elsewhere, and what is left."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from collections.abc import Collection, Mapping, Sequence
 
-from equipoise.bench.experiment.trial import Record
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from equipoise.bench.experiment.estimate import Estimate, in_words
+from equipoise.bench.experiment.trial import Record, Run
 from equipoise.bench.problems import Problem
 
 
@@ -15,23 +18,28 @@ class ConsoleProgress:
     Args:
         console: where.
         problem: whose measures are told.
+        methods: those compared.
+        workers: how many runs train at the same time here; 0: as many as others take.
     """
 
-    def __init__(self, console: Console, problem: Problem) -> None:
+    def __init__(self, console: Console, problem: Problem, methods: Sequence[str], workers: int) -> None:
         self._console = console
         self._tasks = problem.tasks
+        self._methods, self._workers = methods, workers
+        self._estimate: Estimate | None = None
+        self._foretold = False
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[runs]} runs"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self._id: TaskID | None = None
-        self._runs = self._done = self._epochs = 0
+        self._runs = self._epochs = self._done = 0
 
     def __enter__(self) -> ConsoleProgress:
         self._bar.start()
@@ -40,31 +48,57 @@ class ConsoleProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def start(self, runs: int, done: int, epochs: int) -> None:
-        """Shows how much there is to do."""
-        self._done, self._epochs = done, epochs
+    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
+        """Says how much there is to do."""
+        self._runs, self._done, self._epochs = runs, len(done), epochs
+        singles = [f"single:{task.name}" for task in self._tasks]
+        self._estimate = Estimate([*singles, *self._methods], len(self._tasks), epochs)
+        for record in done:
+            self._estimate.finished(record)
         if done:
-            self._console.print(f"{done} of {runs} runs are in the folder already.")
-        self._id = self._bar.add_task("training", runs="")
-        self.state(runs, 0)
+            self._say(f"{len(done)} of {runs} runs are in the folder already.")
+        if len(done) < runs:
+            workers = {0: "waiting for workers", 1: "1 worker"}.get(self._workers, f"{self._workers} workers")
+            self._say(f"{runs - len(done)} runs, {workers}.")
+        self._id = self._bar.add_task("training", runs="", left="")
+        self.state(runs, {})
 
-    def state(self, runs: int, epochs: int) -> None:
-        """Moves the bar on."""
+    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
+        """Moves the bar on; once that is known, says when the first run will be finished."""
         self._runs = runs
-        if self._id is not None:
-            completed = min(self._done + epochs / self._epochs, runs)
-            self._bar.update(self._id, total=runs, completed=completed, runs=f"{self._done}/{runs}")
+        if self._id is None or self._estimate is None:
+            return
+        self._estimate.under_way(under_way)
+        completed = min(self._done + sum(under_way.values()) / self._epochs, runs)
+        left = self._left()
+        self._bar.update(
+            self._id, total=runs, completed=completed, runs=f"{self._done}/{runs}", left=left and f"{left} left"
+        )
+        first = self._estimate.first()
+        if not self._foretold and first is not None:
+            self._foretold = True
+            self._say(f"The first results in {in_words(first)}, all in {left}.")
 
     def run(self, record: Record) -> None:
         """Counts a run and, outside a terminal or if it failed, says what came of it."""
+        assert self._estimate is not None
         self._done += 1
+        self._estimate.finished(record)
+        self._foretold = True
+        left = self._left()
         if not self._console.is_terminal or record["status"] != "finished":
-            self._console.print(
-                f"[{self._done}/{self._runs}] {describe(record)}{self._measures(record)}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+            self._say(
+                f"[{self._done}/{self._runs}] {describe(record)}{self._measures(record)}{left and f'; {left} left'}"
             )
+
+    def _left(self) -> str:
+        """What is left, in words; nothing if nothing is, or that cannot be known."""
+        assert self._estimate is not None
+        left = None if self._done >= self._runs else self._estimate.left(self._runs, self._workers or 1)
+        return "" if left is None else in_words(left)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def costs(self) -> None:
         """Says that time and memory are being measured."""

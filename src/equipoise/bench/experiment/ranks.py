@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import threading
 import traceback
@@ -16,6 +15,7 @@ from typing import cast
 import torch
 
 from equipoise.bench.experiment.folder import readable, storable
+from equipoise.bench.experiment.processes import begin_process, start_process
 from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.problems import load_problem
@@ -52,7 +52,7 @@ def train_on_ranks(
             process = context.Process(
                 target=_rank, args=(rank, port, writer, problem, quick, trial, outputs, torch.get_num_threads())
             )
-            process.start()
+            start_process(process)
             writer.close()  # the process has its own: so its end is seen here
             processes.append(process)
             readers[reader] = rank
@@ -78,24 +78,6 @@ def train_on_ranks(
         for process in processes:
             process.kill()
             process.join()
-
-
-def begin_process(threads: int) -> None:
-    """Begins a process that a parent has started: Ctrl-C is the parent's to answer, and its end is this one's too.
-
-    Args:
-        threads: PyTorch's.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    torch.set_num_threads(threads)
 
 
 def _rank(

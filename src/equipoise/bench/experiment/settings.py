@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.bench.errors import BenchError
+from equipoise.bench.experiment.rows import BASELINE, parts_of
 from equipoise.bench.problems import split_options
+from equipoise.registry import DEFAULT_OPTIMIZER
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +26,17 @@ OWN = ("lr", "weight_decay")
 PRIORITIES = "priorities"
 """The table of tasks among the tables of methods."""
 
+LISTS = ("methods", "grid", "looks")
+"""Fields that JSON holds as lists."""
+
+FORMAT = 2
+"""Version of what a comparison's settings, and the definitions and records of its runs, look like."""
+
+OTHER_VERSION = (
+    "The comparison there is of another version of equipoise: "
+    "take another folder with --out, and with --storage another --study."
+)
+
 
 class SettingsError(BenchError):
     """The settings are wrong or do not fit the run folder; the message says how and what to do."""
@@ -35,7 +48,7 @@ class Settings:
 
     Attributes:
         problem: as `load_problem` takes it.
-        methods: the rows of the table; single-task baselines are always trained.
+        methods: the rows of the table, see `equipoise.bench.experiment.rows`; single-task baselines are always trained.
         seeds: how many, counted from 0.
         quick: less data and fewer epochs.
         epochs, batch_size, evaluation_batch_size, lr, weight_decay, schedule: see `equipoise.bench.problems.Training`.
@@ -43,10 +56,17 @@ class Settings:
             for all single-task baselines.
         device, devices, precision, strategy: where and how each run is trained; see `experiment.trial.Trial`.
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
-        grid: the rates that are tried at first.
+        grid: the rates that are tried at first; none: those of each row's optimizer.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
         source: what `source_of` says about the problem.
+        sources: method → what it says about that, of methods that are in files.
         priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
+        budget: how many configurations are tried of every row, baselines included; None: no such search.
+        baselines: whether there are single-task baselines; without, gains are over equal weights of the same seed.
+        looks: numbers of seeds after which it is asked whether the verdict decides, ascending, the last being `seeds`;
+            none: all seeds are run, and then it is.
+        extend_epochs: double the epochs as long as runs are still rising at their end.
+        match_time: give every method as many epochs as take the time of the dearest one's; baselines keep theirs.
     """
 
     problem: str
@@ -69,14 +89,28 @@ class Settings:
     strategy: str = "auto"
     source: str = ""
     priorities: Mapping[str, float] = field(default_factory=dict)
+    budget: int | None = None
+    baselines: bool = True
+    looks: tuple[int, ...] = ()
+    extend_epochs: bool = False
+    match_time: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
-    def hyperparameters_of(self, method: str) -> dict[str, Any]:
-        """Returns what is given for a method, `lr` and `weight_decay` included."""
-        return dict(self.hyperparameters.get("single" if method.startswith("single:") else method, {}))
+    def hyperparameters_of(self, row: str) -> dict[str, Any]:
+        """Returns what is given for a row, `lr` and `weight_decay` included.
+
+        With another optimizer than AdamW a row has what is given for its method, but for these two.
+        """
+        method, optimizer = parts_of(row)
+        given = dict(self.hyperparameters.get("single" if method.startswith(BASELINE) else method, {}))
+        if optimizer != DEFAULT_OPTIMIZER:
+            given = {name: value for name, value in given.items() if name not in OWN}
+        return {**given, **(self.hyperparameters.get(row, {}))}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them."""
-        return asdict(self) | {"methods": list(self.methods), "grid": list(self.grid)}
+        lists = {name: list(getattr(self, name)) for name in LISTS}
+        return {"format": FORMAT, **asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Settings:
@@ -85,13 +119,13 @@ class Settings:
         Raises:
             SettingsError: it is something else.
         """
+        fields = dict(value)
+        if fields.pop("format", None) != FORMAT:
+            raise SettingsError(OTHER_VERSION)
         try:
-            return cls(**{**value, "methods": tuple(value["methods"]), "grid": tuple(value["grid"])})
+            return cls(**{**fields, **{name: tuple(fields[name]) for name in LISTS}})
         except (TypeError, KeyError) as error:
-            raise SettingsError(
-                "The comparison there is of another version of equipoise: "
-                "take another folder with --out, and with --storage another --study."
-            ) from error
+            raise SettingsError(OTHER_VERSION) from error
 
     def extend(self, earlier: Settings, place: str, another: str) -> Settings:
         """Returns these settings with the methods and seeds that a comparison already has.
@@ -108,7 +142,7 @@ class Settings:
         differences = [
             f"{name} is {there[name]!r} there and {here[name]!r} here"
             for name in here
-            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source")
+            if name not in ("methods", "seeds", "hyperparameters", "monitor_every", "source", "sources")
             and here[name] != there[name]
         ]
         if self.source != earlier.source and self.problem == earlier.problem:
@@ -128,13 +162,14 @@ class Settings:
             methods=methods,
             seeds=max(self.seeds, earlier.seeds),
             hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
+            sources={**earlier.sources, **self.sources},
         )
 
 
-def source_of(problem: str) -> str:
-    """Returns a hash of the file that a problem, as `load_problem` takes it, is in; "" if it is not in a `FILE.py`."""
-    file = Path(split_options(problem)[0].rpartition(":")[0])
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" else ""
+def source_of(name: str) -> str:
+    """Returns a hash of the file that a problem or method, written `FILE.py:NAME`, is in; "" if it is not in a file."""
+    file = Path(split_options(name)[0].rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" and file.exists() else ""
 
 
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:

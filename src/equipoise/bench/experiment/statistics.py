@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from equipoise.bench.problems import Measure, Task
 
 DELTA = Measure("Δm", higher_is_better=True, unit="%", digits=1)
 """Improvement over single-task: the mean over tasks of the main measure's relative gain, in per cent."""
+
+EQUAL = "ew"
+"""The row with equal weights: what gains are over where no single-task run is there to be gained over."""
 
 SINGLE = "single-task"
 """The row that holds, for each task, the run that trained it alone."""
@@ -45,18 +48,19 @@ def relative_gain(value: float, reference: float, higher_is_better: bool) -> flo
     return difference / max(abs(reference), float(np.finfo(np.float64).tiny))
 
 
-def paired_p_value(first: Sequence[float], second: Sequence[float]) -> float:
+def paired_p_value(first: ArrayLike, second: ArrayLike) -> float:
     """Returns the two-sided p-value of Student's t-test on paired samples; NaN where there is nothing to test.
 
     That is with fewer than `MIN_SEEDS` pairs, and where all differences are the same but not 0: they leave no
     deviation to test against (a problem that no seed changes, a measure with few steps). Differences that are all 0
     give 1.
     """
-    differences = np.subtract(first, second)
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    differences = one - two
     if len(differences) < MIN_SEEDS or not np.isfinite(differences).all():
         return math.nan
-    if np.ptp(differences) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
-        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(first).max() else math.nan
+    if np.ptp(differences) <= ROUNDING * max(np.abs(one).max(), np.abs(two).max()):
+        return 1.0 if np.abs(differences).max() <= ROUNDING * np.abs(one).max() else math.nan
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
     return float(2 * special.stdtr(len(differences) - 1, -abs(t)))
 
@@ -141,19 +145,12 @@ class Cell:
 
     Attributes:
         values: one per seed that was finished, in the order of seeds.
-        p_value: of the paired t-test against the column's best method; NaN for the best itself, or untested, as is
-            what does not have every seed.
-        holm: that p-value corrected by Holm's method for all pairs of methods of the column. All pairs, since the best
-            is chosen by looking: corrected for the tests against it alone, twelve equal methods would show a
-            difference in one column of eight.
         best: the best mean of the column among the methods that have every seed (single-task aside): one lucky seed
             of a method that diverges in the others is no result.
         interval: a bootstrap interval of the mean, of Δm only; else NaN.
     """
 
     values: tuple[float, ...]
-    p_value: float = math.nan
-    holm: float = math.nan
     best: bool = False
     interval: tuple[float, float] = (math.nan, math.nan)
 
@@ -174,11 +171,14 @@ class Summary:
 
     Attributes:
         columns: every measure of every task, then Δm.
-        cells: row → column → cell. The row `SINGLE` comes first; a method without a finished run has no cells.
+        cells: row → column → cell. The row `SINGLE` comes first, if there are such runs; a method without a finished
+            run has no cells.
         seeds: how many the comparison has.
         failures: method → why its runs failed or diverged, one line each.
         ranks: method → mean rank over tasks' main measures and seeds, 1 the best, methods that are equal sharing
             theirs. Only methods that finished every seed are ranked.
+        reference: the row that Δm is over: `SINGLE`, or `EQUAL` where no task has single-task runs that went through.
+        left_out: tasks that are not in Δm, since a single-task run of theirs did not go through.
     """
 
     columns: tuple[Column, ...]
@@ -186,6 +186,8 @@ class Summary:
     seeds: int
     failures: Mapping[str, tuple[str, ...]]
     ranks: Mapping[str, float]
+    reference: str = SINGLE
+    left_out: tuple[str, ...] = ()
 
     def complete(self, cell: Cell | None) -> bool:
         """Whether there is a result of every seed: only those are compared."""
@@ -193,10 +195,11 @@ class Summary:
 
 
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
-    """Computes means, deviations, Δm and paired tests.
+    """Computes means, deviations, Δm and ranks.
 
-    Δm is taken seed by seed: each run against the single-task runs of its own seed. Each method is tested against
-    the one with the column's best mean; both have every seed.
+    Δm is taken seed by seed: each run against the single-task runs of its own seed. A task of which one of those did
+    not go through is left out of Δm, in every seed; if all are, Δm is over the run of the same seed with equal weights.
+    Its column says so.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -206,9 +209,13 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     columns = tuple(
         Column(task.name, measure, not index) for task in tasks for index, measure in enumerate(task.measures)
     )
-    delta = Column(None, DELTA, main=True)
     runs = {(record["method"], record["seed"]): record for record in records}
     seeds = sorted({seed for _, seed in runs})
+    names = [task.name for task in tasks]
+    outcomes = {name: [runs[run]["status"] for run in runs if run[0] == f"single:{name}"] for name in names}
+    usable = [name for name in names if outcomes[name] and set(outcomes[name]) == {"finished"}]
+    reference = SINGLE if usable else EQUAL
+    delta = Column(None, _delta(len(usable), len(names)), main=True)
 
     def column_of(method: str, column: Column) -> pd.Series[float]:
         name = f"single:{column.task}" if method == SINGLE else method
@@ -216,12 +223,14 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
         values = [runs[name, seed]["test"][column.task][column.measure.name] for seed in finished]
         return pd.Series(values, index=finished, dtype=float)
 
-    rows = {method: {column: column_of(method, column) for column in columns} for method in (SINGLE, *methods)}
+    shown = (SINGLE, *methods) if any(outcomes.values()) else tuple(methods)
+    rows = {method: {column: column_of(method, column) for column in columns} for method in shown}
+    against = rows[reference] if reference in rows else {column: column_of(reference, column) for column in columns}
     for method in methods:
         gains = [
-            _gains(rows[method][column], rows[SINGLE][column], column.measure.higher_is_better)
+            _gains(rows[method][column], against[column], column.measure.higher_is_better)
             for column in columns
-            if column.main
+            if column.main and column.task in (usable or names)
         ]
         rows[method][delta] = 100 * pd.concat(gains, axis=1).mean(axis=1, skipna=False).dropna()
     cells: dict[str, dict[Column, Cell]] = {method: {} for method in rows}
@@ -231,13 +240,9 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
             method: cell for method, cell in plain.items() if method != SINGLE and len(cell.values) == len(seeds)
         }
         best = _best(contenders, column.measure.higher_is_better)
-        tests = _against(best, contenders)
         for method, cell in plain.items():
-            p_value, corrected = tests.get(method, (math.nan, math.nan))
             interval = bootstrap_interval(cell.values) if column == delta else cell.interval
-            cells[method][column] = replace(
-                cell, p_value=p_value, holm=corrected, best=method == best, interval=interval
-            )
+            cells[method][column] = replace(cell, best=method == best, interval=interval)
     failures = {
         method: tuple(
             f"seed {seed}: {runs[method, seed]['message']}"
@@ -247,7 +252,16 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
         for method in methods
     }
     failed = {name: lines for name, lines in failures.items() if lines}
-    return Summary((*columns, delta), cells, len(seeds), failed, _ranks(columns, cells, methods, len(seeds)))
+    ranks = _ranks(columns, cells, methods, len(seeds))
+    left_out = tuple(name for name in names if usable and name not in usable)
+    return Summary((*columns, delta), cells, len(seeds), failed, ranks, reference, left_out)
+
+
+def _delta(usable: int, tasks: int) -> Measure:
+    """Δm as it is called where it is over something else than all tasks' single-task runs."""
+    if usable == tasks:
+        return DELTA
+    return replace(DELTA, name=f"Δm of {usable} of {tasks} tasks" if usable else f"Δm over {EQUAL}")
 
 
 def _gains(values: pd.Series[float], references: pd.Series[float], higher_is_better: bool) -> pd.Series[float]:
@@ -260,17 +274,6 @@ def _best(contenders: Mapping[str, Cell], higher_is_better: bool) -> str | None:
     """The method with the best mean; None if there is none."""
     means = {method: cell.mean for method, cell in contenders.items() if not math.isnan(cell.mean)}
     return (max if higher_is_better else min)(means, key=means.__getitem__, default=None)
-
-
-def _against(best: str | None, contenders: Mapping[str, Cell]) -> dict[str, tuple[float, float]]:
-    """Method → p-value of its test against the best, as it is and corrected for all pairs of methods."""
-    pairs = list(itertools.combinations(contenders, 2))
-    p_values = [paired_p_value(contenders[first].values, contenders[second].values) for first, second in pairs]
-    return {
-        first if second == best else second: (p_value, corrected)
-        for (first, second), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True)
-        if best in (first, second)
-    }
 
 
 def _ranks(

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
@@ -32,8 +32,7 @@ from equipoise.bench.experiment.database import (
 )
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.folder import storable
-from equipoise.bench.experiment.trial import Record
-from equipoise.bench.experiment.tuning import value_of
+from equipoise.bench.experiment.trial import Record, value_of
 from equipoise.bench.experiment.view import View
 
 Given = ParamSpec("Given")
@@ -182,7 +181,9 @@ class Store:
         """Puts runs into the queue."""
         with clear_errors(self.url):
             for definition in definitions:
-                self._study.enqueue_trial(asdict(definition.run), {"run": definition.to_json()})
+                trial = definition.trial
+                shown = {"method": trial.method, "seed": trial.seed, "lr": trial.lr}
+                self._study.enqueue_trial(shown, {"run": definition.to_json()})
 
     @_patiently
     def view(self) -> View:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,8 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.bench.experiment.costs import REFERENCE
-from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, MIN_SEEDS, SINGLE, Cell, Column, stars
-from equipoise.bench.experiment.verdict import judge
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.paired import PairedTest, PairedTests
+from equipoise.bench.experiment.protocol import count, protocol_notes, rates_of
+from equipoise.bench.experiment.sequential import level
+from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Cell, Column, stars
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -22,8 +27,9 @@ WIDE = 8
 
 
 def verdict(result: Result) -> tuple[str, ...]:
-    """Returns what follows from the comparison and what does not, a sentence each."""
-    return judge(result.summary, result.settings.methods, result.costs).sentences
+    """Returns what to use, what follows from the comparison and what does not, a sentence each."""
+    found = judge_result(result)
+    return (found.use, *found.sentences)
 
 
 def notes(result: Result) -> list[str]:
@@ -36,16 +42,19 @@ def notes(result: Result) -> list[str]:
         )
     lines.append(
         f"{result.problem.name}, {count(summary.seeds, 'seed')}, {count(settings.epochs, 'epoch')} at batch size "
-        f"{settings.batch_size}, {_rates(result)}. "
+        f"{settings.batch_size}{rates_of(result)}. "
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
+    lines += protocol_notes(result)
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
-    lines.append("Δm: mean over tasks of the main (first) measure's gain over single-task training of the same seed.")
+    lines.append(_delta_note(result))
+    if settings.looks:
+        lines.append(_look_note(settings.looks, settings.seeds))
     if summary.seeds >= MIN_SEEDS:
         lines.append(
-            "Bold: best mean of a column. Stars: differs from the best, paired t-test, * p < 0.05, ** p < 0.01. The "
-            "p-value beside them is corrected by Holm's method for all pairs of methods in the column."
+            "Bold: best mean of a column. p: of the paired t-test against equal weights, corrected for everything that "
+            "the verdict tests; * p < 0.05, ** p < 0.01."
         )
         lines.append(
             f"[low, high]: bootstrap interval of Δm over seeds; {count(summary.seeds, 'seed')} cover the true mean at "
@@ -72,24 +81,39 @@ def notes(result: Result) -> list[str]:
     return lines
 
 
-def count(number: int, what: str) -> str:
-    """Returns "1 seed", "2 seeds"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _delta_note(result: Result) -> str:
+    """What Δm is of, and over."""
+    summary, mean = result.summary, "Δm: mean over tasks of the main (first) measure's gain over"
+    if summary.reference != SINGLE:
+        why = (
+            "there are no single-task runs"
+            if not result.settings.baselines
+            else "no task's single-task runs went through"
+        )
+        return f"{mean} equal weights of the same seed, as {why}: it says nothing of single-task training."
+    if summary.left_out:
+        return (
+            f"{mean} single-task training of the same seed, without {', '.join(summary.left_out)}: single-task runs of "
+            "theirs did not go through."
+        )
+    return f"{mean} single-task training of the same seed."
 
 
-def _rates(result: Result) -> str:
-    """The learning rates: the common one and those that differ, or everyone's if they were tuned."""
-    settings = result.settings
-    if settings.tune:
-        rates = ", ".join(f"{method} {rate:g}" for method, rate in result.rates.items())
-        return f"learning rates chosen on validation with seed 0 ({rates})"
-    given = {method: settings.hyperparameters_of(method).get("lr") for method in ("single", *settings.methods)}
-    own = [f"{method} {rate:g}" for method, rate in given.items() if rate is not None]
-    return f"learning rate {settings.lr:g}" + (f" ({', '.join(own)})" if own else "")
+def _look_note(looks: Sequence[int], seeds: int) -> str:
+    """Which of the planned looks this is, and what it does to p-values."""
+    spent = level(seeds, looks)
+    return (
+        f"This is look {looks.index(seeds) + 1} of {len(looks)}: it may spend {spent:.2g} of the {LEVEL:g} of error: "
+        f"its p-values are multiplied by {LEVEL / spent:.3g}."
+    )
 
 
 def to_frame(result: Result) -> pd.DataFrame:
-    """Returns everything, a row per method: mean, standard deviation and p-values of every column, and costs."""
+    """Returns everything, a row per method: mean and standard deviation of every column, p-values, costs.
+
+    A p-value is that of the verdict, against equal weights and corrected; `raw p` is the same test's on its own.
+    """
+    tests = judge_result(result).tests
     rows = []
     for method, cells in result.summary.cells.items():
         row: dict[str, object] = {
@@ -101,10 +125,13 @@ def to_frame(result: Result) -> pd.DataFrame:
             cell = cells.get(column)
             row[f"{name} mean"] = cell.mean if cell else math.nan
             row[f"{name} std"] = cell.deviation if cell else math.nan
-            row[f"{name} p"] = cell.p_value if cell else math.nan
-            row[f"{name} p holm"] = cell.holm if cell else math.nan
+            if column.main:
+                test = test_of(tests, method, column)
+                row[f"{name} p"] = test.corrected if test else math.nan
+                row[f"{name} raw p"] = test.raw if test else math.nan
             if column.task is None:
                 row[f"{name} low"], row[f"{name} high"] = cell.interval if cell else (math.nan, math.nan)
+        row["configurations tried"] = result.spent.get(method, 0)
         row[RANK] = result.summary.ranks.get(method, math.nan)
         cost = result.costs.get(method)
         row["ms per step"] = cost.milliseconds if cost else math.nan
@@ -119,10 +146,15 @@ def to_markdown(result: Result) -> str:
     """Returns the table as Markdown, the verdict and notes below it."""
     head = ["method", *(head_of(column) for column in result.summary.columns), RANK, TIME, MEMORY]
     lines = [f"| {' | '.join(map(_escape, head))} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
+    found = judge_result(result)
     for method in result.summary.cells:
-        cells = [_escape(method), *(_markdown(cell, column, result) for cell, column in _row(result, method))]
+        cells = [_escape(method), *(_markdown(shown) for shown in entries(result, found.tests, method))]
         lines.append(f"| {' | '.join([*cells, *numbers(result, method)])} |")
-    said = [*(_escape(sentence) for sentence in verdict(result)), "", *(f"- {_escape(n)}" for n in notes(result))]
+    said = [
+        *(_escape(sentence) for sentence in (found.use, *found.sentences)),
+        "",
+        *(f"- {_escape(n)}" for n in notes(result)),
+    ]
     return "\n".join([*lines, "", *said]) + "\n"
 
 
@@ -139,12 +171,13 @@ def to_latex(result: Result) -> str:
         f"{' & '.join(map(_latex, head))} \\\\",
         "\\midrule",
     ]
+    found = judge_result(result)
     for method in result.summary.cells:
-        cells = [_latex_cell(cell, column, result) for cell, column in _row(result, method) if column in columns]
+        cells = [_latex_cell(shown) for shown in entries(result, found.tests, method, columns)]
         lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
         if method == SINGLE:
             lines.append("\\midrule")
-    text = _latex(" ".join([*verdict(result), *notes(result)]))
+    text = _latex(" ".join([found.use, *found.sentences, *notes(result)]))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{text}}}", "\\end{table}"]) + "\n"
 
 
@@ -161,8 +194,9 @@ def to_rich(result: Result) -> Table:
         table.add_column(Text(text.replace(" ", "\n", 1) if column.task else text, justify="right"), justify="right")
     for name in (RANK, TIME, MEMORY):
         table.add_column(name, justify="right")
+    tests = judge_result(result).tests
     for method in result.summary.cells:
-        row = [_text(cell, column, result) for cell, column in _row(result, method) if column in columns]
+        row = [_text(shown) for shown in entries(result, tests, method, columns)]
         table.add_row(Text(method), *row, *numbers(result, method), end_section=method == SINGLE)
     return table
 
@@ -194,50 +228,84 @@ def interval(cell: Cell, column: Column) -> str:
     return "" if math.isnan(low) else f"[{column.measure.format(low)}, {column.measure.format(high)}]"
 
 
-def seeds_of(cell: Cell, result: Result) -> str:
-    """Returns "1 of 5 seeds" where some are missing; else nothing."""
-    return "" if result.summary.complete(cell) else f"{len(cell.values)} of {count(result.summary.seeds, 'seed')}"
+def test_of(tests: PairedTests, method: str, column: Column) -> PairedTest | None:
+    """Returns the verdict's test of a method against equal weights in a column; None if there is none."""
+    return tests.find(method, REFERENCE, column.task) if column.main else None
 
 
-def corrected(cell: Cell) -> str:
-    """Returns the p-value after Holm's correction; nothing if there is none."""
-    return "" if math.isnan(cell.holm) else "<0.001" if cell.holm < 0.001 else f"{cell.holm:.2g}"
+@dataclass(frozen=True)
+class Entry:
+    """A cell as tables show it.
+
+    Attributes:
+        number: mean ± standard deviation.
+        stars: for the p-value.
+        interval: "[low, high]"; "" where there is none.
+        p_value: "p = 0.02", corrected, against equal weights; "" if there is none.
+        seeds: "1 of 5 seeds" where some are missing; else "".
+        best: the best mean of its column.
+    """
+
+    number: str
+    stars: str
+    interval: str
+    p_value: str
+    seeds: str
+    best: bool
+
+    @property
+    def beside(self) -> str:
+        """What stands beside the number."""
+        return " ".join(filter(None, [self.interval, self.p_value, self.seeds]))
 
 
-def _row(result: Result, method: str) -> list[tuple[Cell | None, Column]]:
+def entries(
+    result: Result, tests: PairedTests, method: str, columns: Sequence[Column] | None = None
+) -> list[Entry | None]:
+    """Returns a method's cells in columns, by default all; None where it has no result."""
     cells = result.summary.cells[method]
-    return [(cells.get(column), column) for column in result.summary.columns]
+    found = []
+    for column in result.summary.columns if columns is None else columns:
+        cell = cells.get(column)
+        found.append(None if cell is None else _entry(result, cell, column, test_of(tests, method, column)))
+    return found
 
 
-def _beside(cell: Cell, column: Column, result: Result) -> str:
-    """What stands beside a number: interval, corrected p-value, how many seeds it is of."""
-    p_value = f"({corrected(cell)})" if corrected(cell) else ""
-    return " ".join(filter(None, [interval(cell, column), p_value, seeds_of(cell, result)]))
+def _entry(result: Result, cell: Cell, column: Column, test: PairedTest | None) -> Entry:
+    p_value = math.nan if test is None else test.corrected
+    missing = f"{len(cell.values)} of {count(result.summary.seeds, 'seed')}"
+    return Entry(
+        number(cell, column),
+        stars(p_value),
+        interval(cell, column),
+        "" if math.isnan(p_value) else "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}",
+        "" if result.summary.complete(cell) else missing,
+        cell.best,
+    )
 
 
-def _markdown(cell: Cell | None, column: Column, result: Result) -> str:
-    if cell is None:
+def _markdown(entry: Entry | None) -> str:
+    if entry is None:
         return ""
-    shown = f"**{number(cell, column)}**" if cell.best else number(cell, column)
-    marks = stars(cell.p_value).replace("*", "\\*")
-    return f"{shown}{marks} {_beside(cell, column, result)}".strip()
+    shown = f"**{entry.number}**" if entry.best else entry.number
+    marks = entry.stars.replace("*", "\\*")
+    return f"{shown}{marks} {entry.beside}".strip()
 
 
-def _text(cell: Cell | None, column: Column, result: Result) -> Text:
+def _text(entry: Entry | None) -> Text:
     """A cell of the terminal's table: the number, and below it what stands beside it."""
-    if cell is None:
+    if entry is None:
         return Text("")
-    text = Text(number(cell, column) + stars(cell.p_value), style="bold green" if cell.best else "")
-    beside = _beside(cell, column, result)
-    return text.append(f"\n{beside}", style="not bold default") if beside else text
+    text = Text(entry.number + entry.stars, style="bold green" if entry.best else "")
+    return text.append(f"\n{entry.beside}", style="not bold default") if entry.beside else text
 
 
-def _latex_cell(cell: Cell | None, column: Column, result: Result) -> str:
-    if cell is None:
+def _latex_cell(entry: Entry | None) -> str:
+    if entry is None:
         return ""
-    text, marks = _latex(number(cell, column)), stars(cell.p_value)
-    shown = f"\\textbf{{{text}}}" if cell.best else f"{text}$^{{{marks}}}$" if marks else text
-    return f"{shown} {_latex(_beside(cell, column, result))}".strip()
+    shown = f"\\textbf{{{_latex(entry.number)}}}" if entry.best else _latex(entry.number)
+    marks = f"$^{{{entry.stars}}}$" if entry.stars else ""
+    return f"{shown}{marks} {_latex(entry.beside)}".strip()
 
 
 def _escape(text: str) -> str:

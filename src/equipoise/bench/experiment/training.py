@@ -19,7 +19,7 @@ from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
 from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
-from equipoise.monitor import BalanceMonitor
+from equipoise.monitor import BalanceMonitor, read_monitor
 
 MIN_SAMPLES = 20
 """So many samples the balance monitor takes at least, of a run that has so many steps."""
@@ -65,7 +65,8 @@ def train(
     Returns:
         A record that JSON can hold: `status` ("finished", or "diverged" with a `message`), `epochs` (each with mean
         training loss and weights, validation measures, accuracies and score), `selected` (the number of the epoch
-        with the best score), `test` (the measures at that epoch) and `seconds`.
+        with the best score), `test` (the measures at that epoch) and `seconds`. If `trial.shares` and there is a
+        monitor, `shares`: each task's mean share of what moved the shared parameters.
     """
     started = time.perf_counter()
     outputs = outputs or Outputs()
@@ -75,7 +76,7 @@ def train(
     scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
     every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
     epochs: list[dict[str, Any]] = []
-    record: Record = {"method": trial.method, "seed": trial.seed, "lr": trial.lr, "epochs": epochs}
+    record: Record = {**trial.head, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
     checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
@@ -103,7 +104,9 @@ def train(
         values = learner.evaluate(data.validation)
         accuracy = accuracies(problem, values)
         learner.method.end_epoch(accuracy)
-        value = score(problem, values, trial.reference)
+        first = epochs[0]["validation"] if epochs else values
+        reference = None if trial.single else trial.reference or main_measures(problem, first)
+        value = score(problem, values, reference)
         epochs.append({"loss": losses, "weights": weights, "validation": values, "accuracy": accuracy, "score": value})
         if value > best or not chosen:
             best = value
@@ -126,6 +129,8 @@ def train(
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
+    if trial.shares and outputs.monitor is not None:
+        record["shares"] = read_monitor(outputs.monitor).shares()
     learner.network.load_state_dict(chosen)
     record["test"] = learner.evaluate(data.test)
     if outputs.picture is not None:
@@ -156,19 +161,26 @@ class Averages:
 def score(problem: Problem, values: Values, reference: Mapping[str, float] | None) -> float:
     """Returns what an epoch is selected by, higher is better.
 
-    It is the mean over tasks of the main measure's relative gain over the single-task run of the same seed, or, for
-    a single-task run, the main measure itself, negated where lower is better.
+    Args:
+        problem: whose tasks.
+        values: what was measured on validation.
+        reference: task → main measure. The score is the mean over its tasks of the relative gain over it; without, as
+            for a single-task run, the main measure itself, negated where lower is better.
     """
     scores = []
     for task in problem.tasks:
-        if task.name in values:
-            main = task.measures[0]
+        main = task.measures[0]
+        if reference is None and task.name in values:
             value = values[task.name][main.name]
-            if reference is None:
-                scores.append(value if main.higher_is_better else -value)
-            else:
-                scores.append(relative_gain(value, reference[task.name], main.higher_is_better))
+            scores.append(value if main.higher_is_better else -value)
+        elif reference is not None and task.name in reference:
+            scores.append(relative_gain(values[task.name][main.name], reference[task.name], main.higher_is_better))
     return sum(scores) / len(scores)
+
+
+def main_measures(problem: Problem, values: Values) -> dict[str, float]:
+    """Returns every task's main measure, of the tasks that have values."""
+    return {task.name: values[task.name][task.measures[0].name] for task in problem.tasks if task.name in values}
 
 
 def accuracies(problem: Problem, values: Values) -> dict[str, float]:

@@ -1,153 +1,256 @@
-"""Which runs a comparison still needs: a pure function of what is asked and of what is there."""
+"""How a row's configuration is chosen: pure functions of the scores that there are."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from equipoise.bench.experiment.settings import Settings
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from scipy.stats import qmc
 
-GRID = (1e-5, 1e-4, 1e-3)
-"""Learning rates that every method is tried at (protocol of Hervella et al. 2024)."""
+from equipoise.registry import BASE_OPTIMIZERS, DEFAULT_OPTIMIZER, MethodSpec
+from equipoise.search_space import Choice, Range, SearchSpace
 
 MIN_RATE, MAX_RATE = 1e-7, 1.0
-"""How far the grid is extended."""
+"""How far a grid is extended."""
 
-TUNING_SEED = 0
-"""The seed that learning rates are chosen with; its run at the chosen rate is one of the comparison's."""
+WEIGHT_DECAYS = Range(1e-5, 1e-1, log=True)
+"""Where weight decay is searched: from what hardly matters at any usual rate to ten times AdamW's default."""
 
+UNIFORM = Range(1e-3, 1 - 1e-3)
+"""What a weight is drawn by: −log of it is exponentially distributed, so that weights are uniformly distributed on the
+simplex; the largest is at most 7,000 times the smallest."""
 
-@dataclass(frozen=True)
-class Run:
-    """One training run; within a comparison these three say which."""
+WEIGHT = "weight of "
+"""What stands before a task's name in the search space of weights."""
 
-    method: str
-    seed: int
-    lr: float
+ROUNDS = 4
+"""What is not drawn in advance is proposed in so many rounds, each from all results before it."""
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Run:
-        """Returns the run that a record is of."""
-        return cls(record["method"], record["seed"], record["lr"])
-
-
-Runs = Mapping[Run, Mapping[str, Any]]
-"""Run → its record, as `training.train` returns it."""
+DIGITS = 4
+"""Significant digits of what is proposed: what differs by rounding between machines is the same number."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What there is to do.
+class Configuration:
+    """What is chosen for a row.
 
     Attributes:
-        missing: runs that can be made now and have no record, in the order in which they are wanted.
-        expected: how many runs the comparison will have in all, as far as is known: a grid may yet be extended.
-        rates: method → its learning rate, where it is settled; single-task baselines included.
-        failed: the single-task run without which nothing can be compared, if there is one.
+        lr: the learning rate.
+        weight_decay: see `equipoise.make_method`.
+        epochs: how long it trains.
+        hyperparameters: the method's own; `weights` of fixed weights.
     """
 
-    missing: tuple[Run, ...]
-    expected: int
-    rates: Mapping[str, float]
-    failed: Run | None
+    lr: float
+    weight_decay: float
+    epochs: int
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan(settings: Settings, tasks: Sequence[str], records: Runs) -> Plan:
-    """Says what a comparison needs next.
+Score = Callable[[Configuration], "float | None"]
+"""Returns a configuration's score, higher is better, −∞ if it diverged; None as long as it has not been run."""
 
-    First come the single-task baselines: their rates are chosen, then their other seeds are run. A method's run needs
-    the baselines of its seed, whose measures score it and whose accuracies it may take as potentials.
-
-    Args:
-        settings: what is asked.
-        tasks: the problem's, by name.
-        records: what has been run.
-    """
-    seeds = range(settings.seeds)
-    singles = [f"single:{task}" for task in tasks]
-    rates: dict[str, float] = {}
-    wanted: list[Run] = []
-    expected = 0
-
-    def want(method: str, ready: Sequence[int]) -> None:
-        nonlocal expected
-        grid, rate = search(settings, method, records)
-        if rate is not None:
-            rates[method] = rate
-            wanted.extend(Run(method, seed, rate) for seed in ready)
-        elif TUNING_SEED in ready:
-            wanted.extend(Run(method, TUNING_SEED, lr) for lr in grid)
-        expected += len(grid) - 1 + settings.seeds
-
-    for method in singles:
-        want(method, seeds)
-    baselines = {seed: [Run(single, seed, rates[single]) for single in singles if single in rates] for seed in seeds}
-    ready = [
-        seed
-        for seed, runs in baselines.items()
-        if len(runs) == len(singles) and all(run in records and _finished(records[run]) for run in runs)
-    ]
-    for method in settings.methods:
-        want(method, ready)
-    failed = [run for runs in baselines.values() for run in runs if run in records and not _finished(records[run])]
-    missing = tuple(run for run in dict.fromkeys(wanted) if run not in records)
-    return Plan(missing, expected, rates, failed[0] if failed else None)
+Point = tuple[tuple[str, Any], ...]
+"""A point of a search space: each name and its value, in the space's order."""
 
 
-def search(settings: Settings, method: str, records: Runs) -> tuple[list[float], float | None]:
-    """Follows the search for a method's learning rate as far as there are records.
+def search_grid(start: Configuration, grid: Sequence[float], score: Score) -> Configuration | None:
+    """Follows the search for a learning rate as far as there are scores.
 
     The grid is extended by a decade beyond the best rate while that lies at an end; if none works, towards smaller
     ones. Of equally good rates one inside is taken before one at an end, and the smallest of those.
 
+    Args:
+        start: everything but the rate.
+        grid: the rates to begin with.
+        score: asked for every rate that is wanted.
+
     Returns:
-        The rates tried or to try, and the best one; None as long as one of them has no record. A method that is not
-        tuned, because nothing is or its rate is given, has one rate and that is it.
+        The best one; None as long as one of them has no score.
     """
-    given = settings.hyperparameters_of(method).get("lr")
-    if given is not None or not settings.tune:
-        rate = settings.lr if given is None else float(given)
-        return [rate], rate
-    grid = sorted(settings.grid)
-    while all(Run(method, TUNING_SEED, lr) in records for lr in grid):
-        scores = {lr: value_of(records[Run(method, TUNING_SEED, lr)]) for lr in grid}
-        best = max(grid, key=lambda lr: (scores[lr], lr not in (grid[0], grid[-1]), -lr))
+    rates = sorted(grid)
+    while True:
+        found = {lr: score(replace(start, lr=lr)) for lr in rates}
+        scores = {lr: value for lr, value in found.items() if value is not None}
+        if len(scores) < len(found):
+            return None
+        best = max(rates, key=lambda lr: (scores[lr], lr not in (rates[0], rates[-1]), -lr))
         if scores[best] == -math.inf:
-            best = grid[0]
-        if best == grid[0] and _decade(best, -1) >= MIN_RATE:
-            grid.insert(0, _decade(best, -1))
-        elif best == grid[-1] and _decade(best, 1) <= MAX_RATE and scores[best] > -math.inf:
-            grid.append(_decade(best, 1))
+            best = rates[0]
+        if best == rates[0] and _decade(best, -1) >= MIN_RATE:
+            rates.insert(0, _decade(best, -1))
+        elif best == rates[-1] and _decade(best, 1) <= MAX_RATE and scores[best] > -math.inf:
+            rates.append(_decade(best, 1))
         else:
-            return grid, best
-    return grid, None
+            return replace(start, lr=best)
 
 
-def curves(settings: Settings, methods: Sequence[str], records: Runs) -> dict[str, list[tuple[float, float]]]:
-    """Returns, of each method that was tuned, the validation scores by learning rate; −∞ where the run diverged."""
-    found = {}
-    for method in methods:
-        if settings.tune and "lr" not in settings.hyperparameters_of(method):
-            grid, _ = search(settings, method, records)
-            runs = [Run(method, TUNING_SEED, lr) for lr in grid]
-            found[method] = [(run.lr, value_of(records[run])) for run in runs if run in records]
-    return found
+def search_space(space: SearchSpace, start: Configuration, budget: int, score: Score) -> Configuration | None:
+    """Follows a search with a budget as far as there are scores.
+
+    The first configuration is `start`. With it the first half of the budget is drawn by a scrambled Sobol sequence;
+    the rest are proposed by Optuna's tree-structured Parzen estimator, in rounds.
+
+    Args:
+        space: what is searched; `lr` and `weight_decay` may be in it.
+        start: where the search begins, and what is not searched.
+        budget: how many configurations.
+        score: asked for every configuration that is wanted.
+
+    Returns:
+        The best one, of equals the first; None as long as one of them has no score.
+
+    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011, by `optuna`; the sequence by
+    `scipy.stats.qmc`.
+    """
+    if not space:
+        return start
+    half = math.ceil(budget / 2)
+    candidates = [(start, _nearest(space, start))]
+    candidates += [(_at(start, point), point) for point in _drawn(tuple(space.items()), half - 1)]
+    while True:
+        found = [(configuration, point, score(configuration)) for configuration, point in candidates]
+        scored = [(configuration, point, value) for configuration, point, value in found if value is not None]
+        if len(scored) < len(found):
+            return None
+        left = budget - len(candidates)
+        if left <= 0:
+            return max(scored, key=lambda one: one[2])[0]
+        count = min(left, math.ceil((budget - half) / ROUNDS))
+        history = tuple((point, value) for _, point, value in scored if point is not None)
+        candidates += [(_at(start, point), point) for point in _proposed(tuple(space.items()), history, count)]
 
 
-def value_of(record: Mapping[str, Any]) -> float:
-    """Returns a run's score on validation at its selected epoch; −∞ if it did not finish or has none."""
-    if not _finished(record):
-        return -math.inf
-    score = float(record["epochs"][record["selected"] - 1]["score"])
-    return -math.inf if math.isnan(score) else score
+def space_of(
+    optimizer: str, spec: MethodSpec | None, tasks: Sequence[str], given: Mapping[str, Any], rates: bool
+) -> SearchSpace:
+    """Returns what is searched for a row.
+
+    Args:
+        optimizer: decides where learning rates are searched: a decade beyond its grid's ends.
+        spec: declares the method's own hyperparameters, if there are any.
+        tasks: whose weights are searched; none for a row that is not `fixed`.
+        given: what is given by hand, and so not searched.
+        rates: search the learning rate and what goes with it; else weights alone.
+    """
+    space: SearchSpace = {f"{WEIGHT}{task}": UNIFORM for task in tasks}
+    if rates:
+        grid = BASE_OPTIMIZERS[optimizer].grid
+        space |= {"lr": Range(_decade(min(grid), -1), _decade(max(grid), 1), log=True), "weight_decay": WEIGHT_DECAYS}
+        space |= {} if spec is None else spec.search_space
+    return {name: values for name, values in space.items() if name not in given}
 
 
-def _finished(record: Mapping[str, Any]) -> bool:
-    return bool(record["status"] == "finished")
+def defaults_of(spec: MethodSpec | None) -> dict[str, Any]:
+    """Returns the defaults of what a method lets be searched, where it has any."""
+    if spec is None:
+        return {}
+    defaults = {name: spec.hyperparameters.get(name, inspect.Parameter.empty) for name in spec.search_space}
+    return {name: value for name, value in defaults.items() if value not in (inspect.Parameter.empty, None)}
+
+
+def start_rate(optimizer: str, own: float) -> float:
+    """Returns the learning rate of a row that is not tuned.
+
+    That is the problem's `own`, which is meant for AdamW; for an optimizer whose rates are others, its grid's middle.
+    """
+    grid = BASE_OPTIMIZERS[optimizer].grid
+    return own if grid == BASE_OPTIMIZERS[DEFAULT_OPTIMIZER].grid else grid[len(grid) // 2]
 
 
 def _decade(lr: float, direction: int) -> float:
     """Ten times as much or a tenth, as a person would write it, so that a rate is the same number every time."""
     return float(f"{lr * 10.0**direction:.12g}")
+
+
+def _at(start: Configuration, point: Point) -> Configuration:
+    """The configuration at a point, with the start's values for what is not searched."""
+    values = dict(point)
+    drawn = {name.removeprefix(WEIGHT): -math.log(values.pop(name)) for name in list(values) if name.startswith(WEIGHT)}
+    lr, weight_decay = values.pop("lr", start.lr), values.pop("weight_decay", start.weight_decay)
+    hyperparameters = {**start.hyperparameters, **values}
+    if drawn:
+        scale = len(drawn) / sum(drawn.values())
+        hyperparameters["weights"] = {task: _rounded(scale * value) for task, value in drawn.items()}
+    return replace(start, lr=lr, weight_decay=weight_decay, hyperparameters=hyperparameters)
+
+
+def _nearest(space: SearchSpace, start: Configuration) -> Point | None:
+    """The point of a space next to where its search begins; None if there is no such point."""
+    values = {"lr": start.lr, "weight_decay": start.weight_decay, **start.hyperparameters}
+    point = []
+    for name, allowed in space.items():
+        value = math.exp(-1) if name.startswith(WEIGHT) else values.get(name)
+        if isinstance(allowed, Range) and isinstance(value, (int, float)):
+            value = min(max(value, allowed.low), allowed.high)
+        elif isinstance(allowed, Range) or value not in allowed.values:
+            return None
+        point.append((name, value))
+    return tuple(point)
+
+
+@lru_cache(maxsize=1024)
+def _drawn(space: tuple[tuple[str, Range | Choice], ...], count: int) -> list[Point]:
+    """Points of low discrepancy."""
+    if count < 1:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer SciPy calls it `rng`
+        sequence = qmc.Sobol(len(space), scramble=True, seed=0)
+    cube = sequence.random_base2(math.ceil(math.log2(count)))[:count]
+    return [tuple((name, _scaled(allowed, u)) for (name, allowed), u in zip(space, row, strict=True)) for row in cube]
+
+
+def _scaled(allowed: Range | Choice, u: float) -> Any:
+    """What stands at u, between 0 and 1, of all that is allowed."""
+    if isinstance(allowed, Choice):
+        return allowed.values[min(int(u * len(allowed.values)), len(allowed.values) - 1)]
+    if allowed.log:
+        return _rounded(allowed.low * (allowed.high / allowed.low) ** u)
+    return _rounded(allowed.low + (allowed.high - allowed.low) * u)
+
+
+@lru_cache(maxsize=1024)
+def _proposed(
+    space: tuple[tuple[str, Range | Choice], ...], history: tuple[tuple[Point, float], ...], count: int
+) -> list[Point]:
+    """Points that Optuna proposes after what has been seen; the same for the same history."""
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(allowed.values)
+        if isinstance(allowed, Choice)
+        else FloatDistribution(allowed.low, allowed.high, log=allowed.log)
+        for name, allowed in space
+    }
+    worst = min((value for _, value in history if value > -math.inf), default=0.0) - 1.0
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=1,
+            multivariate=True,
+            constant_liar=True,
+            seed=len(history),
+        )
+        study = optuna.create_study(sampler=sampler, direction="maximize")
+        for point, value in history:
+            study.add_trial(
+                optuna.create_trial(params=dict(point), distributions=distributions, value=max(value, worst))
+            )
+        asked = [study.ask(distributions).params for _ in range(count)]
+    return [tuple((name, _kept(allowed, found[name])) for name, allowed in space) for found in asked]
+
+
+def _kept(allowed: Range | Choice, value: Any) -> Any:
+    return min(max(_rounded(value), allowed.low), allowed.high) if isinstance(allowed, Range) else value
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Collection, Iterable
-from dataclasses import asdict
 
 from optuna.trial import FrozenTrial, TrialState
 
+from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.folder import readable
-from equipoise.bench.experiment.trial import Record
-from equipoise.bench.experiment.tuning import Run
+from equipoise.bench.experiment.trial import Record, Run
 
 MAX_DEATHS = 3
 """A run that so many workers died of is not tried again."""
@@ -27,52 +26,55 @@ class View:
     Attributes:
         trials: all of them, by number.
         surplus: those in the queue whose run is done or stands before them.
-        epochs: epochs that runs which are not finished have behind them.
-        queued: runs that wait or are worked on.
+        under_way: runs that are worked on, or were and wait to be gone on with; how many epochs are behind each.
+        queued: keys of runs that wait or are worked on.
     """
 
     def __init__(self, trials: Iterable[FrozenTrial], decoded: dict[int, Record]) -> None:
         self._decoded = decoded
         self.trials = sorted(trials, key=lambda trial: trial.number)
         self.surplus: list[FrozenTrial] = []
-        self.queued: set[Run] = set()
-        self.epochs = 0
-        done = {run_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
+        self.queued: set[str] = set()
+        self.under_way: dict[Run, int] = {}
+        done = {key_of(trial) for trial in self.trials if trial.state is TrialState.COMPLETE}
         for trial in self.trials:
-            run = run_of(trial)
-            if trial.state is TrialState.WAITING and run in done | self.queued:
+            key = key_of(trial)
+            if trial.state is TrialState.WAITING and key in done | self.queued:
                 self.surplus.append(trial)
             elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
-                self.queued.add(run)
-                self.epochs += len(trial.intermediate_values)
+                self.queued.add(key)
+                if trial.state is TrialState.RUNNING or trial.intermediate_values:
+                    run = Run(key, trial.user_attrs["run"]["trial"]["method"])
+                    self.under_way[run] = len(trial.intermediate_values)
 
     @property
     def failures(self) -> frozenset[int]:
         """The numbers of the trials that failed."""
         return frozenset(trial.number for trial in self.trials if trial.state is TrialState.FAIL)
 
-    def records(self, forgiven: Collection[int] = ()) -> dict[Run, Record]:
-        """Returns every run's record.
+    def records(self, forgiven: Collection[int] = ()) -> dict[str, Record]:
+        """Returns every run's record, by its key.
 
         Args:
             forgiven: numbers of trials whose failure does not count: their runs are to be tried again.
         """
-        found: dict[Run, Record] = {}
-        deaths: dict[Run, int] = {}
+        found: dict[str, Record] = {}
+        deaths: dict[str, list[FrozenTrial]] = {}
         for trial in self.trials:
-            run = run_of(trial)
+            key = key_of(trial)
             if trial.state is TrialState.COMPLETE:
-                if run not in found or found[run]["status"] == "failed":
-                    found[run] = self._record(trial)
+                if key not in found or found[key]["status"] == "failed":
+                    found[key] = self._record(trial)
             elif trial.state is TrialState.FAIL and trial.number not in forgiven:
                 if "record" in trial.user_attrs and self._record(trial)["status"] == "failed":
-                    found.setdefault(run, self._record(trial))
+                    found.setdefault(key, self._record(trial))
                 else:  # with another record it died before that counted
-                    deaths[run] = deaths.get(run, 0) + 1
-        for run, count in deaths.items():
-            if count >= MAX_DEATHS:
-                message = f"{count} workers died while they trained it"
-                found.setdefault(run, asdict(run) | {"status": "failed", "message": message})
+                    deaths.setdefault(key, []).append(trial)
+        for key, died in deaths.items():
+            if len(died) >= MAX_DEATHS:
+                head = Definition.from_json(died[0].user_attrs["run"]).trial.head
+                message = f"{len(died)} workers died while they trained it"
+                found.setdefault(key, head | {"status": "failed", "message": message})
         return found
 
     def _record(self, trial: FrozenTrial) -> Record:
@@ -80,10 +82,10 @@ class View:
             self._decoded[trial.number] = readable(trial.user_attrs["record"])
         return self._decoded[trial.number]
 
-    def files(self, run: Run) -> dict[str, bytes]:
+    def files(self, key: str) -> dict[str, bytes]:
         """Returns the files that a run left, by name."""
         for trial in self.trials:
-            if trial.state is TrialState.COMPLETE and run_of(trial) == run:
+            if trial.state is TrialState.COMPLETE and key_of(trial) == key:
                 return {
                     name.removeprefix("file:"): zlib.decompress(base64.b64decode(packed))
                     for name, packed in trial.user_attrs.items()
@@ -92,7 +94,7 @@ class View:
         return {}
 
 
-def run_of(trial: FrozenTrial) -> Run:
-    """Returns the run that a trial is of."""
-    definition = trial.user_attrs["run"]["trial"]
-    return Run(definition["method"], definition["seed"], definition["lr"])
+def key_of(trial: FrozenTrial) -> str:
+    """Returns the key of the run that a trial is of."""
+    key: str = trial.user_attrs["run"]["key"]
+    return key

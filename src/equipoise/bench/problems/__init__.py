@@ -2,7 +2,14 @@
 
 from equipoise.bench.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
 from equipoise.bench.problems._checking import Finding, check_problem
-from equipoise.bench.problems._registry import PROBLEMS, ProblemError, load_problem, split_options, with_options
+from equipoise.bench.problems._registry import (
+    PROBLEMS,
+    ProblemError,
+    load_problem,
+    split_options,
+    with_model,
+    with_options,
+)
 from equipoise.bench.problems._tasks import BinaryClassification, Classification, Regression
 
 __all__ = [
@@ -22,5 +29,6 @@ __all__ = [
     "check_problem",
     "load_problem",
     "split_options",
+    "with_model",
     "with_options",
 ]

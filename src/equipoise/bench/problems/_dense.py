@@ -141,6 +141,41 @@ class NormalsTask(Task):
         return values["<11.25°"]
 
 
+class DeeplySupervised(Task):
+    """A dense task whose initial predictions, as of MTI-Net and PAD-Net, are supervised too, by the same loss.
+
+    Args:
+        task: the task.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.name = task.name
+        self.measures = task.measures
+
+    def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
+        """Returns the loss of the final prediction plus those of the initial ones."""
+        from equipoise.bench.models import initial_predictions  # needs timm, which these tasks else do without
+
+        size = batch["input"].shape[-2:]
+        found = [predictions[self.name], *initial_predictions(predictions, self.name, size)]
+        losses = [self.task.loss({self.name: prediction}, batch) for prediction in found]
+        known = [loss for loss in losses if loss is not None]
+        return torch.stack(known).sum() if known else None
+
+    def metrics(self) -> MetricCollection:
+        """Returns the task's metrics."""
+        return self.task.metrics()
+
+    def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
+        """Feeds the final prediction."""
+        self.task.update(metrics, predictions, batch)
+
+    def accuracy(self, values: Mapping[str, float]) -> float:
+        """Returns the task's accuracy."""
+        return self.task.accuracy(values)
+
+
 def normals_as_colors(normals: Tensor) -> Tensor:
     """Returns directions `[3, H, W]` as RGB in [0, 1] `[H, W, 3]`, NaN as black."""
     unit = functional.normalize(normals.float(), dim=0)

@@ -55,18 +55,7 @@ def load_problem(name: str) -> Problem:
         ProblemError: there is none; what is there is no Problem; or it does not take the options.
     """
     plain, options = split_options(name)
-    place, colon, attribute = PROBLEMS.get(plain, plain).rpartition(":")
-    if not colon or not place or not attribute:
-        raise ProblemError(
-            f"Unknown problem {plain!r}: take one of {', '.join(PROBLEMS)}, or a file of your own as "
-            "my_problem.py:problem."
-        )
-    module = _import(place)
-    if not hasattr(module, attribute):
-        names = [key for key, value in vars(module).items() if isinstance(value, Problem)]
-        hint = f"; it has {', '.join(f'{place}:{found}' for found in names)}" if names else ""
-        raise ProblemError(f"{place} has nothing named {attribute!r}{hint}.")
-    value = getattr(module, attribute)
+    value = _find(plain)
     if callable(value) and not isinstance(value, Problem):
         problem = _make(plain, value, options)
     elif options:
@@ -98,6 +87,28 @@ def with_options(name: str, **options: Any) -> str:
     return f"{name}?{query}" if query else name
 
 
+def with_model(name: str, model: str) -> str:
+    """Returns a problem's name with the option `model` beside those that it has, checked.
+
+    Raises:
+        ProblemError: the problem has a network of its own, does not take this one, or the name has another one.
+
+    Example:
+        >>> from equipoise.bench.problems import with_model
+        >>> with_model("yeast?seed=1", "ple")
+        'yeast?seed=1&model=ple'
+    """
+    plain, options = split_options(name)
+    if options.get("model", model) != model:
+        raise ProblemError(f"{name} names a model already: leave {model!r} out.")
+    found = _find(plain)
+    if not callable(found) or "model" not in inspect.signature(found).parameters:
+        raise ProblemError(f"{plain} has a network of its own and takes no model, found {model!r}.")
+    chosen = with_options(plain, **options | {"model": model})
+    load_problem(chosen)  # names those that it takes
+    return chosen
+
+
 def split_options(name: str) -> tuple[str, dict[str, Any]]:
     """Returns a problem's name without options, and the options: JSON where it is JSON, else text.
 
@@ -112,6 +123,26 @@ def split_options(name: str) -> tuple[str, dict[str, Any]]:
             raise ProblemError(f"Options of a problem are written {plain}?name=value&name=value, found {name!r}.")
         options[key] = _value(unquote(text))
     return plain, options
+
+
+def _find(name: str) -> Any:
+    """Returns the problem of that name without options, or what makes it.
+
+    Raises:
+        ProblemError: there is none.
+    """
+    place, colon, attribute = PROBLEMS.get(name, name).rpartition(":")
+    if not colon or not place or not attribute:
+        raise ProblemError(
+            f"Unknown problem {name!r}: take one of {', '.join(PROBLEMS)}, or a file of your own as "
+            "my_problem.py:problem."
+        )
+    module = _import(place)
+    if not hasattr(module, attribute):
+        others = [key for key, value in vars(module).items() if isinstance(value, Problem)]
+        hint = f"; it has {', '.join(f'{place}:{found}' for found in others)}" if others else ""
+        raise ProblemError(f"{place} has nothing named {attribute!r}{hint}.")
+    return getattr(module, attribute)
 
 
 def _text(value: Any) -> str:

@@ -1,15 +1,11 @@
-"""What the problems on tables share: files that ship inside packages, splits by group, and the networks to choose."""
+"""What the problems on tables share: files that ship inside packages, and the networks to choose from."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
 from equipoise.bench.models import CGC, PLE, CrossStitch, DSelectK, MMoE, SharedBottom
@@ -93,12 +89,3 @@ def shipped_file(problem: str, package: str, *parts: str) -> Path:
             "pip install --upgrade 'equipoise[benchmark]'."
         )
     return path
-
-
-def split_by_group(groups: Sequence[Any] | NDArray[Any], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Returns the rows of each split: 60, 20 and 20 % of the groups, each of them whole."""
-    labels = np.asarray(groups)
-    train, rest = next(GroupShuffleSplit(1, test_size=0.4, random_state=seed).split(labels, groups=labels))
-    halves = GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(rest, groups=labels[rest])
-    validation, test = next(halves)
-    return {"train": train, "validation": rest[validation], "test": rest[test]}

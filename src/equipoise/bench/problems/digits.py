@@ -14,6 +14,7 @@ from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Problem, Splits, Task, Tensors, Training
+from equipoise.bench.problems._splitting import split_by_class
 from equipoise.bench.problems._tasks import Classification
 
 SCANS = Path(__file__).with_name("data") / "_digits" / "digits.npz"
@@ -173,14 +174,7 @@ def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def split_scans(labels: NDArray[np.uint8], seed: int) -> dict[str, NDArray[np.int64]]:
     """Returns the indices of the scans in each split: of every class 70, 15 and 15 %, in random order."""
-    generator = np.random.default_rng(seed)
-    parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
-    for digit in range(10):
-        indices = generator.permutation(np.flatnonzero(labels == digit))
-        ends = np.round(np.array([0.7, 0.85]) * len(indices)).astype(int)
-        for part, found in zip(parts.values(), np.split(indices, ends), strict=True):
-            part.append(found)
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    return split_by_class(labels, seed, (0.7, 0.85))
 
 
 def _pairs(images: Tensor, digits: Tensor, count: int, generator: torch.Generator) -> Tensors:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from equipoise.bench.problems._base import Splits, Tensors, Training
 from equipoise.bench.problems._registry import need_packages
-from equipoise.bench.problems._tables import TableProblem, split_by_group
+from equipoise.bench.problems._splitting import split_by_group
+from equipoise.bench.problems._tables import TableProblem
 from equipoise.bench.problems._tasks import Regression
 
 FRAGMENTS = 1024

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from equipoise.bench.models import SharedBottom
 from equipoise.bench.problems._base import Batch, Predictions, Problem, Splits, Tensors, Training
+from equipoise.bench.problems._splitting import split_by_class
 from equipoise.bench.problems._tables import shipped_file
 from equipoise.bench.problems._tasks import Classification
-from equipoise.bench.problems.digits import split_scans
 
 CANVAS = 36
 DIGIT = 28
@@ -63,7 +63,7 @@ class MultiMNIST(Problem):
         return Splits(
             **{
                 split: _pairs(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]), sizes[split], generator)
-                for split, rows in split_scans(labels, self.seed).items()
+                for split, rows in split_by_class(labels, self.seed, (0.7, 0.85)).items()
             }
         )
 

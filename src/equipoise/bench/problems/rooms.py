@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.bench.problems._base import Batch, Predictions, Problem, Splits, Task, Tensors, Training
-from equipoise.bench.problems._dense import DepthTask, NormalsTask, SegmentationTask, normals_as_colors
-from equipoise.bench.problems._registry import need_vision
+from equipoise.bench.problems._dense import (
+    DeeplySupervised,
+    DepthTask,
+    NormalsTask,
+    SegmentationTask,
+    normals_as_colors,
+)
+from equipoise.bench.problems._registry import ProblemError, need_vision
 from equipoise.bench.problems._rendering import CLASSES, THINGS
 from equipoise.bench.problems._rendering.cache import load_pictures
 
@@ -29,6 +35,12 @@ QUICK = {"train": 160, "validation": 30, "test": 40}
 
 HEADS = {"segmentation": len(CLASSES), "depth": 1, "normals": 3}
 """Task → channels of its map."""
+
+NETWORKS = ("residual", "mtan", "pad-net", "mti-net")
+"""Option `model`: an encoder and decoder of this file's; MTAN and PAD-Net on ResNet-18; MTI-Net on a small HRNet."""
+
+SUPERVISED_TWICE = ("pad-net", "mti-net")
+"""Those whose initial predictions are supervised beside the final ones."""
 
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -51,24 +63,45 @@ class Rooms(Problem):
 
     Args:
         seed: decides the rooms.
+        model: the network, one of `NETWORKS`; all but the first need the extra `vision`.
+
+    Raises:
+        ProblemError: there is no such network.
     """
 
     name = "rooms"
     description = "rendered rooms: the class, the depth and the surface normal of every pixel"
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, model: str = NETWORKS[0]) -> None:
+        if model not in NETWORKS:
+            raise ProblemError(f"{self.name} does not take the model {model!r}: take one of {', '.join(NETWORKS)}.")
         self.seed = seed
+        self.network = model
         self.tasks: Sequence[Task] = (SegmentationTask(len(CLASSES)), DepthTask(), NormalsTask())
+        if model in SUPERVISED_TWICE:
+            self.tasks = tuple(DeeplySupervised(task) for task in self.tasks)
 
     def data(self, quick: bool = False) -> Splits:
-        """Returns 600, 150 and 250 pictures; 160, 30 and 40 if `quick`. Those for training are scaled and mirrored."""
+        """Returns 600, 150 and 250 pictures; 160, 30 and 40 if `quick`. Those for training are scaled and mirrored.
+
+        Raises:
+            ProblemError: the network needs the extra `vision`, which is missing.
+        """
+        if self.network != NETWORKS[0]:
+            need_vision(self.name)
         return Splits(
             **{split: self._pictures(split, count) for split, count in (QUICK if quick else PICTURES).items()}
         )
 
     def model(self) -> nn.Module:
-        """Returns a small residual encoder and decoder, with a convolutional head per task."""
-        return RoomNetwork(HEADS)
+        """Returns a small residual encoder and decoder, with a convolutional head per task; or the one chosen."""
+        if self.network == NETWORKS[0]:
+            return RoomNetwork(HEADS)
+        from equipoise.bench import models
+
+        if self.network == "mti-net":
+            return models.MTINet(HEADS, "hrnet_w18_small")
+        return (models.MTAN if self.network == "mtan" else models.PADNet)(HEADS, "resnet18")
 
     def training(self, quick: bool = False) -> Training:
         """Returns 20 epochs at batch size 8 and learning rate 1e-3; 3 epochs if `quick`."""
@@ -94,7 +127,7 @@ class Rooms(Problem):
 
 
 class RoomsMTAN(Rooms):
-    """`rooms` with the network of the MAO paper's NYUDv2.
+    """`rooms?model=mtan`: the network of the MAO paper's NYUDv2, from scratch.
 
     Args:
         seed: decides the rooms.
@@ -103,20 +136,8 @@ class RoomsMTAN(Rooms):
     name = "rooms-mtan"
     description = "rooms with an MTAN on ResNet-18, from scratch"
 
-    def data(self, quick: bool = False) -> Splits:
-        """Returns the pictures of `rooms`.
-
-        Raises:
-            ProblemError: the extra `vision` is missing.
-        """
-        need_vision(self.name)
-        return super().data(quick)
-
-    def model(self) -> nn.Module:
-        """Returns the MTAN."""
-        from equipoise.bench.models import MTAN
-
-        return MTAN(HEADS, "resnet18")
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed, "mtan")
 
 
 class RoomPictures(Tensors):

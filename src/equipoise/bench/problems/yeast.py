@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from equipoise.bench.problems._base import Splits, Tensors, Training
+from equipoise.bench.problems._splitting import split_by_class
 from equipoise.bench.problems._tables import TableProblem, shipped_file
 from equipoise.bench.problems._tasks import BinaryClassification
 
@@ -68,6 +68,4 @@ class Yeast(TableProblem):
 def split_genes(labels: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
     """Returns the genes of each split, with equal shares of each gene's rarest function."""
     rarest = np.where(labels == 1, labels.sum(0), len(labels)).argmin(1)
-    train, rest = train_test_split(np.arange(len(labels)), test_size=0.4, stratify=rarest, random_state=seed)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=rarest[rest], random_state=seed)
-    return {"train": train, "validation": validation, "test": test}
+    return split_by_class(rarest, seed)

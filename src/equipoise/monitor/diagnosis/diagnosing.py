@@ -19,7 +19,7 @@ from equipoise.monitor.diagnosis.restoring import cycled, restored, twin
 from equipoise.monitor.diagnosis.result import Diagnosis, Recommendation
 from equipoise.monitor.diagnosis.rules import Rule, explained_by_scale, fitting
 from equipoise.monitor.rates import check_optimizer
-from equipoise.optim import MAO
+from equipoise.optim import BalancingOptimizer
 
 LEAST_STEPS = 20
 """Fewer steps say nothing about how losses fall."""
@@ -86,9 +86,10 @@ def diagnose(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < LEAST_STEPS:
         raise ValueError(f"steps must be a whole number, at least {LEAST_STEPS}; found {steps!r}.")
     given = torch.optim.AdamW(model.parameters(), weight_decay=0.0) if optimizer is None else check_optimizer(optimizer)
-    if isinstance(given, MAO):
+    if isinstance(given, BalancingOptimizer):
         raise TypeError(
-            "diagnose trains with equal weights, and MAO balances: give the optimizer you would use without it."
+            f"diagnose trains with equal weights, and {type(given).__name__} balances: give the optimizer you would "
+            "use without it."
         )
     with restored(model, given, batches):
         start = twin(given)

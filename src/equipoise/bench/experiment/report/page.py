@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -18,6 +18,9 @@ from PIL import Image
 
 from equipoise.bench.experiment.chart import DARK, LIGHT, Chart, Theme, save
 from equipoise.bench.experiment.folder import file_name
+from equipoise.bench.experiment.front_chart import front_chart
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.paired import PairedTests
 from equipoise.bench.experiment.pictures import (
     results_chart,
     tradeoff_chart,
@@ -25,30 +28,29 @@ from equipoise.bench.experiment.pictures import (
     tuning_chart,
     weights_chart,
 )
+from equipoise.bench.experiment.protocol import what_it_does
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
-from equipoise.bench.experiment.statistics import Cell, Column, stars
 from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
     TIME,
     WIDE,
-    corrected,
+    Entry,
+    entries,
     head_of,
-    interval,
     notes,
-    number,
     numbers,
-    seeds_of,
-    verdict,
 )
-from equipoise.registry import METHODS
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
 
 KEY_WIDTH = 3.3
 """Of a legend, in inches: what a phone shows unscaled."""
+
+OPEN = ("results", "tradeoff", "front", "layers")
+"""Charts that are shown before anybody asks for them."""
 
 PICTURE = 1000
 """Pictures of predictions are made no wider and no higher than this, in pixels."""
@@ -73,20 +75,9 @@ class Section:
     name: str
     title: str
     says: str
+    open: bool
     key: Picture | None
     pictures: Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A cell of the page's table."""
-
-    number: str
-    stars: str
-    interval: str
-    corrected: str
-    seeds: str
-    best: bool
 
 
 def to_html(result: Result) -> str:
@@ -94,7 +85,7 @@ def to_html(result: Result) -> str:
     summary = result.summary
     main = [column for column in summary.columns if column.main]
     shown = main if len(main) <= WIDE + 1 else main[-1:]
-    sentences = verdict(result)
+    found = judge_result(result)
     recorded, damaged = recordings(result)
     style = _part("report.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -103,17 +94,20 @@ def to_html(result: Result) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         problem=result.problem,
         quick=result.settings.quick,
-        verdict=_unbroken(sentences[0]),
-        others=[_unbroken(sentence) for sentence in sentences[1:]],
-        heads=[head_of(column) for column in shown],
-        rows=[(method, _entries(result, method, shown), numbers(result, method)) for method in summary.cells],
-        last=(RANK, TIME, MEMORY),
+        use=_unbroken(found.use),
+        verdict=_unbroken(found.sentences[0]),
+        others=[_unbroken(sentence) for sentence in found.sentences[1:]],
+        heads=[_unbroken(head_of(column)) for column in shown],
+        rows=[
+            (method, entries(result, found.tests, method, shown), numbers(result, method)) for method in summary.cells
+        ],
+        last=[_unbroken(head) for head in (RANK, TIME, MEMORY)],
         notes=notes(result),
-        tables=[_task_table(result, task.name) for task in result.problem.tasks],
-        many=len(result.problem.tasks) > WIDE,
+        tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
         sections=_sections(
             (results_chart(result), RESULTS),
             (tradeoff_chart(result), TRADEOFF),
+            (front_chart(result), FRONT),
             (training_chart(result), TRAINING),
             (tuning_chart(result), TUNING),
         ),
@@ -139,6 +133,11 @@ TRADEOFF = (
     "How much a method gains over single-task training, and what a step costs. Up is better, left is cheaper. "
     "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
 )
+FRONT = (
+    "Gains over single-task training on two tasks: up and right is better, + is single-task training itself. Dots are "
+    "runs whose weights were fixed, the line what the best of them reach; a method helps where it lies beyond it. Bars "
+    "are one standard deviation over seeds; fixed weights were run with one seed."
+)
 TRAINING = "After every epoch, on validation: the mean over seeds, and a band of one standard deviation around it."
 TUNING = (
     "Every method at every learning rate that was tried. The ringed one has the best score on validation with the "
@@ -156,48 +155,43 @@ CONFLICTS = (
 )
 
 
-def _unbroken(sentence: str) -> str:
-    """With spaces that a line does not end at around comparison signs."""
-    return sentence.replace(" < ", "\u00a0<\u00a0").replace(" = ", "\u00a0=\u00a0").replace(" ×", "\u00a0×")
+def _unbroken(text: str) -> str:
+    """With spaces that a line does not end at around comparison signs, and before units and arrows."""
+    for sign in ("<", "="):
+        text = text.replace(f" {sign} ", f"\u00a0{sign}\u00a0")
+    for sign in ("×", "%", "↑", "↓"):
+        text = text.replace(f" {sign}", f"\u00a0{sign}")
+    return text
 
 
 def _part(name: str) -> str:
     return files("equipoise.bench.experiment.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _entries(result: Result, method: str, columns: Sequence[Column]) -> list[Entry | None]:
-    cells = result.summary.cells[method]
-    return [_entry(cells[column], column, result) if column in cells else None for column in columns]
-
-
-def _entry(cell: Cell, column: Column, result: Result) -> Entry:
-    return Entry(
-        number(cell, column),
-        stars(cell.p_value),
-        interval(cell, column),
-        corrected(cell),
-        seeds_of(cell, result),
-        cell.best,
-    )
-
-
-def _task_table(result: Result, task: str) -> tuple[str, list[str], list[tuple[str, list[Entry | None]]]]:
+def _task_table(
+    result: Result, tests: PairedTests, task: str
+) -> tuple[str, list[str], list[tuple[str, list[Entry | None], tuple[()]]]]:
     """A task's name and all its measures, by method."""
     columns = [column for column in result.summary.columns if column.task == task]
-    rows = [(method, _entries(result, method, columns)) for method in result.summary.cells]
-    return task, [column.measure.label for column in columns], rows
+    rows = [(method, entries(result, tests, method, columns), ()) for method in result.summary.cells]
+    return task, [_unbroken(column.measure.label) for column in columns], rows
 
 
-def _methods(result: Result) -> list[tuple[str, str, str, str]]:
-    """Every row's name, what it does, its learning rate, and its hyperparameters."""
-    settings, found = result.settings, []
-    for name in (*(f"single:{task.name}" for task in result.problem.tasks), *settings.methods):
-        given = settings.hyperparameters_of(name)
-        rate = result.rates.get(name, given.pop("lr", settings.lr))
-        given.pop("lr", None)
-        does = f"{METHODS[name].description} ({METHODS[name].source})" if name in METHODS else "one task alone"
-        found.append((name, does, f"{rate:g}", ", ".join(f"{key} = {value}" for key, value in given.items())))
+def _methods(result: Result) -> list[tuple[str, str, str, str, str]]:
+    """Every row's name, what it does, its learning rate, how many configurations were tried, and what else it has."""
+    found = []
+    for row, chosen in result.configurations.items():
+        own = {"weight decay": chosen.weight_decay, "epochs": chosen.epochs, **chosen.hyperparameters}
+        given = ", ".join(f"{name} = {_shown(value)}" for name, value in own.items())
+        found.append((row, what_it_does(row), f"{chosen.lr:g}", str(result.spent.get(row) or ""), given))
     return found
+
+
+def _shown(value: object) -> str:
+    """A setting's value, numbers short, also within mappings."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sections(*charts: tuple[Chart | None, str]) -> list[Section]:
@@ -210,6 +204,7 @@ def _section(chart: Chart, says: str) -> Section:
         name=chart.name,
         title=chart.title[0].upper() + chart.title[1:],
         says=says,
+        open=chart.name in OPEN,
         key=_drawn(lambda theme: chart.key(theme, KEY_WIDTH), "", f"Legend: {names}") if names else None,
         pictures=[_drawn(partial(chart.alone, panel), panel.title, panel.text) for panel in chart.panels],
     )
@@ -223,7 +218,7 @@ def _drawn(draw: Callable[[Theme], Figure], title: str, text: str) -> Picture:
             figure = draw(theme)
             found.append(_address("image/svg+xml", save(figure, "svg")))
     width, height = figure.get_size_inches()
-    return Picture(found[0], found[1], round(96 * width), round(96 * height), title, text)
+    return Picture(found[0], found[1], round(96 * width), round(96 * height), _unbroken(title), text)
 
 
 def _predictions(result: Result) -> list[Picture]:

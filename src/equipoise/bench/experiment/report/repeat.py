@@ -13,14 +13,25 @@ from equipoise.bench.experiment.settings import PRIORITIES, Settings
 def command(settings: Settings) -> str:
     """Returns the command that makes the same comparison in an empty folder, as a shell takes it."""
     words = ["equipoise", "compare", settings.problem, "--methods", ",".join(settings.methods)]
-    words += ["--seeds", str(settings.seeds), "--epochs", str(settings.epochs)]
-    words += ["--batch-size", str(settings.batch_size), "--weight-decay", str(settings.weight_decay)]
+    if settings.looks:
+        words += ["--seeds", str(settings.looks[0]), "--until-decided", "--max-seeds", str(settings.looks[-1])]
+    else:
+        words += ["--seeds", str(settings.seeds)]
+    words += ["--epochs", str(settings.epochs)]
+    if settings.match_time:
+        words += ["--match", "time"]
+    if not settings.baselines:
+        words.append("--no-baselines")
+    words += ["--batch-size", str(settings.batch_size)]
     if settings.quick:
         words.append("--quick")
-    if settings.tune:
-        words += ["--tune", "--grid", ",".join(map(str, settings.grid))]
+    if settings.budget is not None:
+        words += ["--budget", str(settings.budget)]
     else:
-        words += ["--lr", str(settings.lr)]
+        words += ["--weight-decay", str(settings.weight_decay)]
+        words += ["--tune"] if settings.tune else ["--lr", str(settings.lr)]
+    if settings.grid:
+        words += ["--grid", ",".join(map(str, settings.grid))]
     tables = {**settings.hyperparameters, PRIORITIES: settings.priorities}
     for method, values in tables.items():
         for name, value in values.items():

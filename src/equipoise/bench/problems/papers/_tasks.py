@@ -1,16 +1,14 @@
-"""The papers' tasks on whole images: labels that do not exclude each other, expression, affect; deep supervision."""
+"""The papers' tasks on whole images: labels that do not exclude each other, expression, affect."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MetricCollection
 
 from equipoise.bench.metrics import Concordance, MacroF1, MeanAveragePrecision, MeanF1, RegressionErrors
-from equipoise.bench.models import initial_predictions
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Task
 from equipoise.bench.problems._tasks import Classification
 
@@ -153,36 +151,3 @@ class Dimensions(Task):
     def accuracy(self, values: Mapping[str, float]) -> float:
         """Returns one minus the mean absolute error as a share of the scale's length, 9; not below 0."""
         return max(0.0, 1 - values["MAE"] / 9)
-
-
-class DeeplySupervised(Task):
-    """A dense task whose initial predictions in `equipoise.bench.models.MTINet` are supervised too, by the same loss.
-
-    Args:
-        task: the task.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.name = task.name
-        self.measures = task.measures
-
-    def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
-        """Returns the loss of the final prediction plus those of the four initial ones."""
-        size = batch["input"].shape[-2:]
-        found = [predictions[self.name], *initial_predictions(predictions, self.name, size)]
-        losses = [self.task.loss({self.name: prediction}, batch) for prediction in found]
-        known = [loss for loss in losses if loss is not None]
-        return torch.stack(known).sum() if known else None
-
-    def metrics(self) -> MetricCollection:
-        """Returns the task's metrics."""
-        return self.task.metrics()
-
-    def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
-        """Feeds the final prediction."""
-        self.task.update(metrics, predictions, batch)
-
-    def accuracy(self, values: Mapping[str, float]) -> float:
-        """Returns the task's accuracy."""
-        return self.task.accuracy(values)

@@ -11,12 +11,11 @@ from torch import nn
 
 from equipoise.bench.models import MTAN, DeepLabV3, MTINet
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Task, Training
-from equipoise.bench.problems._dense import DepthTask, NormalsTask, SegmentationTask
+from equipoise.bench.problems._dense import DeeplySupervised, DepthTask, NormalsTask, SegmentationTask
 from equipoise.bench.problems.data import NYUDMT, NYUv2, Reader, Source, augmentation
 from equipoise.bench.problems.data._files import Transform
 from equipoise.bench.problems.data._samples import write_nyud_mt
 from equipoise.bench.problems.papers._base import PaperProblem
-from equipoise.bench.problems.papers._tasks import DeeplySupervised
 from equipoise.bench.problems.rooms import draw
 
 CLASSES = 40

@@ -1,0 +1,86 @@
+"""What can be wrong with what a comparison is asked to do, found before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import nn
+
+from equipoise.bench.experiment.learner import build_method, make_fabric
+from equipoise.bench.experiment.plan import make_trial, start_of
+from equipoise.bench.experiment.rows import BASELINE, FIXED, STATIC, parts_of, replayed_by, spec_of, task_of
+from equipoise.bench.experiment.settings import OWN, Settings, SettingsError
+from equipoise.bench.problems import Problem, Splits
+from equipoise.registry import BASE_OPTIMIZERS
+
+CONSTANT = ("ew", STATIC, FIXED)
+"""Methods whose weights do not move: there is nothing to replay."""
+
+
+def check(settings: Settings, problem: Problem, data: Splits) -> None:
+    """Builds every method once, so that a wrong name or value is found before anything is trained.
+
+    Raises:
+        SettingsError: something is unknown, out of range, or does not go together.
+    """
+    given_to = {"single", *settings.methods, *(parts_of(row)[0] for row in settings.methods)}
+    unused = [name for name in settings.hyperparameters if name not in given_to]
+    if unused:
+        raise SettingsError(
+            f"Hyperparameters are given for {', '.join(unused)}, which is not compared: "
+            f"add it to --methods, or write one of {', '.join((*settings.methods, 'single'))}."
+        )
+    if settings.batch_size > len(data.train):
+        raise SettingsError(
+            f"--batch-size {settings.batch_size} is more than the {len(data.train)} training samples: "
+            "give that many or fewer."
+        )
+    if settings.batch_size % settings.devices:
+        raise SettingsError(
+            f"--batch-size {settings.batch_size} cannot be shared by {settings.devices} devices: "
+            "give a multiple of their number."
+        )
+    alone = replace(settings, devices=1)
+    try:
+        make_fabric(make_trial(alone, "ew", 0, start_of(alone, "ew")))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SettingsError(f"--precision {settings.precision}, --strategy {settings.strategy}: {error}") from error
+    network = problem.model()
+    baselines = [f"{BASELINE}{problem.tasks[0].name}"] if settings.baselines else []
+    for row in (*baselines, *settings.methods):
+        _check_row(settings, row, problem, network)
+
+
+def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Module) -> None:
+    if task_of(row) is not None and row in settings.methods:
+        raise SettingsError(f"{row} is always trained: leave it out of --methods.")
+    method, optimizer = parts_of(row)
+    if optimizer not in BASE_OPTIMIZERS:
+        raise SettingsError(
+            f"{row}: there is no optimizer {optimizer!r}; write METHOD@ and one of {', '.join(BASE_OPTIMIZERS)}."
+        )
+    source = replayed_by(row)
+    if source is not None and (method in CONSTANT or replayed_by(source) is not None or task_of(source) is not None):
+        raise SettingsError(f"{row}: the weights of {source} do not move, there is nothing to replay.")
+    given = settings.hyperparameters_of(row)
+    for name in OWN:
+        value = given.get(name, 0.0)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise SettingsError(f"{row}.{name} must be a finite number that is not negative, found {value!r}.")
+    if given.get("lr", settings.lr) == 0:
+        raise SettingsError(f"{row}'s learning rate must be more than 0.")
+    if (method == FIXED or source is not None) and (own := sorted(given.keys() - set(OWN))):
+        raise SettingsError(f"{row} has no hyperparameter {', '.join(own)}: its weights are found, not given.")
+    spec = spec_of(row)
+    potentials = {task.name: 0.5 for task in problem.tasks} if spec is not None and spec.needs_potentials else None
+    if spec is not None and spec.needs_potentials and not settings.baselines and "potentials" not in given:
+        raise SettingsError(
+            f"{row} needs single-task accuracies, and --no-baselines leaves their runs out: leave it out too, or give "
+            f"{row}.potentials."
+        )
+    start = start_of(settings, row)
+    try:
+        build_method(problem, make_trial(settings, row, 0, start, potentials=potentials), network)
+    except (ImportError, ValueError, TypeError) as error:
+        raise SettingsError(f"{row}: {error}") from error

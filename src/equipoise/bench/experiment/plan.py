@@ -1,0 +1,421 @@
+"""Which runs a comparison needs with a given number of seeds and epochs: a pure function of settings and records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from equipoise.bench.experiment.costs import REFERENCE
+from equipoise.bench.experiment.rows import (
+    BASELINE,
+    FIXED,
+    REPLAY,
+    gives_weights,
+    parts_of,
+    replayed_by,
+    spec_of,
+    task_of,
+)
+from equipoise.bench.experiment.settings import OWN, Settings
+from equipoise.bench.experiment.trial import Record, Records, Trial, finished, selected, value_of
+from equipoise.bench.experiment.tuning import (
+    Configuration,
+    defaults_of,
+    search_grid,
+    search_space,
+    space_of,
+    start_rate,
+)
+from equipoise.bench.problems import Task
+from equipoise.registry import BASE_OPTIMIZERS
+
+TUNING_SEED = 0
+"""The seed that learning rates alone are chosen with; its run at the chosen rate is one of the comparison's."""
+
+SELECTION_SEED = 1_000_000
+"""The seed that configurations are chosen with where many are tried: the best of many is lucky with its seed, and that
+seed must not count as evidence. No comparison has so many seeds."""
+
+FIXED_BUDGET = 16
+"""Weightings that `fixed` tries unless a budget is given."""
+
+MIN_POTENTIAL = 0.01
+"""The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison consists of, as far as is known.
+
+    Attributes:
+        runs: all that are known to be needed, in the order in which they are wanted.
+        missing: those of them that have no record.
+        expected: how many there will be in all, as far as can be foreseen.
+        final: row → seed → the run that the comparison reports, baselines included.
+        tried: row → the configurations that were tried, with their scores and runs; rows that were searched alone.
+        configurations: row → what was chosen, where it is settled; baselines included.
+        references: seed → task → the run whose main measure gains are against.
+        impossible: row and seed → why there can be no such run.
+        settings: what was asked, with the rows, seeds and epochs that it comes to.
+    """
+
+    runs: tuple[Trial, ...]
+    missing: tuple[Trial, ...]
+    expected: int
+    final: Mapping[str, Mapping[int, Trial]]
+    tried: Mapping[str, tuple[Tried, ...]]
+    configurations: Mapping[str, Configuration]
+    references: Mapping[int, Mapping[str, Trial]]
+    impossible: Mapping[tuple[str, int], str]
+    settings: Settings
+
+    def records(self, records: Records) -> list[Record]:
+        """Returns what is reported: a record for every row and seed, also where there could be no run."""
+        found = [
+            dict(records[trial.key]) for runs in self.final.values() for trial in runs.values() if trial.key in records
+        ]
+        for (row, seed), reason in self.impossible.items():
+            lr = self.configurations[row].lr
+            found.append({"method": row, "seed": seed, "lr": lr, "status": "failed", "message": reason})
+        return found
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A configuration that was tried.
+
+    Attributes:
+        configuration: what.
+        trial: its run.
+        score: its score; None as long as there is none.
+    """
+
+    configuration: Configuration
+    trial: Trial
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the runs of a seed get from others of the same seed.
+
+    Attributes:
+        reference: task → main measure on validation that epochs are scored against.
+        potentials: task → single-task accuracy on validation.
+        trials: task → the run that both are of.
+        equal: the run with equal weights, if that is what they are of.
+    """
+
+    reference: Mapping[str, float]
+    potentials: Mapping[str, float]
+    trials: Mapping[str, Trial]
+    equal: Trial | None = None
+
+
+def draw_up(settings: Settings, tasks: Sequence[Task], records: Records, times: Mapping[str, float]) -> Plan:
+    """Says which runs a comparison needs with as many seeds and epochs as the settings say.
+
+    First come the single-task baselines: their configurations are chosen, then they are run for every seed. A method's
+    run needs the baselines of its seed, whose measures score it and whose accuracies it may take as potentials. Where
+    no baseline of a seed works, or there are to be none, the run with equal weights is in their place.
+
+    Args:
+        settings: what is asked.
+        tasks: the problem's.
+        records: what has been run, by this comparison or before; what it does not need does no harm.
+        times: row → time of a step, in any unit, where rows train as long as the dearest one takes; else none.
+    """
+    return _Draft(settings, tasks, records, times).plan()
+
+
+def start_of(settings: Settings, row: str) -> Configuration:
+    """Returns a row's configuration where nothing is searched, and where a search begins."""
+    given = settings.hyperparameters_of(row)
+    _, optimizer = parts_of(row)
+    own = {name: value for name, value in given.items() if name not in OWN}
+    return Configuration(
+        lr=float(given.get("lr", start_rate(optimizer, settings.lr))),
+        weight_decay=float(given.get("weight_decay", settings.weight_decay)),
+        epochs=settings.epochs,
+        hyperparameters=own,
+    )
+
+
+def make_trial(settings: Settings, row: str, seed: int, configuration: Configuration, **given: Any) -> Trial:
+    """Returns a run of a row; `given`: what `Trial` has besides the settings and the configuration."""
+    return Trial(
+        method=row,
+        seed=seed,
+        epochs=configuration.epochs,
+        batch_size=settings.batch_size,
+        evaluation_batch_size=settings.evaluation_batch_size,
+        lr=configuration.lr,
+        weight_decay=configuration.weight_decay,
+        schedule=settings.schedule,
+        hyperparameters=configuration.hyperparameters,
+        priorities={} if task_of(row) is not None else settings.priorities,
+        device=settings.device,
+        devices=settings.devices,
+        precision=settings.precision,
+        strategy=settings.strategy,
+        source="" if replayed_by(row) is not None else settings.sources.get(parts_of(row)[0], ""),
+        **given,
+    )
+
+
+def selection_seed(settings: Settings) -> int:
+    """Returns the seed that configurations are chosen with."""
+    many = settings.budget is not None or any(parts_of(row)[0] == FIXED for row in settings.methods)
+    return SELECTION_SEED if many else TUNING_SEED
+
+
+class _Draft:
+    """A plan in the making: every run that is asked for is noted, whether it has a record or not."""
+
+    def __init__(self, settings: Settings, tasks: Sequence[Task], records: Records, times: Mapping[str, float]) -> None:
+        self._settings, self._tasks, self._records, self._times = settings, tasks, records, times
+        self._names = [task.name for task in tasks]
+        self._selection = selection_seed(settings)
+        self._runs: dict[str, Trial] = {}
+        self._tried: dict[str, dict[str, Tried]] = {}
+        self._configurations: dict[str, Configuration] = {}
+        self._given: dict[int, Given | None] = {}
+        self._final: dict[str, dict[int, Trial]] = {}
+        self._impossible: dict[tuple[str, int], str] = {}
+
+    def plan(self) -> Plan:
+        settings = self._settings
+        seeds = range(settings.seeds)
+        singles = [f"{BASELINE}{name}" for name in self._names] if settings.baselines else []
+        searched = [row for row in (*singles, *settings.methods) if self._is_searched(row)]
+        for row in singles:
+            self._choose(row)
+            for seed in dict.fromkeys([*([self._selection] if searched else []), *seeds]):
+                self._run_baseline(row, seed, seed in seeds)
+        rows = self._rows(singles)
+        for row in rows:
+            self._choose(row)
+            for seed in seeds:
+                self._run(row, seed)
+        runs = tuple(self._runs.values())
+        return Plan(
+            runs=runs,
+            missing=tuple(trial for trial in runs if trial.key not in self._records),
+            expected=max(len(runs), self._expected([*singles, *settings.methods], searched)),
+            final=self._final,
+            tried={row: tuple(tried.values()) for row, tried in self._tried.items()},
+            configurations=self._configurations,
+            references={seed: given.trials for seed, given in self._given.items() if given is not None},
+            impossible=self._impossible,
+            settings=replace(settings, methods=rows),
+        )
+
+    def _rows(self, singles: Sequence[str]) -> tuple[str, ...]:
+        """The methods, and equal weights where some task's gain can only be over them."""
+        rows = self._settings.methods
+        outcomes = [[self._records.get(trial.key) for trial in self._final.get(row, {}).values()] for row in singles]
+        useless = [any(record is not None and not finished(record) for record in found) for found in outcomes]
+        return (REFERENCE, *rows) if all(useless) and REFERENCE not in rows else rows
+
+    # The runs of the comparison.
+
+    def _record(self, trial: Trial) -> Mapping[str, Any] | None:
+        """Wants a run, and returns its record if there is one."""
+        self._runs.setdefault(trial.key, trial)
+        return self._records.get(trial.key)
+
+    def _run_baseline(self, row: str, seed: int, reported: bool) -> None:
+        if row in self._configurations:
+            trial = make_trial(self._settings, row, seed, self._configurations[row])
+            self._record(trial)
+            if reported:
+                self._final.setdefault(row, {})[seed] = trial
+
+    def _run(self, row: str, seed: int) -> None:
+        """Wants a row's run of a seed, as soon as is known what it is given."""
+        if row not in self._configurations:
+            return
+        configuration = self._configurations[row]
+        source = replayed_by(row)
+        if source is not None:
+            replayed = self._final.get(source, {}).get(seed)
+            record = None if replayed is None else self._records.get(replayed.key)
+            if record is None:
+                return
+            if not finished(record):
+                self._impossible[row, seed] = f"{source} did not finish: there are no weights to replay"
+                return
+            weights = mean_weights(record, self._names)
+            configuration = replace(configuration, hyperparameters={"weights": weights})
+        trial = self._trial(row, seed, configuration)
+        if trial is not None:
+            self._record(trial)
+            self._final.setdefault(row, {})[seed] = trial
+
+    def _trial(self, row: str, seed: int, configuration: Configuration) -> Trial | None:
+        """A run of a method; None as long as is not known what it is given."""
+        given = self._given_to(seed)
+        if given is None:
+            return None
+        if given.equal is not None and row == REFERENCE and not self._is_searched(row):
+            return given.equal
+        spec = spec_of(row)
+        wants_potentials = spec is not None and spec.needs_potentials and replayed_by(row) is None
+        return make_trial(
+            self._settings,
+            row,
+            seed,
+            configuration,
+            reference=given.reference,
+            potentials=given.potentials if wants_potentials else None,
+            shares=f"{REPLAY}{row}" in self._settings.methods and not gives_weights(row),
+        )
+
+    def _given_to(self, seed: int) -> Given | None:
+        """What the runs of a seed are given; None as long as something of it has no record."""
+        if self._given.get(seed) is None:
+            self._given[seed] = self._from_baselines(seed)
+        return self._given[seed]
+
+    def _from_baselines(self, seed: int) -> Given | None:
+        """From the single-task runs that went through, or, if there is none, from equal weights."""
+        if not self._settings.baselines:
+            return self._from_equal_weights(seed)
+        rows = {task.name: f"{BASELINE}{task.name}" for task in self._tasks}
+        if any(row not in self._configurations for row in rows.values()):
+            return None
+        trials = {name: make_trial(self._settings, row, seed, self._configurations[row]) for name, row in rows.items()}
+        if any(trial.key not in self._records for trial in trials.values()):
+            return None
+        usable = {name: trial for name, trial in trials.items() if finished(self._records[trial.key])}
+        if not usable:
+            return self._from_equal_weights(seed)
+        potentials = {
+            name: max(MIN_POTENTIAL, selected(self._records[trial.key])["accuracy"].get(name, 0.0))
+            for name, trial in usable.items()
+        }
+        return Given(self._reference(usable), potentials, usable)
+
+    def _from_equal_weights(self, seed: int) -> Given | None:
+        """From the run with equal weights where their search would begin, which itself is given nothing."""
+        trial = make_trial(self._settings, REFERENCE, seed, self._start(REFERENCE))
+        record = self._record(trial)
+        if record is None:
+            return None
+        usable = dict.fromkeys(self._names, trial) if finished(record) else {}
+        return Given(self._reference(usable), {}, usable, trial)
+
+    def _reference(self, trials: Mapping[str, Trial]) -> dict[str, float]:
+        """Main measures on validation, each by its run."""
+        measures = {task.name: task.measures[0].name for task in self._tasks}
+        epochs = {name: selected(self._records[trial.key]) for name, trial in trials.items()}
+        return {name: epoch["validation"][name][measures[name]] for name, epoch in epochs.items()}
+
+    # How configurations are chosen.
+
+    def _start(self, row: str) -> Configuration:
+        """Where a row's search begins, with as many epochs as there is time for: as long as the dearest row takes."""
+        start = start_of(self._settings, row)
+        if row not in self._times:
+            return start
+        dearest = max(self._times[other] for other in self._settings.methods if other in self._times)
+        return replace(start, epochs=round(start.epochs * dearest / self._times[row]))
+
+    def _is_searched(self, row: str) -> bool:
+        if replayed_by(row) is not None:
+            return False
+        if self._settings.budget is not None:
+            return bool(self._space(row))
+        return self._is_tuned(row) or parts_of(row)[0] == FIXED
+
+    def _is_tuned(self, row: str) -> bool:
+        """Whether a grid of learning rates is tried."""
+        return self._settings.tune and "lr" not in self._settings.hyperparameters_of(row)
+
+    def _choose(self, row: str) -> None:
+        """Chooses a row's configuration, if there are enough scores."""
+        source = replayed_by(row)
+        if source is not None:
+            found = self._configurations.get(source)
+        elif self._is_searched(row):
+            found = self._search(row)
+        else:
+            found = self._start(row)
+        if found is not None:
+            self._configurations[row] = found
+
+    def _search(self, row: str) -> Configuration | None:
+        settings, start = self._settings, self._start(row)
+        method, optimizer = parts_of(row)
+        score = partial(self._score, row)
+        if method == FIXED:
+            start = replace(start, hyperparameters={"weights": dict.fromkeys(self._names, 1.0)})
+        if settings.budget is not None:
+            start = replace(start, hyperparameters={**defaults_of(spec_of(row)), **start.hyperparameters})
+            return search_space(self._space(row), start, settings.budget, score)
+        grid = settings.grid or BASE_OPTIMIZERS[optimizer].grid
+        if method != FIXED:
+            return search_grid(start, grid, score)
+        if not self._is_tuned(row):
+            return search_space(self._space(row), start, FIXED_BUDGET, score)
+
+        def best_of_rates(configuration: Configuration) -> float | None:
+            best = search_grid(configuration, grid, score)
+            return None if best is None else score(best)
+
+        weighting = search_space(self._space(row), start, FIXED_BUDGET, best_of_rates)
+        return None if weighting is None else search_grid(weighting, grid, score)
+
+    def _space(self, row: str) -> Any:
+        method, optimizer = parts_of(row)
+        return space_of(
+            optimizer,
+            spec_of(row),
+            self._names if method == FIXED else (),
+            self._settings.hyperparameters_of(row),
+            rates=self._settings.budget is not None,
+        )
+
+    def _score(self, row: str, configuration: Configuration) -> float | None:
+        """Wants a configuration's run with the selection seed, and returns its score if there is one."""
+        if task_of(row) is None:
+            trial = self._trial(row, self._selection, configuration)
+        else:
+            trial = make_trial(self._settings, row, self._selection, configuration)
+        if trial is None:
+            return None
+        record = self._record(trial)
+        score = None if record is None else value_of(record)
+        self._tried.setdefault(row, {})[trial.key] = Tried(configuration, trial, score)
+        return score
+
+    def _expected(self, rows: Iterable[str], searched: Sequence[str]) -> int:
+        """How many runs there will be, if no grid is extended."""
+        seeds = len({*range(self._settings.seeds), self._selection} if searched else range(self._settings.seeds))
+        total = 0
+        for row in rows:
+            runs = seeds if task_of(row) is not None else self._settings.seeds
+            if row in searched:
+                again = task_of(row) is not None or self._selection < self._settings.seeds
+                runs += max(len(self._tried.get(row, ())), self._foreseen(row)) - again
+            total += runs
+        return total
+
+    def _foreseen(self, row: str) -> int:
+        settings, (method, optimizer) = self._settings, parts_of(row)
+        if settings.budget is not None:
+            return settings.budget
+        rates = len(settings.grid or BASE_OPTIMIZERS[optimizer].grid) if self._is_tuned(row) else 1
+        return rates * (FIXED_BUDGET if method == FIXED else 1)
+
+
+def mean_weights(record: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
+    """Returns the weights that a run used, mean over its epochs; for a method without, shares of the update times K."""
+    if "shares" in record:
+        return {task: len(tasks) * record["shares"][task] for task in tasks}
+    epochs = [epoch["weights"] for epoch in record["epochs"]]
+    found = {task: [weights[task] for weights in epochs if task in weights] for task in tasks}
+    return {task: math.fsum(values) / len(values) if values else 0.0 for task, values in found.items()}
