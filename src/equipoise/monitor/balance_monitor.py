@@ -58,7 +58,8 @@ class BalanceMonitor:
     Otherwise it runs one more on shared parameters for each task but one, whose gradient is what the others leave of
     the sum; for that one it takes the task with the largest gradient at the sample before, so that next to nothing is
     lost to rounding. With `accumulate=True`, or gradients that were not cleared, it runs all K. A sample keeps the K
-    task gradients until the optimizer's step.
+    task gradients until the optimizer's step. Of a scalar (`balancer(losses)`) the numbers are those before a factor
+    that reaches it, and of several in a step those of the last one, for each is balanced by itself.
 
     MAO: with `groups`, what is recorded is of groups in place of tasks, for a group has one gradient and one set of
     moments. With `streaming=True` the gradients are never there together: cosines are None. With `max_norm`, gradients
@@ -171,6 +172,10 @@ class BalanceMonitor:
     def due(self) -> bool:
         """Whether this step is sampled."""
         return self._step >= self._next
+
+    def see_scalar(self) -> None:
+        """Begins a new sample; see `Watcher`."""
+        self._sample = _Sample()
 
     @contextmanager
     def around(self, ranks: Alone, step: Step, coefficients: Tensor) -> Iterator[None]:
