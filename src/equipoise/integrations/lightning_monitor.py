@@ -11,13 +11,14 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.balancer import Balancer
 from equipoise.monitor import BalanceMonitor
+from equipoise.optim import BalancingOptimizer
 
 
 class BalanceMonitorCallback(Callback):
     """Records what balancing does, with automatic and with manual optimization; see `equipoise.BalanceMonitor`.
 
-    It finds what balances by itself: the Balancer that is an attribute of the module (of any depth), with the optimizer
-    of `configure_optimizers`, or MAO among the optimizers. The training keeps its numbers to the last bit. The count of
+    It finds what balances by itself: the Balancer that is a part of the module, with the optimizer of
+    `configure_optimizers`, or MAO or its kin among these. The training keeps its numbers to the last bit. The count of
     steps is in Lightning's checkpoints, so that a run that is resumed goes on in the same file.
 
     Args:
@@ -29,8 +30,9 @@ class BalanceMonitorCallback(Callback):
         monitor: of the present `fit` or, after it, of the last one; None before. `monitor.recording` has the samples.
 
     Raises:
-        ValueError: when training starts, for a module without a Balancer or MAO, with several, or with a Balancer and
-            several optimizers; and what BalanceMonitor raises.
+        ValueError: when training starts: the module has no Balancer or MAO, several, or a Balancer and several
+            optimizers; and as BalanceMonitor.
+        TypeError: when training starts, as BalanceMonitor.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -72,14 +74,14 @@ class BalanceMonitorCallback(Callback):
             self.monitor.detach()
 
 
-def _parts(trainer: Trainer, module: LightningModule) -> tuple[Any, Optimizer | None]:
+def _parts(trainer: Trainer, module: LightningModule) -> tuple[Balancer | BalancingOptimizer, Optimizer | None]:
     """Returns what balances, and the optimizer that steps after a Balancer.
 
     Raises:
         ValueError: there is not one of each.
     """
     balancers = {name: part for name, part in module.named_modules() if isinstance(part, Balancer)}
-    balancing = [optimizer for optimizer in trainer.optimizers if hasattr(optimizer, "watch")]
+    balancing = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, BalancingOptimizer)]
     found = [*balancers, *(type(optimizer).__name__ for optimizer in balancing)]
     if len(found) != 1:
         raise ValueError(
