@@ -389,3 +389,22 @@ def test_priorities_reach_the_method_and_no_single_task_run():
     learner = Learner(problem, replace(TRIAL, priorities={"a": 3.0}))
     outputs = {task: learner.network[task](torch.ones(4, 8)).square().mean() for task in ("a", "b")}
     assert {task: float(weight) for task, weight in learner.method.backward(outputs).items()} == {"a": 3.0, "b": 1.0}
+
+
+class Apart(Recording):
+    """The two tasks share nothing."""
+
+    def predict(self, model, batch):
+        x = batch["input"]
+        return {"a": model["a"](model["trunk"](x)), "b": x[:, :1] * model["b"].weight[0, 0]}
+
+
+def test_a_run_says_how_much_of_the_network_tasks_share():
+    _, record = run()
+    assert record["shared_parameters"] == 3 * 8 + 8
+    _, record = run(Recording(partial=True), method="mao")
+    assert record["shared_parameters"] == 3 * 8 + 8
+    _, record = run(Apart())
+    assert record["shared_parameters"] == 0
+    _, record = run(method="single:a")
+    assert "shared_parameters" not in record

@@ -17,7 +17,7 @@ from equipoise.bench.experiment.batches import Batches, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
-from equipoise.bench.experiment.trial import Record, Trial, Values
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
 from equipoise.bench.problems._errors import problem_code
 from equipoise.monitor import BalanceMonitor, read_monitor
@@ -66,7 +66,8 @@ def train(
     Returns:
         A record that JSON can hold: `status` ("finished", or "diverged" with a `message`), `epochs` (each with mean
         training loss and weights, validation measures, accuracies and score), `selected` (the number of the epoch
-        with the best score), `test` (the measures at that epoch) and `seconds`. If `trial.shares` and there is a
+        with the best score), `test` (the measures at that epoch), `seconds`, and of several tasks `shared_parameters`,
+        how many numbers of the network two of them depend on (unless it is sharded). If `trial.shares` and there is a
         monitor, `shares`: each task's mean share of what moved the shared parameters.
     """
     started = time.perf_counter()
@@ -133,6 +134,8 @@ def train(
         monitor.detach()
     if trial.shares and outputs.monitor is not None:
         record["shares"] = read_monitor(outputs.monitor).shares()
+    if trial.single is None and trial.strategy != SHARDED:
+        record["shared_parameters"] = learner.shared_parameters
     learner.load_network(chosen)
     record["test"] = learner.evaluate(data.test)
     if outputs.picture is not None:
