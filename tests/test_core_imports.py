@@ -32,6 +32,7 @@ LAYERS = (
         "balancer",
         "per_sample",
         "_balancing",
+        "_between_steps",
         "_saved",
         "_saving",
         "_intersection",

@@ -12,7 +12,7 @@ from equipoise.bench.problems._base import Batch, MapDataset
 
 
 class Batches:
-    """A training split's batches. They depend on the seed alone, never on the method.
+    """A split's batches, in random order. They depend on the seed alone, never on the method.
 
     The order comes from a generator of its own; what a dataset draws while it is read (augmentation) from PyTorch's
     default generator, which is set aside meanwhile, so that the model's dropout and random methods do not shift it.
@@ -49,6 +49,12 @@ class Batches:
                 self._state = torch.get_rng_state()
                 torch.set_rng_state(outside)
             yield batch
+
+
+def again_and_again(batches: Batches) -> Iterator[Batch]:
+    """Yields the batches of one epoch after the other."""
+    while True:
+        yield from batches
 
 
 def share(batch: Batch, rank: int, size: int) -> Batch:

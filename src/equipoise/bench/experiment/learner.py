@@ -106,9 +106,7 @@ class Learner:
         losses = self._losses(batch)
         if not losses and self.fabric.world_size == 1:
             return {}, {}
-        for name, loss in losses.items():  # of several devices one alone must not stop
-            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
-                raise DivergedError(f"the loss of {name!r} became {loss.item()}")
+        self._check_finite(losses, "loss")
         weights = backward(self.fabric, self.method, losses)
         self._optimizer.step()
         if self.method.needs_after_step:
@@ -116,6 +114,25 @@ class Learner:
                 self.method.after_step(self._losses(batch))
         self.method.zero_grad()
         return losses, weights or {}
+
+    def observe(self, batch: Batch) -> None:
+        """Shows the method the losses of a validation batch, if it has labels.
+
+        Raises:
+            DivergedError: as `step`.
+        """
+        self.network.eval()
+        with torch.no_grad():
+            losses = self._losses(batch)
+        self.network.train()
+        self._check_finite(losses, "validation loss")
+        if losses or self.fabric.world_size > 1:
+            self.method.observe_validation(losses)
+
+    def _check_finite(self, losses: Mapping[str, Tensor], what: str) -> None:
+        for name, loss in losses.items():  # of several devices one alone must not stop
+            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
+                raise DivergedError(f"the {what} of {name!r} became {loss.item()}")
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has labels for, or of the single one."""
