@@ -40,6 +40,7 @@ def cases():
         settings.append({"name": "mao", "kind": kind, "pattern": "missing", "groups": 2})
         settings.append({"name": "mgda", "kind": kind, "pattern": "missing", "every": 2})
     for kind in ("plain", "ddp"):
+        settings.append({"name": "coba", "kind": kind, "pattern": "missing", "warmup": 2, "history": 3})
         settings.append({"name": "mgda", "kind": kind, "pattern": "halves", "counts": False, "micro": 2, "every": 3})
     return {label(**case): case for case in settings}
 

@@ -133,9 +133,7 @@ class Learner:
         losses, several = self._losses(batch), self.fabric.world_size > 1
         if not losses and not several:
             return Step({}, {}, {})
-        for name, loss in losses.items():  # of several devices one alone must not stop
-            if loss.device.type == "cpu" and not several and not math.isfinite(loss.item()):
-                raise DivergedError(f"the loss of {name!r} became {loss.item()}")
+        self._check_finite(losses, "loss")
         if not self.shared_parameters and not self._sharded:
             self._note_shared(losses)
         counts = self._counts(batch, losses) if several else None
@@ -159,6 +157,25 @@ class Learner:
         """Returns a batch on this device."""
         with problem_code("to_device"):
             return self._problem.to_device(batch, self.fabric.device)
+
+    def observe(self, batch: Batch) -> None:
+        """Shows the method the losses of a validation batch, if it has labels.
+
+        Raises:
+            DivergedError: as `step`.
+        """
+        self.network.eval()
+        with torch.no_grad():
+            losses = self._losses(batch)
+        self.network.train()
+        self._check_finite(losses, "validation loss")
+        if losses or self.fabric.world_size > 1:
+            self.method.observe_validation(losses)
+
+    def _check_finite(self, losses: Mapping[str, Tensor], what: str) -> None:
+        for name, loss in losses.items():  # of several devices one alone must not stop
+            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
+                raise DivergedError(f"the {what} of {name!r} became {loss.item()}")
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has labels for, or of the single one."""
