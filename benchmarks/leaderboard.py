@@ -111,7 +111,8 @@ def write(folder: Path) -> None:
         "",
         "All methods of this library, TorchJD's that it lacks, the best of a search over fixed weights, and "
         "single-task training, on problems whose data ship inside packages ([what they are](problems.md)). Every row, "
-        f"the baselines included, had {BUDGET} runs by which its learning rate, weight decay and own hyperparameters were chosen on "
+        f"the baselines included, had {BUDGET} runs by which its learning rate, weight decay and own hyperparameters "
+        "were chosen on "
         "validation, with a seed that is not among those compared. LibMTL's MoDo and SDMGrad want two batches a step "
         "and are not here; its other methods are.",
         "",

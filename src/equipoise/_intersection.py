@@ -109,7 +109,7 @@ def _extra_state(packed: Tensor, found: Mapping[str, Any]) -> Tensor:
         for kind, held in own["weights"].items()
     }
     shared = found["shared"] if set(found["tasks"]) <= set(own["tasks"]) else own["shared"]
-    return repacked(packed, {**own, "shared": shared, "weights": weights})
+    return repacked(packed, {**own, "shared": shared, "position": found.get("position", 0), "weights": weights})
 
 
 def learned_names(balancer: nn.Module) -> list[str]:

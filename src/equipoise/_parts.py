@@ -94,8 +94,8 @@ def check_balancer_arguments(
     """Refuses arguments of a Balancer that mean nothing together, and models that it cannot train.
 
     Raises:
-        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator, state by parameter where
-            parameters have no names; `every` is no number of steps, or there are no weights to hold; as
+        ValueError: a probe without a Gramian aggregator, shared parameters without an aggregator, state by parameter
+            where parameters have no names; `every` is no number of steps, or there are no weights to hold; as
             `refuse_wrappers`.
     """
     if probe and not isinstance(aggregator, GramianAggregator):

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from jacobians import sample
 from networks import TASKS, Network, assert_same, batch, snapshot
 from torch import nn
 from torchjd.aggregation import ExcessMTL as PeerExcessMTL
 
 import equipoise as eq
+from equipoise.testing._jacobians import sample
 
 NAMES = ["moco", "db-mtl", "excess-mtl"]
 STEPS = [("conflicting", "abc"), ("random", "abc"), ("conflicting", "ac"), ("random", "abc"), ("conflicting", "b")]

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from jacobians import CASES, sample
 from scipy.stats import trim_mean
 from torchjd.aggregation import TrimmedMean as PeerTrimmedMean
 
 from equipoise.aggregators import TrimmedMean
+from equipoise.testing._jacobians import CASES, sample
 
 
 @pytest.mark.parametrize("trim", [0, 1, 2])

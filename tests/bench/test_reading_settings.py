@@ -74,7 +74,6 @@ class Line(Problem):
     ("options", "message"),
     [
         ({"methods": "ew@adam"}, "ew@adam: there is no optimizer 'adam'; write METHOD@ and one of adamw, sgd, muon"),
-        ({"methods": "mao@sgd"}, "leave @sgd out"),
         ({"methods": "replay:fixed"}, "the weights of fixed do not move, there is nothing to replay"),
         ({"methods": "replay:ew@sgd"}, "the weights of ew@sgd do not move"),
         ({"methods": "replay:replay:ema"}, "nothing to replay"),

@@ -47,6 +47,8 @@ def make(name: str, tasks: Sequence[str], seed: int = 0, **options: Any) -> tupl
     torch.manual_seed(seed)
     if name.startswith("amtl"):
         options["potentials"] = {task: POTENTIALS[task] for task in tasks}
+    if name == "lr-annealing" and "b" in tasks:
+        options["residual"] = "b"  # which all have; by default it is the first
     return model, eq.make_method(name, model, list(tasks), lr=0.05, weight_decay=0.01, **options)
 
 

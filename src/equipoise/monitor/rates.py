@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.optim import MTAdam, PerTask
 from equipoise.optim._adam_by_task import AdamByTask
+from equipoise.optim._reduced import whole
 
 Touched = Mapping[Tensor, tuple[Tensor, ...]]
 """Parameter → an index of some of its rows."""
@@ -71,7 +72,7 @@ def effective_rates(
     if isinstance(optimizer, AdamByTask):
         group = optimizer._preferring(group, task)
         moments = {p: optimizer._listing.moments(task, p, group, optimizer.state[p]) for p in parameters}
-        squares = [_at(m.square, p, rows) for p, m in moments.items()]
+        squares = [_at(whole(m.square, p), p, rows) for p, m in moments.items()]
         touched = [p in rows for p in parameters]
         return _adam(group, parameters, squares, [m.steps for m in moments.values()], touched)
     states = {p: optimizer.state[p] for p in parameters if optimizer.state.get(p)}

@@ -99,7 +99,7 @@ class AdamByTask(BalancingOptimizer):
         """Decays the parameters of a group that the rows move; those that streaming has moved ahead have been."""
         taking, ahead = self._pending.taking, self._pending.ahead
         certain = [own for task, own in lists.items() if task not in taking]
-        whole = {id(p): p for own in certain for dense in own.dense for p in dense.parameters}
+        whole = {id(p): p for own in certain for p in own.whole}
         decay([p for p in whole.values() if p not in ahead], group)
         rest = {id(p): p for own in lists.values() for p in own.parameters if id(p) not in whole}.values()
         moved = {p: [(row[p], taking.get(task)) for task, row in rows.items() if p in row] for p in rest}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.optim._base import NO_TASK
+from equipoise.optim._reduced import Factors
 from equipoise.optim.moments import Lists, Moments, listed
 
 is_sparse = attrgetter("is_sparse")
@@ -27,9 +28,15 @@ class Listing:
 
     They hold as long as the task reaches the same leaves with gradients as sparse as before, and the groups hold the
     same parameters and the state the same tensors, on the same devices, in the same dtypes.
+
+    Args:
+        tasks: their names.
+        state_dtype: of the tasks' first moments; None: the parameter's.
+        factored: whether their second moments are kept as `Factors`, where a parameter has two dimensions or more.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], state_dtype: torch.dtype | None = None, factored: bool = False) -> None:
+        self._state_dtype, self._factored = state_dtype, factored
         self._place = {task: index for index, task in enumerate(tasks)}
         self.forget()
 
@@ -77,11 +84,21 @@ class Listing:
             shape = (len(self._place),)
         if names[0] not in state:
             state[names[0]] = torch.zeros(shape, dtype=torch.float32, device=counts_device(parameter, group))
-        for name in names[1:]:
-            if name not in state:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        dtype = None if task == NO_TASK else self._state_dtype
+        average = _zeros(state, names[1], parameter, dtype)
+        square: Tensor | Factors
+        if self._factored and task != NO_TASK and parameter.dim() >= 2:
+            rows, columns = parameter.flatten(1).shape
+            square = Factors(
+                *(
+                    state.setdefault(f"{name}.{task}", parameter.new_zeros(size, requires_grad=False))
+                    for name, size in (("row_mean_sq", rows), ("column_mean_sq", columns))
+                )
+            )
+        else:
+            square = _zeros(state, names[2], parameter, None)
         steps = state[names[0]] if task == NO_TASK else state[names[0]][self._place[task]]
-        return Moments(steps, state[names[1]], state[names[2]])
+        return Moments(steps, average, square)
 
     def _make(
         self, task: str, row: Row, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]
@@ -96,6 +113,13 @@ class Listing:
             for group in groups
         ]
         return _Kept(list(row), list(map(is_sparse, row.values())), lists)
+
+
+def _zeros(state: dict[str, Tensor], name: str, parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Returns an entry of a parameter's state, made in its shape when first needed."""
+    if name not in state:
+        state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format, dtype=dtype)
+    return state[name]
 
 
 class _Kept(NamedTuple):

@@ -7,17 +7,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from equipoise.gradients.jacobian import Row, TaskRows
 from equipoise.gradients.micro_batches import move_into
 from equipoise.gradients.owning import owned
 from equipoise.gradients.rows import with_inputs
-from equipoise.gradients.shards import local, locals_of
+from equipoise.gradients.shards import is_sharded, local, locals_of
 from equipoise.gradients.sparse import coalesced
 from equipoise.gradients.step import Step
 from equipoise.gradients.writing import write
 from equipoise.optim._adam_by_task import EPSILONS, AdamByTask
+from equipoise.optim._base import KIND
+from equipoise.optim._listing import Listing
 from equipoise.optim._pending import by_taking, guarded, split
 from equipoise.optim.moments import clipped, decay, update
 from equipoise.search_space import SearchSpace
@@ -26,6 +28,9 @@ ONE_BACKWARD = (
     "With streaming=True the moments take each gradient in at once: there is one backward() between two calls of "
     "step(), without accumulate= and scaler=. Make MAO with streaming=False for those."
 )
+
+NUMBERS_OF_RANGE = (torch.float32, torch.float64, torch.bfloat16)
+"""Dtypes that have bfloat16's range: as state is loaded, it takes the parameter's dtype on its way."""
 
 
 class MAO(AdamByTask):
@@ -66,6 +71,11 @@ class MAO(AdamByTask):
             leaves what the moments have taken in. Sparse gradients become dense.
         capturable: keep the step counts on the device, as `torch.optim.AdamW` does, for use in CUDA graphs.
         fused: use PyTorch's fused kernels; None: where they are available.
+        state_dtype: torch.bfloat16 keeps the tasks' first moments in half the memory. What is kept is rounded, what the
+            update takes is not. None: the parameter's dtype.
+        factored: keep the tasks' second moments as Adafactor does (Shazeer & Stern 2018): of a parameter with two
+            dimensions or more, taken as a matrix `[A, B·…]`, the means of its rows and of its columns, `A + B·…`
+            numbers in place of `A·B·…`, with `v_ij ≈ r_i c_j / mean(r)`. Not for sharded parameters.
         check_finite: raise for a NaN or infinite loss before anything changes. None: on the CPU only, since elsewhere
             it costs a synchronisation; there such a loss's gradient counts as 0, or, with a scaler, as an overflow.
         process_group: as in `Balancer`, which says how a step on several ranks gives the numbers of one process.
@@ -74,9 +84,14 @@ class MAO(AdamByTask):
     loads on any number of ranks with `DefaultLoadPlanner(allow_partial_load=True)`: a new optimizer does not know which
     tasks reach which parameters, and asks for all moments there could be.
 
+    Moments grow with the number of tasks: per parameter and task that reaches it they are 8 bytes in float32, 6 with
+    `state_dtype`, 4 with `factored` and 2 with both (`benchmarks/moments.py` has what that costs). Their updates then
+    are some ten operations a parameter and task in place of PyTorch's kernels, and sparse gradients become dense.
+
     Raises:
         TypeError: `groups` is neither a number nor a mapping.
-        ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks.
+        ValueError: a hyperparameter out of range; no task, or one named twice; groups that do not fit the tasks;
+            parameters that `state_dtype` or `factored` is not for.
 
     The task gradients wait for `step()` beside `.grad`, and are forgotten when `.grad` is cleared, by whatever does it:
     to see that, small parameters without `.grad` get one that is as good as zero until then. What other code puts into
@@ -105,7 +120,7 @@ class MAO(AdamByTask):
     """
 
     search_space: ClassVar[SearchSpace] = {"eps": EPSILONS}
-    _copied: ClassVar[tuple[str, ...]] = (*AdamByTask._copied, "streaming")
+    _copied: ClassVar[tuple[str, ...]] = (*AdamByTask._copied, "streaming", "state_dtype", "factored")
 
     def __init__(
         self,
@@ -123,10 +138,15 @@ class MAO(AdamByTask):
         streaming: bool = False,
         capturable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        factored: bool = False,
         check_finite: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        self.streaming = streaming
+        if state_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"state_dtype must be torch.bfloat16 or None, found {state_dtype!r}.")
+        self.streaming, self.state_dtype, self.factored = streaming, state_dtype, factored
+        kinds = [f"{state_dtype} first moments"] * (state_dtype is not None) + ["factored second moments"] * factored
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -134,6 +154,7 @@ class MAO(AdamByTask):
             "weight_decay": weight_decay,
             "capturable": capturable,
             "fused": fused,
+            **({KIND: f"MAO with {' and '.join(kinds)}"} if kinds else {}),
         }
         super().__init__(
             params,
@@ -146,6 +167,32 @@ class MAO(AdamByTask):
             check_finite=check_finite,
             process_group=process_group,
         )
+
+    def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
+        super()._furnish(held, process_group)
+        self._listing = Listing(list(self.groups), self.state_dtype, self.factored)
+
+    def _register(self) -> None:
+        super()._register()
+        self.register_load_state_dict_post_hook(_narrow)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, with options of its own.
+
+        Raises:
+            ValueError: a hyperparameter is out of range, or see the class.
+        """
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            wrong = "sharded" if self.factored and is_sharded(p) else None
+            if self.state_dtype is not None or self.factored:
+                wrong = wrong or (None if p.dtype in NUMBERS_OF_RANGE else f"of {p.dtype}")
+            if wrong:
+                self.param_groups.pop()
+                raise ValueError(
+                    f"A parameter of the shape {tuple(p.shape)} is {wrong}: state_dtype and factored are for float32, "
+                    "float64 and bfloat16, factored for parameters that are not sharded."
+                )
 
     def backward(
         self,
@@ -175,6 +222,8 @@ class MAO(AdamByTask):
             super()._run(step, ones)
 
     def _update(self, rows: TaskRows, free: Row) -> None:
+        if self.state_dtype is not None or self.factored:
+            rows, free = {task: _dense(row) for task, row in rows.items()}, _dense(free)
         ahead = self._pending.ahead
         if ahead:
             torch._foreach_copy_(locals_of(ahead), list(ahead.values()))
@@ -200,7 +249,7 @@ class MAO(AdamByTask):
             move_into(others, rest)
             if not self._reader.looks(step):
                 held = guarded(held, good)
-            own = {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in owned(held.pop(task)).items()}
+            own = _dense(owned(held.pop(task)))
             if self.max_norm is not None:
                 own = clipped(own, self.max_norm)
             every, gradients = self._listing.of({task: own}, self.param_groups, self.state)[task]
@@ -215,3 +264,15 @@ class MAO(AdamByTask):
             del own, gradients  # before the next one is computed
         self._pending.move_ahead(ahead)
         write(others)
+
+
+def _dense(row: Row) -> Row:
+    return {leaf: coalesced(g).to_dense() if g.is_sparse else g for leaf, g in row.items()}
+
+
+def _narrow(optimizer: Optimizer) -> None:
+    """Gives first moments the dtype back that they were loaded from."""
+    assert isinstance(optimizer, MAO)
+    for state in optimizer.state.values():
+        for name in [name for name in state if name.startswith("exp_avg.") and optimizer.state_dtype is not None]:
+            state[name] = state[name].to(optimizer.state_dtype)

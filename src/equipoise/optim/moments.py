@@ -14,6 +14,7 @@ from equipoise.gradients.jacobian import Row
 from equipoise.gradients.scale import times
 from equipoise.gradients.shards import is_sharded, locals_of, total_norm
 from equipoise.gradients.sparse import alike, coalesced, touched, values_of
+from equipoise.optim._reduced import Factors, update_reduced
 
 
 class Moments(NamedTuple):
@@ -21,7 +22,11 @@ class Moments(NamedTuple):
 
     steps: Tensor
     average: Tensor
-    square: Tensor
+    square: Tensor | Factors
+
+    def are_reduced(self, parameter: Tensor) -> bool:
+        """Whether PyTorch's kernels cannot take them."""
+        return self.average.dtype != parameter.dtype or isinstance(self.square, Factors)
 
 
 class KernelLists(NamedTuple):
@@ -53,20 +58,29 @@ class Lists(NamedTuple):
     Attributes:
         sparse: place of the gradient, parameter and moments of those whose gradients are sparse.
         dense: the others.
+        reduced: place of the gradient, parameter and moments of those whose moments are not as PyTorch's kernels take
+            them; their gradients are dense.
     """
 
     sparse: list[tuple[int, Tensor, Moments]]
     dense: list[KernelLists]
+    reduced: list[tuple[int, Tensor, Moments]]
+
+    @property
+    def whole(self) -> list[Tensor]:
+        """Those that are updated as a whole."""
+        dense = [parameter for own in self.dense for parameter in own.parameters]
+        return [*dense, *(parameter for _, parameter, _ in self.reduced)]
 
     @property
     def parameters(self) -> list[Tensor]:
         """All of them."""
-        dense = [parameter for own in self.dense for parameter in own.parameters]
-        return [parameter for _, parameter, _ in self.sparse] + dense
+        return [*(parameter for _, parameter, _ in self.sparse), *self.whole]
 
     def on(self, copies: Mapping[Tensor, Tensor]) -> Lists:
         """Returns the same with copies in place of the parameters, whose gradients are dense."""
-        return Lists([], [own._replace(parameters=[copies[p] for p in own.parameters]) for own in self.dense])
+        dense = [own._replace(parameters=[copies[p] for p in own.parameters]) for own in self.dense]
+        return Lists([], dense, [(place, copies[p], moments) for place, p, moments in self.reduced])
 
 
 def listed(parts: Iterable[tuple[int, Tensor, bool, Moments]]) -> Lists:
@@ -78,7 +92,12 @@ def listed(parts: Iterable[tuple[int, Tensor, bool, Moments]]) -> Lists:
     """
     sparse: list[tuple[int, Tensor, Moments]] = []
     dense: dict[tuple[torch.device, torch.dtype, bool], KernelLists] = {}
+    reduced: list[tuple[int, Tensor, Moments]] = []
     for place, parameter, is_sparse, moments in parts:
+        if moments.are_reduced(parameter):
+            reduced.append((place, parameter, moments))
+            continue
+        assert isinstance(moments.square, Tensor)
         if is_sparse:
             sparse.append((place, parameter, moments))
             continue
@@ -90,7 +109,7 @@ def listed(parts: Iterable[tuple[int, Tensor, bool, Moments]]) -> Lists:
         own.averages.append(moments.average)
         own.squares.append(moments.square)
         own.steps.append(moments.steps)
-    return Lists(sparse, list(dense.values()))
+    return Lists(sparse, list(dense.values()), reduced)
 
 
 @torch.no_grad()
@@ -108,6 +127,8 @@ def update(lists: Lists, gradients: Sequence[Tensor], group: Mapping[str, Any], 
     """
     for place, parameter, moments in lists.sparse:
         _update_touched(parameter, gradients[place], moments, group, taking)
+    for place, parameter, moments in lists.reduced:
+        update_reduced(parameter, gradients[place], moments.average, moments.square, moments.steps, group, taking)
     for own in lists.dense:
         if group["fused"]:
             _update_fused(own, gradients, group, taking)
@@ -181,6 +202,7 @@ def _update_touched(
     dtype, wide = gradient.dtype, torch.promote_types(gradient.dtype, torch.float32)
     values = gradient.values().to(wide)
     beta1, beta2 = group["betas"]
+    assert isinstance(moments.square, Tensor)
     before = moments.average[rows], moments.square[rows], parameter[rows]
     average = before[0].to(wide).lerp(values, 1 - beta1)
     square = before[1].to(wide).lerp(values.square(), 1 - beta2)

@@ -139,6 +139,7 @@ class MTAdam(AdamByTask):
         total, denominator = torch.zeros_like(target, dtype=wide), torch.zeros_like(target, dtype=wide)
         for task, gradient in gradients.items():
             own, taking = moments[task], takes.get(task)
+            assert isinstance(own.square, Tensor)
             scaled = _reals(coalesced(gradient)).to(wide) * _factor(norms, self.tasks.index(task))
             average = _reals(own.average).to(wide).lerp(scaled, 1 - beta1)
             square = _reals(own.square).to(wide).lerp(scaled.square(), 1 - beta2)

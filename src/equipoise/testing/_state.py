@@ -16,6 +16,8 @@ from equipoise._method import Method
 from equipoise.aggregators import RowStateAggregator
 from equipoise.testing._subject import PRESENT, TASKS, Network, Subject, assert_same, batch, snapshot, step, train
 
+Both = tuple[Network, Method]
+
 
 def check_resumes_bit_for_bit(subject: Subject) -> None:
     """Saved in the middle, loaded into a new method with `weights_only=True`; the first step after lacks tasks."""
@@ -37,7 +39,7 @@ def check_resumes_bit_for_bit(subject: Subject) -> None:
 
 def check_goes_on_as_a_copy(subject: Subject) -> None:
     """Model and method copied together, or pickled, go on alike; what the copy does leaves the first alone."""
-    for how in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+    for how in (copy.deepcopy, _pickled):
         model, method = subject.make()
         train(model, method, 0, 6)
         method.zero_grad()
@@ -73,7 +75,7 @@ def check_saving_changes_nothing(subject: Subject) -> None:
             if save:
                 method.state_dict()
         runs.append(snapshot(model, method))
-    assert_same(*runs)
+    assert_same(runs[0], runs[1])
 
 
 def check_a_balancers_state_is_tensors_whose_sizes_stay(subject: Subject) -> None:
@@ -121,7 +123,7 @@ def check_state_never_becomes_narrower(subject: Subject) -> None:
                     method.balancer.to(dtype)
                 train(model, method, start, start + 6)
             results.append((model.state_dict(), method.state_dict()))
-        assert_same(*results)
+        assert_same(results[0], results[1])
 
 
 def check_errors_change_nothing(subject: Subject) -> None:
@@ -158,6 +160,11 @@ def check_errors_change_nothing(subject: Subject) -> None:
         one.step()
         train(m, one, 5, 8)
     assert_same(snapshot(model, method), snapshot(twin, undisturbed))
+
+
+def _pickled(both: Both) -> Both:
+    copied: Both = pickle.loads(pickle.dumps(both))
+    return copied
 
 
 def _anything(value: Any) -> Any:

@@ -109,9 +109,9 @@ class Subject:
         network: Any = Network().to(dtype) if model is None else model
         torch.manual_seed(seed)
         options = {"lr": 0.02, "weight_decay": 0.01, **self._hyperparameters, **options}
-        if is_maker(self._given):
-            return network, self._given(network, tasks, **options)
-        name = self._given
+        name: Any = self._given
+        if is_maker(name):
+            return network, name(network, tasks, **options)
         if isinstance(name, str) and name.startswith("amtl"):
             options["potentials"] = {task: POTENTIALS[task] for task in tasks}
         return network, make_method(name, network, tasks, **options)

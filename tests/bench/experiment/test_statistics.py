@@ -230,7 +230,9 @@ def with_baselines_that_diverged(*baselines):
 def test_a_task_whose_baseline_did_not_go_through_is_left_out_of_delta_m_in_every_seed():
     summary = summarise(with_baselines_that_diverged("single:kind"), TASKS, ["a", "b"])
     assert (summary.reference, summary.left_out) == (SINGLE, ("kind",))
-    expected = [100 * (1 - error / single) for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"])]
+    expected = [
+        100 * (1 - error / single) for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"], strict=True)
+    ]
     assert cell(summary, "b", None, "Δm of 1 of 2 tasks").values == pytest.approx(expected)
     assert len(cell(summary, SINGLE, *KIND).values) == 3
 
@@ -248,7 +250,7 @@ def test_without_baselines_delta_m_is_over_equal_weights(runs):
     assert (summary.reference, summary.left_out) == ("ew", ())
     expected = [
         100 / 2 * (kind / other_kind - 1 + 1 - size / other_size)
-        for (kind, size), (other_kind, other_size) in zip(RESULTS["b"], RESULTS["a"])
+        for (kind, size), (other_kind, other_size) in zip(RESULTS["b"], RESULTS["a"], strict=True)
     ]
     assert cell(summary, "b", None, "Δm over ew").values == pytest.approx(expected)
     assert cell(summary, "ew", None, "Δm over ew").values == pytest.approx([0] * 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 
 from equipoise.aggregators._base import GramianAggregator
@@ -64,7 +65,11 @@ def spec_of(row: str) -> MethodSpec | None:
         ImportError: it is of a library or file that cannot be imported.
         TypeError, ValueError: what is there is no method.
     """
-    return _spec_of(parts_of(row)[0])
+    method, optimizer = parts_of(row)
+    spec = _spec_of(method)
+    if spec is None or spec.with_base is None or optimizer == DEFAULT_OPTIMIZER:
+        return spec
+    return replace(spec, takes=spec.with_base, search_space={})
 
 
 @cache

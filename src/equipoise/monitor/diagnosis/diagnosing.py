@@ -88,8 +88,8 @@ def diagnose(
     given = torch.optim.AdamW(model.parameters(), weight_decay=0.0) if optimizer is None else check_optimizer(optimizer)
     if isinstance(given, BalancingOptimizer):
         raise TypeError(
-            f"diagnose trains with equal weights, and {type(given).__name__} balances: give the optimizer you would use "
-            "without it."
+            f"diagnose trains with equal weights, and {type(given).__name__} balances: give the optimizer you would "
+            "use without it."
         )
     with restored(model, given, batches):
         start = twin(given)
