@@ -70,7 +70,7 @@ def read_settings(
     rows = methods.split(",") if isinstance(methods, str) else list(methods)
     if not all(isinstance(row, str) for row in rows):
         raise SettingsError(f"--methods takes names, one of your own as FILE.py:NAME; found {rows}.")
-    names = with_replayed(list_methods() if rows == ["all"] else rows)
+    names = with_replayed(list_methods() if [row.strip() for row in rows] == ["all"] else rows)
     if not names:
         raise SettingsError("--methods is empty: name at least one, as in --methods ew,mao.")
     if not baselines and REFERENCE not in names:
