@@ -14,6 +14,7 @@ PACKAGE = Path(equipoise.__file__).parent
 LAYERS = (
     (
         "_checks",
+        "_importing",
         "search_space",
         "_active",
         "_kept",

@@ -186,17 +186,24 @@ class Balancing:
             return value
         if later:
             leaves = () if ranks.active else (*step.graph.every_leaf, *learned)
-            return balanced(step, value, self.backward, leaves)
+            return balanced(step, value, self._inside, leaves)
         own = dict(zip(step.tasks, coefficients.unbind(), strict=True))
         if step.learns:
             self.held.note(own, step.usable)
             self.held.end(valid)
         if self.watching.now is not None:
+            self.watching.now.see_scalar()
             self.collect.show(step, coefficients)
             self.watching.now.see_result(own)
         if learned:
             self.weigh.watch_learned(learned)
         return weighted(step, value, ranks.averaged(step, coefficients), learned)
+
+    def _inside(self, step: Step) -> None:
+        """Makes the step in the backward pass of its scalar."""
+        if self.watching.now is not None:
+            self.watching.now.see_scalar()
+        self.backward(step)
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Takes the losses again after the optimizer's step."""

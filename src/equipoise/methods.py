@@ -181,12 +181,10 @@ def make_method(
         check_finite=check_finite,
         process_group=process_group,
     )
-    learned = list(balancer.parameters())
-    if learned:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        balancer.to(device)
+    if any(True for _ in balancer.parameters()):
+        balancer.to(next((p.device for p in model.parameters()), torch.device("cpu")))  # which may make new ones
         own_lr = {} if weights_lr is None else {"lr": weights_lr}
-        groups.append({"params": learned, "weight_decay": 0.0, **own_lr})
+        groups.append({"params": list(balancer.parameters()), "weight_decay": 0.0, **own_lr})
     return Method(name, names, model, base.make(groups, lr, weight_decay), balancer)
 
 

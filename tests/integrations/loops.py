@@ -71,10 +71,17 @@ def plain(name: str, autocast: torch.dtype | None = None, micro_batches: int = 1
     return model.state_dict()
 
 
-def plain_scalars(name: str, micro_batches: int = 1, clip: float = torch.inf) -> dict[str, Tensor]:
+def decay(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+
+
+def plain_scalars(
+    name: str, micro_batches: int = 1, clip: float = torch.inf, decays: bool = False
+) -> dict[str, Tensor]:
     """The same, each micro-batch balanced by itself: what frameworks do that are given a scalar and divide it."""
     model = Model()
     balancer, optimizer = parts(name, model)
+    scheduler = decay(optimizer) if decays else None
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     for _ in range(EPOCHS):
         for index, (x,) in enumerate(loader()):
@@ -90,6 +97,8 @@ def plain_scalars(name: str, micro_batches: int = 1, clip: float = torch.inf) ->
                     nn.utils.clip_grad_norm_(trained, clip)
                 optimizer.step()
                 optimizer.zero_grad()
+                if scheduler is not None:
+                    scheduler.step()
     return model.state_dict()
 
 

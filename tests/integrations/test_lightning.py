@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.loops import EPOCHS, METHODS, Model, assert_close, loader, losses_of, parts, plain, plain_scalars
+from integrations.loops import (
+    EPOCHS,
+    METHODS,
+    Model,
+    assert_close,
+    decay,
+    loader,
+    losses_of,
+    parts,
+    plain,
+    plain_scalars,
+)
 from networks import assert_same
 from torch import Tensor
 
@@ -64,6 +75,13 @@ class Automatic(lightning.LightningModule):
         self.validated.append(self.loss(batch[0]))
 
 
+class Decaying(Automatic):
+    """With a learning rate that falls at every step of the optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": decay(self.optimizer), "interval": "step"}}
+
+
 def fit(
     module: lightning.LightningModule, path: Path, epochs: int = EPOCHS, resume: Path | None = None, **options: Any
 ) -> Path:
@@ -71,11 +89,10 @@ def fit(
         accelerator="cpu",
         max_epochs=epochs,
         default_root_dir=path,
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"logger": False, **options},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,6 +140,21 @@ def test_automatic_optimization(name: str, micro_batches: int, tmp_path: Path) -
     assert len(module.validated) == (EPOCHS + 1) * len(loader())
     assert not any(value.requires_grad for value in module.validated)
     assert_close(module.model.state_dict(), plain_scalars(name, micro_batches))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_clipping_accumulation_and_schedulers_of_automatic_optimization(name: str, tmp_path: Path) -> None:
+    module = Decaying(name)
+    clip = None if name == "mao" else 0.5  # MAO does not use `.grad`
+    fit(module, tmp_path, accumulate_grad_batches=2, gradient_clip_val=clip)
+    steps = EPOCHS * len(loader()) // 2
+    assert module.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.7**steps)
+    expected = plain_scalars(name, 2, clip or torch.inf, decays=True)
+    assert_close(module.model.state_dict(), expected)
+    without = [plain_scalars(name, 2, decays=True)] if clip else []
+    for other in [*without, plain_scalars(name, 2, clip or torch.inf), plain_scalars(name, 1, clip or torch.inf, True)]:
+        with pytest.raises(AssertionError):
+            assert_close(other, expected)
 
 
 @pytest.mark.parametrize("name", ["ema", "imtl", "mao"])

@@ -402,6 +402,25 @@ def test_layers_are_those_of_the_plain_model():
     assert alone_monitor.recording.layers == ["(model)"]
 
 
+@pytest.mark.parametrize("name", ["ew", "mgda"])
+def test_of_scalars_the_last_one_is_recorded(name):
+    """Each is balanced by itself; a factor does not count."""
+    records = []
+    for parts in ([0, 1], [1]):
+        model, method = make(name, dtype=torch.float64)
+        monitor = eq.BalanceMonitor(method, model, every=1)
+        for _ in range(2):
+            method.zero_grad()
+            for part in parts:
+                (method.loss(model.losses(batch(part))) / len(parts)).backward()
+            before = copy.deepcopy(model.state_dict())
+            method.step()
+            model.load_state_dict(before)
+        records.append([{**record, "contribution": {}} for record in monitor.records])
+    for found, expected in zip(*records, strict=True):
+        assert_close(found, expected)
+
+
 def test_what_it_cannot_watch_is_said():
     model = Network()
     balancer = eq.Balancer(TASKS)

@@ -23,6 +23,9 @@ class Watcher(Protocol):
     def due(self) -> bool:
         """Whether it asks for this step; the same in all its micro-batches, and on all ranks."""
 
+    def see_scalar(self) -> None:
+        """Takes note that the backward pass of a scalar is a step of its own: what was shown before is not in it."""
+
     def around(self, ranks: Alone, step: Step, coefficients: Tensor) -> AbstractContextManager[None]:
         """Encloses one backward pass of `Σ_k c_k L_k`, which by itself has no task gradients to show.
 

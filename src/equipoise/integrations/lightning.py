@@ -16,6 +16,9 @@ def backward(
 ) -> dict[str, Tensor]:
     """Does what `balancer.backward(losses)` does under the trainer's precision, its gradient scaler included.
 
+    Manual optimization leaves clipping, accumulation and schedulers to the training step. With automatic optimization,
+    a training step that returns `balancer(losses)`, they stay the Trainer's.
+
     A Balancer that is an attribute of the module is saved in Lightning's checkpoints, and its parameters are among
     `self.parameters()`.
 

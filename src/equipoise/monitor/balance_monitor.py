@@ -20,11 +20,10 @@ from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.micro_batches import add_rows
 from equipoise.gradients.ranks import Alone
 from equipoise.gradients.shards import is_sharded
-from equipoise.gradients.sparse import added
 from equipoise.gradients.step import Step
 from equipoise.monitor.rates import check_optimizer
 from equipoise.monitor.recording import Record, Recording
-from equipoise.monitor.sums import Sums, fetch
+from equipoise.monitor.sums import Sums, fetch, remainder
 from equipoise.monitor.writers import as_writers
 from equipoise.optim import BalancingOptimizer
 
@@ -58,7 +57,8 @@ class BalanceMonitor:
     Otherwise it runs one more on shared parameters for each task but one, whose gradient is what the others leave of
     the sum; for that one it takes the task with the largest gradient at the sample before, so that next to nothing is
     lost to rounding. With `accumulate=True`, or gradients that were not cleared, it runs all K. A sample keeps the K
-    task gradients until the optimizer's step.
+    task gradients until the optimizer's step. Of a scalar (`balancer(losses)`) the numbers are those before a factor
+    that reaches it, and of several in a step those of the last one, for each is balanced by itself.
 
     MAO: with `groups`, what is recorded is of groups in place of tasks, for a group has one gradient and one set of
     moments. With `streaming=True` the gradients are never there together: cosines are None. With `max_norm`, gradients
@@ -120,7 +120,8 @@ class BalanceMonitor:
             raise
         self._hook = self._optimizer.register_step_post_hook(self._after_step)
         self._shared: set[Tensor] = set()
-        self._norms: dict[str, float] = {}
+        self._norms: dict[str, float] = {}  # of the last sample with the task
+        self._weights: dict[str, float] = {}
         self._sample = _Sample()
         self._step = self._next = 0
 
@@ -172,6 +173,10 @@ class BalanceMonitor:
         """Whether this step is sampled."""
         return self._step >= self._next
 
+    def see_scalar(self) -> None:
+        """Begins a new sample; see `Watcher`."""
+        self._sample = _Sample()
+
     @contextmanager
     def around(self, ranks: Alone, step: Step, coefficients: Tensor) -> Iterator[None]:
         """Runs the backward passes of single tasks, before the one of all of them; see `Watcher`."""
@@ -180,7 +185,7 @@ class BalanceMonitor:
         sample = self._begin()
         every = Counter(p for row in leaves for p in row)
         fresh = not step.accumulate and not sample.rows and all(p.grad is None for p in every)
-        left = self._left_out(step.tasks) if fresh else None  # whose pass is spared
+        left = self._left_out(step.tasks, coefficients) if fresh else None  # whose pass is spared
         own = {p for p, count in every.items() if fresh and count == 1}  # one task's: `.grad` is its gradient
         wanted = [[] if index == left else [p for p in row if p not in own] for index, row in enumerate(leaves)]
         found = ranks.rows(kept, wanted, coefficients, reduce=True)
@@ -191,9 +196,9 @@ class BalanceMonitor:
         others = list(rows.values())
         for index, task in enumerate(step.tasks):
             if index == left:
-                rows[task] = _remainder(leaves[index], others)
+                rows[task] = remainder(leaves[index], others)
             else:
-                rows[task] = rows[task] | _remainder([p for p in leaves[index] if p in own], [])
+                rows[task] = rows[task] | remainder([p for p in leaves[index] if p in own], [])
         sample.rows = add_rows(sample.rows, step.scale.unscaled({task: rows[task] for task in step.tasks}))
 
     def see_rows(self, rows: TaskRows) -> None:
@@ -231,12 +236,19 @@ class BalanceMonitor:
         """Returns the gradients of the parameters that are recorded."""
         return {p: gradient.clone() if copy else gradient for p, gradient in row.items() if p in self._layer}
 
-    def _left_out(self, tasks: Sequence[str]) -> int | None:
-        """Returns which task needs no backward pass of its own: the largest one as far as is known, or the only one."""
+    def _left_out(self, tasks: Sequence[str], coefficients: Tensor) -> int | None:
+        """Returns which task needs no backward pass of its own: the largest one as far as is known, or the only one.
+
+        What the others leave of `.grad` is exact for that one alone: coefficients may differ by more than the digits
+        there are. An accelerator is not asked for them.
+        """
         if len(tasks) == 1:
             return 0
-        known = [index for index, task in enumerate(tasks) if task in self._norms]
-        return max(known, key=lambda index: self._norms[tasks[index]], default=None)
+        known = {index: self._norms[task] for index, task in enumerate(tasks) if task in self._norms}
+        if coefficients.device.type == "cpu":
+            now = coefficients.abs().tolist()
+            known = {index: norm * now[index] / (self._weights[tasks[index]] or 1) for index, norm in known.items()}
+        return max(known, key=known.__getitem__, default=None)
 
     def _after_step(self, *_: object) -> None:
         """After the optimizer's step: completes the sample."""
@@ -275,9 +287,10 @@ class BalanceMonitor:
         for (task, p, _), distance in zip(sums.moved, moved, strict=True):
             scale = factor[task] if p in sample.weighted else 1
             totals[task][self._layer[p]].add_distance(distance * scale, p.numel())
+        weight = dict(zip(sample.weights, weights, strict=True))
         for task in {task for task, _, _ in sums.norms}:
             self._norms[task] = math.sqrt(sum(total.square for total in totals[task]))
-        weight = dict(zip(sample.weights, weights, strict=True))
+            self._weights[task] = abs(weight.get(task, 1.0))
         overall, by_layer = _cosines(self.recording, sums, flat)
         self.recording.records.append(
             {
@@ -383,21 +396,6 @@ def _cosines(
         found = [cosine(matrix, one, other) for one, other in recording.pairs]
         by_layer[layer] = [None if value is None else round(value, DIGITS) for value in found]
     return [[cosine(overall, one, other) for other in recording.tasks] for one in recording.tasks], by_layer
-
-
-def _remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
-    """Returns what other tasks leave of `.grad`."""
-    gradients: dict[Tensor, Tensor] = {}
-    for p in leaves:
-        if p.grad is not None:
-            own = [row[p] for row in others if p in row]
-            gradients[p] = p.grad.clone()
-            for gradient in own:
-                if gradient.is_sparse:
-                    gradients[p] = added(gradients[p], gradient * -1)
-                else:
-                    gradients[p] -= gradient
-    return gradients
 
 
 def _parts(method: Any, optimizer: Any) -> tuple[Balancer | BalancingOptimizer, Optimizer]:

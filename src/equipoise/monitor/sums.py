@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from equipoise.gradients.gramian import gramian, wide_dtype
 from equipoise.gradients.jacobian import TaskRows
-from equipoise.gradients.sparse import compact
+from equipoise.gradients.sparse import added, compact
 from equipoise.monitor.rates import Touched, effective_rates
 from equipoise.optim import BalancingOptimizer
 
@@ -172,6 +172,21 @@ def _rates(
 def _dtype(gradient: Tensor) -> torch.dtype:
     """The dtype of sums over gradients like this one: its own, but no narrower than float32."""
     return torch.promote_types(gradient.dtype, torch.float32)
+
+
+def remainder(leaves: Sequence[Tensor], others: Sequence[Mapping[Tensor, Tensor]]) -> dict[Tensor, Tensor]:
+    """Returns what other tasks leave of `.grad`."""
+    gradients: dict[Tensor, Tensor] = {}
+    for p in leaves:
+        if p.grad is not None:
+            own = [row[p] for row in others if p in row]
+            gradients[p] = p.grad.clone()
+            for gradient in own:
+                if gradient.is_sparse:
+                    gradients[p] = added(gradients[p], gradient * -1)
+                else:
+                    gradients[p] -= gradient
+    return gradients
 
 
 def fetch(*several: Sequence[Tensor]) -> list[list[float]]:

@@ -121,7 +121,7 @@ CASES = {
     "an error in the person's code": (
         with_tasks(KIND, Raising("weight")),
         "wrong",
-        r"RuntimeError: .*\(test_checking.py, line \d+: return predictions\[",
+        r"RuntimeError: .*\(.*test_checking.py, line \d+: return predictions\[",
     ),
     "a loss a sample": (with_tasks(KIND, Vector("weight")), "wrong", r"found shape \(16,\): take the mean"),
     "accuracies above 1": (with_tasks(KIND, Unbounded("weight")), "doubtful", "accuracy.. is 2; .*from 0 to 1"),

@@ -32,7 +32,7 @@ class Format(str, Enum):
     "`equipoise report runs/digits --format latex --out table.tex`"
 )
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a comparison that is finished.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a comparison, finished or not.")],
     format_: Annotated[
         Format, typer.Option("--format", help="html: a page with everything; the others: the table.")
     ] = Format.HTML,

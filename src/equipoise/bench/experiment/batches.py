@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset
+from equipoise.bench.problems._errors import problem_code
 
 
 class Batches:
@@ -20,7 +21,8 @@ class Batches:
 
     def __init__(self, problem: Problem, dataset: MapDataset, batch_size: int, seed: int) -> None:
         self._order = torch.Generator().manual_seed(seed)
-        self._loader = problem.loader(dataset, batch_size, self._order)
+        with problem_code("the loader"):
+            self._loader = problem.loader(dataset, batch_size, self._order)
         self._state = torch.Generator().manual_seed(seed).get_state()
 
     def __len__(self) -> int:
@@ -41,14 +43,28 @@ class Batches:
             outside = torch.get_rng_state()
             torch.set_rng_state(self._state)
             try:
-                iterator = iter(self._loader) if iterator is None else iterator
-                batch = next(iterator)
+                with problem_code("the loader"):
+                    iterator = iter(self._loader) if iterator is None else iterator
+                    batch = next(iterator)
             except StopIteration:
                 return
             finally:
                 self._state = torch.get_rng_state()
                 torch.set_rng_state(outside)
             yield batch
+
+
+def batches_of(problem: Problem, dataset: MapDataset, batch_size: int) -> Iterator[Batch]:
+    """Yields a split's batches for evaluation."""
+    with problem_code("the loader"):
+        iterator = iter(problem.loader(dataset, batch_size, None))
+    while True:
+        try:
+            with problem_code("the loader"):
+                batch = next(iterator)
+        except StopIteration:
+            return
+        yield batch
 
 
 def share(batch: Batch, rank: int, size: int) -> Batch:

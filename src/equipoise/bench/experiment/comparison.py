@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -27,16 +26,18 @@ from equipoise.bench.experiment.execution import (
     open_problem,
     place_of,
 )
-from equipoise.bench.experiment.folder import FolderError, RunFolder
+from equipoise.bench.experiment.folder import FolderError, RunFolder, file_name
 from equipoise.bench.experiment.front import FrontPoint, front_of
 from equipoise.bench.experiment.plan import Plan, make_trial, start_of
 from equipoise.bench.experiment.planning import Planner
+from equipoise.bench.experiment.progress import Progress
 from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
 from equipoise.bench.experiment.settings import Settings, source_of
 from equipoise.bench.experiment.statistics import Summary, summarise
-from equipoise.bench.experiment.store import Store
+from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
 from equipoise.bench.experiment.tuning import Configuration
+from equipoise.bench.experiment.view import View
 from equipoise.bench.problems import Problem, load_problem
 from equipoise.monitor.costs import Cost
 
@@ -56,20 +57,8 @@ CHECKPOINTS = "checkpoints"
 """The part of the run folder in which runs keep what they have until they are finished."""
 
 
-class Progress(Protocol):
-    """What is told how a comparison goes on."""
-
-    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
-        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
-
-    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
-        """`runs` in all are now expected; those under way have so many epochs behind them."""
-
-    def run(self, record: Record) -> None:
-        """A run has finished."""
-
-    def costs(self) -> None:
-        """Time and memory are now being measured."""
+ERRORS = "errors"
+"""The part of the run folder for tracebacks of runs that failed."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +81,7 @@ class Result:
         configurations: method → what was chosen for it, single-task baselines included.
         spent: method → runs that its configuration was chosen by; 0 where nothing was searched.
         front: the fixed weightings that were tried, each at its best learning rate if several were.
+        unfinished: how many runs there are of how many, "13 of 24 runs", where some are still to be made; else empty.
     """
 
     settings: Settings
@@ -107,6 +97,7 @@ class Result:
     configurations: Mapping[str, Configuration] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
     front: tuple[FrontPoint, ...] = ()
+    unfinished: str = ""
 
 
 class Comparison:
@@ -234,7 +225,7 @@ class Comparison:
                     told = done
                     progress.start(found.expected, [records[key] for key in done], self.settings.epochs)
                 for key in done - told:
-                    progress.run(records[key])
+                    progress.run(self._with_traceback(records[key]))
                 told = done
                 progress.state(found.expected, view.under_way)
                 if not found.missing:
@@ -242,13 +233,23 @@ class Comparison:
                 self.store.enqueue([self._definition(t) for t in found.missing if t.key not in view.queued])
                 pause = max(POLL_SECONDS, 10 * (time.monotonic() - looked))  # looking takes a tenth of a core at most
                 if workers == 1:
-                    tell = partial(_tell_epoch, progress, found.expected, view.under_way)
+
+                    def tell(run: Run, epochs: int, seen: View = view, runs: int = found.expected) -> None:
+                        progress.state(runs, {**seen.under_way, run: epochs})
+
                     if Worker(self.store, self._under_way, on_epoch=tell).work() is not None:
                         continue
                 if workers > 1:
                     local = local or stack.enter_context(LocalWorkers(self.store, self._under_way, workers, threads))
                     local.check()
                 time.sleep(pause)
+
+    def _with_traceback(self, record: Record) -> Record:
+        """Writes a failed run's traceback into the folder; returns the record with the file's path."""
+        if "traceback" not in record:
+            return record
+        name = f"{ERRORS}/{file_name(record['method'])}-{record['seed']}-{record['run']}.txt"
+        return {**record, "traceback_file": str(self.folder.write(name, record["traceback"].encode()))}
 
     def _sum_up(self, records: Records, found: Plan, threads: int, progress: Progress, costs: bool) -> Result:
         self._write_files([runs[0] for runs in found.final.values() if 0 in runs])
@@ -294,10 +295,11 @@ class Comparison:
 
 
 def load_result(path: Path) -> Result:
-    """Returns what came of a comparison from its folder alone; nothing is trained.
+    """Returns what came of a comparison from its folder alone, finished or not; nothing is trained.
 
     Raises:
-        FolderError: there is no finished comparison in the folder.
+        FolderError: there is no comparison in the folder, or nothing of it is finished.
+        StorageError: the study in the folder cannot be read.
         SettingsError: it is of another version of equipoise.
         ProblemError: its problem cannot be had.
     """
@@ -306,17 +308,16 @@ def load_result(path: Path) -> Result:
     if settings is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
     problem = load_problem(settings.problem)
-    records = {record["run"]: record for record in folder.runs()}
+    records = read_records(path / DATABASE)  # a comparison that is under way writes its runs.jsonl at its end
+    if records is None:
+        records = {record["run"]: record for record in folder.runs()}
+    if not any(record["status"] == "finished" for record in records.values()):
+        raise FolderError(f"No run of the comparison in {path} is finished yet: `equipoise compare` goes on with it.")
     times = folder.read_json("settings.json").get(TIMES, {})
     found = Planner(settings, problem.tasks, times).plan(records)
-    if found.missing:
-        raise FolderError(f"The comparison in {path} is not finished: the same `equipoise compare` goes on with it.")
-    return _result(problem, records, found, folder.read_json("costs.json"), path)
-
-
-def _tell_epoch(progress: Progress, runs: int, others: Mapping[Run, int], run: Run, epochs: int) -> None:
-    """Tells of the run that this process trains, beside those of others."""
-    progress.state(runs, {**others, run: epochs})
+    done = sum(trial.key in records for trial in found.runs)
+    unfinished = f"{done} of {found.expected} runs" if found.missing else ""
+    return _result(problem, records, found, folder.read_json("costs.json"), path, unfinished)
 
 
 def _stored_settings(folder: RunFolder) -> Settings | None:
@@ -333,13 +334,22 @@ def _stored_settings(folder: RunFolder) -> Settings | None:
     return Settings.from_json(settings)
 
 
-def _result(problem: Problem, records: Records, found: Plan, costs: Mapping[str, Any] | None, path: Path) -> Result:
+def _result(
+    problem: Problem,
+    records: Records,
+    found: Plan,
+    costs: Mapping[str, Any] | None,
+    path: Path,
+    unfinished: str = "",
+) -> Result:
     settings, final = found.settings, found.records(records)
+    trials = [trial for runs in found.final.values() for trial in runs.values()]
+    missing = [{**trial.head, "status": "missing"} for trial in trials if trial.key not in records]
     return Result(
         settings=settings,
         problem=problem,
         records=final,
-        summary=summarise(final, problem.tasks, settings.methods),
+        summary=summarise([*final, *missing], problem.tasks, settings.methods),
         costs=_costs(costs) if costs is not None else {},
         memory_source=costs["memory"] if costs is not None else "",
         rates={row: chosen.lr for row, chosen in found.configurations.items()},
@@ -349,6 +359,7 @@ def _result(problem: Problem, records: Records, found: Plan, costs: Mapping[str,
         configurations=found.configurations,
         spent={row: len(found.tried.get(row, ())) for row in found.configurations},
         front=front_of(found, records, problem.tasks),
+        unfinished=unfinished,
     )
 
 

@@ -11,7 +11,6 @@ import platform
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
@@ -25,7 +24,7 @@ from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.processes import begin_process, start_process
-from equipoise.bench.experiment.ranks import train_on_ranks
+from equipoise.bench.experiment.ranks import in_record, train_on_ranks
 from equipoise.bench.experiment.rows import parts_of
 from equipoise.bench.experiment.settings import source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
@@ -33,6 +32,7 @@ from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Run, Trial
 from equipoise.bench.experiment.view import MAX_DEATHS
 from equipoise.bench.problems import Problem, Splits, load_problem
+from equipoise.bench.problems._errors import problem_code
 
 PACKAGES = ("lightning", "numpy", "timm", "torchmetrics", "torchvision")
 """Whose versions numbers may depend on, besides PyTorch's."""
@@ -64,7 +64,8 @@ class StoppedError(Exception):
 def open_problem(name: str, quick: bool) -> tuple[Problem, Splits]:
     """Returns a problem and its data; kept, since every trial of a process wants the same."""
     problem = load_problem(name)
-    return problem, problem.data(quick)
+    with problem_code("data"):
+        return problem, problem.data(quick)
 
 
 class Worker:
@@ -157,8 +158,7 @@ class Worker:
             message = "taken away: this worker did not answer for too long"
             return {**trial.head, "status": "lost", "message": message}
         except Exception as error:
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-            return {**trial.head, "status": "failed", "message": message, "traceback": traceback.format_exc()}
+            return {**trial.head, "status": "failed", **in_record(error)}
 
 
 def versions(device: str) -> dict[str, Any]:

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from equipoise.bench.experiment.estimate import Estimate, in_words
 from equipoise.bench.experiment.trial import Record, Run
 from equipoise.bench.problems import Problem
+
+
+class Progress(Protocol):
+    """What is told how a comparison goes on."""
+
+    def start(self, runs: int, done: Collection[Record], epochs: int) -> None:
+        """`runs` in all, those that are `done` found in the study; each has `epochs`."""
+
+    def state(self, runs: int, under_way: Mapping[Run, int]) -> None:
+        """`runs` in all are now expected; those under way have so many epochs behind them."""
+
+    def run(self, record: Record) -> None:
+        """A run has ended; the record of one that failed has its `traceback_file`."""
+
+    def costs(self) -> None:
+        """Time and memory are now being measured."""
 
 
 class ConsoleProgress:
@@ -29,7 +47,8 @@ class ConsoleProgress:
         self._methods, self._workers = methods, workers
         self._estimate: Estimate | None = None
         self._foretold = False
-        self._bar = Progress(
+        self._explained = {""}
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[runs]} runs"),
@@ -91,6 +110,10 @@ class ConsoleProgress:
             self._say(
                 f"[{self._done}/{self._runs}] {describe(record)}{self._measures(record)}{left and f'; {left} left'}"
             )
+        explanation = record.get("block", "")
+        if explanation not in self._explained:  # many runs fail by one error
+            self._explained.add(explanation)
+            self._say(f"{explanation}\n  The whole traceback: {record['traceback_file']}")
 
     def _left(self) -> str:
         """What is left, in words; nothing if nothing is, or that cannot be known."""

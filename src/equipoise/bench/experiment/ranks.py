@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
@@ -19,13 +19,23 @@ from equipoise.bench.experiment.processes import begin_process, start_process
 from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.problems import load_problem
+from equipoise.bench.problems._errors import ProblemCodeError
 
 POLL_SECONDS = 0.2
 """How often it is asked whether to stop."""
 
 
 class RankError(Exception):
-    """A run failed on one of its devices."""
+    """A run failed on one of its devices.
+
+    Args:
+        rank: which.
+        found: what `in_record` says of it there.
+    """
+
+    def __init__(self, rank: int, found: Mapping[str, str]) -> None:
+        super().__init__(f"device {rank}: {found['message']}")
+        self.found = {**found, "message": str(self)}
 
 
 def train_on_ranks(
@@ -65,12 +75,11 @@ def train_on_ranks(
                     rank = readers.pop(reader)
                     processes[rank].join()
                     if processes[rank].exitcode:
-                        raise RankError(
-                            f"the process of device {rank} ended with exit code {processes[rank].exitcode}"
-                        ) from None
+                        message = f"its process ended with exit code {processes[rank].exitcode}"
+                        raise RankError(rank, {"message": message}) from None
                     continue
                 if "error" in message:
-                    raise RankError(f"device {readers[reader]}: {message['error']}")
+                    raise RankError(readers[reader], message["error"])
                 if "record" in message:
                     return dict(message["record"])
                 on_epoch(message["epoch"], message["score"])
@@ -78,6 +87,19 @@ def train_on_ranks(
         for process in processes:
             process.kill()
             process.join()
+
+
+def in_record(error: Exception) -> dict[str, str]:
+    """Returns what a failed run's record says of an error.
+
+    That is a `message` of one line, the whole `traceback`, and, of an error in a problem's code, a readable `block`.
+    """
+    if isinstance(error, RankError):
+        return error.found
+    whole = {"traceback": "".join(traceback.format_exception(error))}
+    if isinstance(error, ProblemCodeError):
+        return {"message": str(error), "block": error.block, **whole}
+    return {"message": f"{type(error).__name__}: {error}".splitlines()[0], **whole}
 
 
 def _rank(
@@ -104,6 +126,5 @@ def _rank(
         if rank == 0:
             tell(record=record)
     except Exception as error:
-        traceback.print_exc()
-        tell(error=f"{type(error).__name__}: {error}".splitlines()[0])
+        tell(error=in_record(error))
     threading.Event().wait()  # the parent ends all of them together

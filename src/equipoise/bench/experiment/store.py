@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -28,6 +30,7 @@ from equipoise.bench.experiment.database import (
     hide_password,
     lock_from_the_start,
     sqlite_path,
+    sqlite_url,
     study_names,
 )
 from equipoise.bench.experiment.definition import Definition
@@ -282,6 +285,29 @@ class Store:
 
     def _id_of(self, trial: FrozenTrial) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+
+
+def read_records(file: Path) -> dict[str, Record] | None:
+    """Returns the records, by their runs' keys, of the one study in an SQLite file; None if there is none.
+
+    Nothing is written there.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    names = study_names(sqlite_url(file))
+    if len(names) != 1:
+        return None
+    with clear_errors(sqlite_url(file)):
+        storage = RDBStorage(
+            f"sqlite:///file:{quote(str(file.absolute()))}?mode=ro&uri=true",
+            {"connect_args": {"timeout": SQLITE_PATIENCE}},
+            skip_compatibility_check=True,
+            skip_table_creation=True,
+        )
+        trials = storage.get_all_trials(storage.get_study_id_from_name(names[0]))
+        storage.engine.dispose()
+    return View(trials, {}).records()
 
 
 def worker_name(process: int) -> str:

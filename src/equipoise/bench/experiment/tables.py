@@ -99,6 +99,11 @@ def _delta_note(result: Result) -> str:
     return f"{mean} single-task training of the same seed."
 
 
+def unfinished(result: Result) -> str:
+    """Returns the line that stands above everything of a comparison that is not finished; nothing of one that is."""
+    return f"Unfinished: {result.unfinished}. What is below is what there is so far." if result.unfinished else ""
+
+
 def _look_note(looks: Sequence[int], seeds: int) -> str:
     """Which of the planned looks this is, and what it does to p-values."""
     spent = level(seeds, looks)
@@ -155,7 +160,8 @@ def to_markdown(result: Result) -> str:
         "",
         *(f"- {_escape(n)}" for n in notes(result)),
     ]
-    return "\n".join([*lines, "", *said]) + "\n"
+    above = [f"**{_escape(unfinished(result))}**", ""] if result.unfinished else []
+    return "\n".join([*above, *lines, "", *said]) + "\n"
 
 
 def to_latex(result: Result) -> str:
@@ -177,7 +183,7 @@ def to_latex(result: Result) -> str:
         lines.append(f"{' & '.join([_latex(method), *cells, *map(_latex, numbers(result, method))])} \\\\")
         if method == SINGLE:
             lines.append("\\midrule")
-    text = _latex(" ".join([found.use, *found.sentences, *notes(result)]))
+    text = _latex(" ".join(filter(None, [unfinished(result), found.use, *found.sentences, *notes(result)])))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{text}}}", "\\end{table}"]) + "\n"
 
 
@@ -185,6 +191,8 @@ def to_rich(result: Result) -> Table:
     """Returns the table for a terminal: main measures and Δm, or Δm alone if there are many tasks."""
     columns = shown_columns(result)
     title = f"{result.problem.name}{' (quick)' if result.settings.quick else ''}"
+    if result.unfinished:
+        title += f"\n{unfinished(result)}"
     table = Table(title=Text(title), title_justify="left", caption_justify="left")
     table.add_column("method")
     for column in columns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from equipoise.bench.experiment.batches import Batches, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
-from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
+from equipoise.bench.experiment.trial import Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
+from equipoise.bench.problems._errors import problem_code
 from equipoise.monitor import BalanceMonitor, read_monitor
 
 MIN_SAMPLES = 20
@@ -79,7 +80,7 @@ def train(
     record: Record = {**trial.head, "epochs": epochs}
     best = -math.inf
     chosen: dict[str, Tensor] = {}
-    checkpoint = None if trial.strategy == SHARDED else outputs.checkpoint
+    checkpoint = outputs.checkpoint
     saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
     watched = None if saved is None or saved["monitor_every"] != every else saved["monitor"]
     monitor = None
@@ -112,7 +113,7 @@ def train(
             best = value
             chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
-        if checkpoint is not None and epoch < trial.epochs and learner.fabric.is_global_zero:
+        if checkpoint is not None and epoch < trial.epochs and learner.saves:
             state = {
                 "learner": learner.state_dict(),
                 "scheduler": scheduler.state_dict(),
@@ -121,17 +122,18 @@ def train(
                 "monitor_every": every,
                 "epochs": epochs,
                 "best": best,
-                "chosen": chosen,
+                "chosen": learner.gathered(chosen),
                 "selected": record["selected"],
                 "seconds": time.perf_counter() - started,
             }
-            save_checkpoint(checkpoint, trial, outputs.origin, state)
+            if learner.fabric.is_global_zero:
+                save_checkpoint(checkpoint, trial, outputs.origin, state)
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
     if trial.shares and outputs.monitor is not None:
         record["shares"] = read_monitor(outputs.monitor).shares()
-    learner.network.load_state_dict(chosen)
+    learner.load_network(chosen)
     record["test"] = learner.evaluate(data.test)
     if outputs.picture is not None:
         learner.draw(data.test, outputs.picture)
@@ -139,23 +141,48 @@ def train(
 
 
 class Averages:
-    """Means over an epoch of numbers by task, which need not be there in every step; no synchronisation."""
+    """Means over an epoch of numbers by task, which need not be there in every step; no synchronisation meanwhile.
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[tuple[str, ...], Tensor]] = []
+    Args:
+        tasks: the tasks' names.
+    """
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds a step."""
-        if values:
-            self._steps.append((tuple(values), torch.stack([value.detach() for value in values.values()])))
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._tasks = tasks
+        self._steps: list[tuple[tuple[str, ...], Tensor, Tensor] | None] = []
 
-    def means(self) -> dict[str, float]:
-        """Returns each task's mean over the steps it was in."""
-        found: dict[str, list[float]] = {}
-        for names, values in self._steps:
-            for name, value in zip(names, values.tolist(), strict=True):
-                found.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+    def add(self, values: Mapping[str, Tensor], counts: Mapping[str, int | Tensor] | None = None) -> None:
+        """Adds a step.
+
+        Args:
+            values: the numbers.
+            counts: over how many labels each is the mean, where it is one of this device's alone.
+        """
+        if not values:
+            self._steps.append(None)
+            return
+        stacked = torch.stack([value.detach() for value in values.values()])
+        counted = [1 if counts is None else counts[name] for name in values]
+        self._steps.append((tuple(values), stacked, torch.stack([torch.as_tensor(count) for count in counted])))
+
+    def means(self, sum_over_devices: Callable[[Tensor], Tensor] = lambda table: table) -> dict[str, float]:
+        """Returns each task's mean over the steps that it was in.
+
+        Args:
+            sum_over_devices: adds up a tensor over the devices that share the batches.
+        """
+        sums = torch.zeros(2, len(self._steps), len(self._tasks), dtype=torch.float64)  # of count times value, of count
+        for row, step in enumerate(self._steps):
+            if step is not None:
+                names, values, counts = step
+                columns = [self._tasks.index(name) for name in names]
+                known = counts.to("cpu", torch.float64)
+                sums[0, row, columns] = torch.where(known > 0, values.to("cpu", torch.float64) * known, 0)
+                sums[1, row, columns] = known
+        totals, samples = sum_over_devices(sums)
+        steps = samples > 0
+        means = torch.where(steps, totals / samples, 0).sum(0) / steps.sum(0)
+        return {name: float(mean) for name, mean, there in zip(self._tasks, means, steps.any(0), strict=True) if there}
 
 
 def score(problem: Problem, values: Values, reference: Mapping[str, float] | None) -> float:
@@ -185,7 +212,11 @@ def main_measures(problem: Problem, values: Values) -> dict[str, float]:
 
 def accuracies(problem: Problem, values: Values) -> dict[str, float]:
     """Returns the accuracy of every task that has values."""
-    found = {task.name: task.accuracy(values[task.name]) for task in problem.tasks if task.name in values}
+    found = {}
+    for task in problem.tasks:
+        if task.name in values:
+            with problem_code(f"the accuracy of task {task.name!r}"):
+                found[task.name] = task.accuracy(values[task.name])
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -193,26 +224,18 @@ def _train_epoch(
     problem: Problem, learner: Learner, scheduler: LambdaLR, batches: Batches, on_step: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Trains for an epoch; returns each task's mean loss and weight."""
-    losses, weights, fabric = Averages(), Averages(), learner.fabric
+    tasks, fabric = [task.name for task in problem.tasks], learner.fabric
+    losses, weights = Averages(tasks), Averages(tasks)
     for batch in batches:
         on_step()
-        moved = problem.to_device(share(batch, fabric.global_rank, fabric.world_size), fabric.device)
-        step_losses, step_weights = learner.step(moved)
-        if step_losses or fabric.world_size > 1:  # other devices may have labels
+        moved = learner.to_device(share(batch, fabric.global_rank, fabric.world_size))
+        step = learner.step(moved)
+        if step.losses or fabric.world_size > 1:  # other devices may have labels
             scheduler.step()
-        losses.add(step_losses)
-        weights.add(step_weights)
-    means = _over_ranks(losses.means()) if fabric.world_size > 1 else losses.means()
+        losses.add(step.losses, step.counts)
+        weights.add(step.weights)
+    means = losses.means(learner.sum_over_devices)
     for name, value in means.items():
         if not math.isfinite(value):
             raise DivergedError(f"the loss of {name!r} became {value}")
     return means, weights.means()
-
-
-def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
-    """Averages what every device found, over those that found something."""
-    everyone: list[dict[str, float]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, dict(means))
-    names = dict.fromkeys(name for found in everyone for name in found)
-    found = {name: [one[name] for one in everyone if name in one] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -53,7 +53,7 @@ class Trial:
             place of those below.
         device, devices, precision, strategy: where and how it runs, as Lightning Fabric takes them; of several devices
             each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
-            states over them by `fully_shard`; such a run has no checkpoint.
+            states over them by `fully_shard`.
         reference: main measures on validation by task, against which epochs are scored: of single-task runs of the
             same seed, or of equal weights. None where there is nothing of the kind: a single-task run is scored by its
             measure itself, another one by its gain over its own first epoch.

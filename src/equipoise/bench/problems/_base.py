@@ -87,6 +87,14 @@ class Task(ABC):
         All that is supervised for the task belongs here, intermediate predictions as well as final ones.
         """
 
+    def labels(self, batch: Batch) -> int | Tensor | None:
+        """Returns how many labels `loss` is the mean over, 0-dim; None: that is not known, for any batch.
+
+        Several devices share a batch and each has its part's mean: these are averaged by the numbers of labels, which
+        gives the mean over the whole batch, and with equal weight where the numbers are not known. That is the default.
+        """
+        return None
+
     @abstractmethod
     def metrics(self) -> MetricCollection:
         """Returns fresh metrics for one evaluation; what they compute has every measure's name as a key.

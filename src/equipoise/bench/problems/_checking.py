@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.bench.problems._base import SCHEDULES, Problem, Splits, Task, Tensors, Training
+from equipoise.bench.problems._errors import place_of
 from equipoise.bench.problems._tasks import Classification, Regression
 
 BATCHES = 4
@@ -23,8 +22,6 @@ BATCHES = 4
 
 MIN_MISSING = 0.01
 """A share of one odd value among a task's labels above which it looks like a code for "missing"."""
-
-HERE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ class _Findings:
         except _StopError:
             raise
         except Exception as error:
-            self.wrong(name, f"{type(error).__name__}: {error}{_place(error)}")
+            place, code = place_of(error)
+            self.wrong(name, f"{type(error).__name__}: {error} ({place}: {code})")
             raise _StopError from error
 
 
@@ -350,13 +348,3 @@ def _sharing(network: nn.Module, losses: Mapping[str, Tensor], findings: _Findin
 def _stop_if_wrong(findings: _Findings) -> None:
     if any(finding.level == "wrong" for finding in findings.found):
         raise _StopError
-
-
-def _place(error: BaseException) -> str:
-    """Where in the person's own file an error came from, as " (file, line N: code)"."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(HERE) and "site-packages" not in frame.filename
-    ]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""

@@ -44,6 +44,11 @@ class SegmentationTask(Task):
             predictions[self.name], labels, ignore_index=-1, label_smoothing=self.label_smoothing
         )
 
+    def labels(self, batch: Batch) -> int | Tensor:
+        """Returns the number of labelled pixels."""
+        labels: Tensor | None = batch.get(self.name)
+        return 0 if labels is None else (labels != -1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns mIoU and pixel accuracy."""
         return MetricCollection(Segmentation(self.classes))
@@ -82,6 +87,11 @@ class DepthTask(Task):
             return None
         errors: Tensor = (predictions[self.name] - labels.nan_to_num()).abs()
         return errors.where(valid, 0).sum() / valid.sum()
+
+    def labels(self, batch: Batch) -> int | Tensor:
+        """Returns the number of valid pixels."""
+        labels: Tensor | None = batch.get(self.name)
+        return 0 if labels is None else labels.isfinite().sum()
 
     def metrics(self) -> MetricCollection:
         """Returns absolute and relative error and the shares within 1.25, 1.25² and 1.25³."""
@@ -126,6 +136,11 @@ class NormalsTask(Task):
         cosines = functional.cosine_similarity(predictions[self.name], labels.nan_to_num(), dim=1)
         return 1 - cosines.where(valid, 0).sum() / valid.sum()
 
+    def labels(self, batch: Batch) -> int | Tensor:
+        """Returns the number of valid pixels."""
+        labels: Tensor | None = batch.get(self.name)
+        return 0 if labels is None else labels.isfinite().all(1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns mean and median angle and the shares within 11.25°, 22.5° and 30°."""
         return MetricCollection(AngularErrors())
@@ -162,6 +177,10 @@ class DeeplySupervised(Task):
         losses = [self.task.loss({self.name: prediction}, batch) for prediction in found]
         known = [loss for loss in losses if loss is not None]
         return torch.stack(known).sum() if known else None
+
+    def labels(self, batch: Batch) -> int | Tensor | None:
+        """Returns the task's number of labels."""
+        return self.task.labels(batch)
 
     def metrics(self) -> MetricCollection:
         """Returns the task's metrics."""

@@ -41,6 +41,14 @@ class DetectionTask(Task):
     def detect(self, predictions: Predictions, size: tuple[int, int]) -> list[Objects]:
         """Returns what was detected in every picture of a batch of pictures of that height and width."""
 
+    def labels(self, batch: Batch) -> int:
+        """Returns the number of boxes, by which the losses are divided; pictures without any count as one box.
+
+        Anchors that have a box are about as many times more in every picture.
+        """
+        rows, objects = _labelled(batch)
+        return max(1, sum(len(one["boxes"]) for one in objects)) if rows else 0
+
     def metrics(self) -> MetricCollection:
         """Returns mean average precision by VOC's rule of 2012."""
         from equipoise.bench.metrics.detection import VOCDetection  # torchvision; the rest does without

@@ -38,6 +38,11 @@ class Classification(Task):
         logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
         return functional.cross_entropy(logits, labels) if len(labels) else None
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        labels: Tensor = batch[self.name]
+        return (labels != -1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns accuracy (share of samples that are right) and macro F1."""
         return MetricCollection(
@@ -79,6 +84,11 @@ class BinaryClassification(Task):
         """Returns the mean binary cross-entropy over labelled samples."""
         logits, labels = self._labelled(predictions, batch)
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) if len(labels) else None
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        labels: Tensor = batch[self.name]
+        return (labels != -1).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns the area under the ROC curve and average precision."""
@@ -123,6 +133,10 @@ class Regression(Task):
         """Returns the mean loss over labelled samples."""
         values, labels = self._labelled(predictions, batch)
         return self.function(values, labels) if len(labels) else None
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        return (~torch.isnan(batch[self.name])).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns mean squared error, mean absolute error and R²."""

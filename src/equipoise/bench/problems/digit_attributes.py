@@ -125,6 +125,10 @@ class Attribute(Task):
         """Returns the mean binary cross-entropy."""
         return functional.binary_cross_entropy_with_logits(predictions[:, self.index], batch["answers"][:, self.index])
 
+    def labels(self, batch: Batch) -> int:
+        """Returns the number of samples."""
+        return len(batch["answers"])
+
     def metrics(self) -> MetricCollection:
         """Returns F1 and accuracy."""
         return MetricCollection(

@@ -97,6 +97,10 @@ class Sum(Task):
         """Returns the mean squared error."""
         return functional.mse_loss(predictions["sum"], batch["sum"])
 
+    def labels(self, batch: Batch) -> int:
+        """Returns the number of samples."""
+        return len(batch["sum"])
+
     def metrics(self) -> MetricCollection:
         """Returns mean squared error, mean absolute error and the share of rounded sums that are right."""
         return MetricCollection({"MSE": MeanSquaredError(), "MAE": MeanAbsoluteError(), "right": RoundedAccuracy()})

@@ -59,6 +59,11 @@ class Amount(Task):
         logarithms = predictions[self.name].reshape(len(labels))[labelled]
         return poisson_deviance(logarithms, labels[labelled]).mean() if len(logarithms) else None
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples."""
+        labels: Tensor = batch[self.name]
+        return (~labels.isnan()).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns deviance, D² and mean absolute error."""
         return MetricCollection(PoissonErrors())

@@ -41,6 +41,7 @@ from equipoise.bench.experiment.tables import (
     notes,
     numbers,
     shown_columns,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def to_html(result: Result) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         problem=result.problem,
         quick=result.settings.quick,
+        unfinished=unfinished(result),
         use=_unbroken(found.use),
         verdict=_unbroken(found.sentences[0]),
         others=[_unbroken(sentence) for sentence in found.sentences[1:]],

@@ -37,7 +37,7 @@ class MultiLabel(Task):
 
     def __init__(self, name: str, labels: int, measures: Sequence[Measure], key: str | None = None) -> None:
         self.name = name
-        self.labels = labels
+        self.width = labels
         self.measures = tuple(measures)
         self.key = key or name
 
@@ -49,10 +49,14 @@ class MultiLabel(Task):
             return None
         return functional.binary_cross_entropy_with_logits(predictions[self.name][known], labels[known].float())
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labels that are there."""
+        return (self._labels(batch) != -1).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns average precision or F1, by the measures' names."""
         kinds = {measure: MeanF1 if measure in (F1, MEAN_F1) else MeanAveragePrecision for measure in self.measures}
-        return MetricCollection({measure.name: kind(self.labels) for measure, kind in kinds.items()})
+        return MetricCollection({measure.name: kind(self.width) for measure, kind in kinds.items()})
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds logits and labels."""
@@ -62,7 +66,7 @@ class MultiLabel(Task):
 
     def _labels(self, batch: Batch) -> Tensor:
         labels: Tensor = batch[self.key]
-        return labels.reshape(len(labels), self.labels)
+        return labels.reshape(len(labels), self.width)
 
 
 class Expression(Classification):
@@ -106,6 +110,11 @@ class ValenceArousal(Task):
         concordance: Tensor = 2 * covariance / (spreads + apart + EPSILON)
         return 1 - concordance.mean()
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labelled samples; of its parts a concordance is no mean, by whatever weights."""
+        labels: Tensor = batch[self.name]
+        return (~labels.isnan().any(1)).sum()
+
     def metrics(self) -> MetricCollection:
         """Returns the mean of both concordance correlation coefficients."""
         return MetricCollection({"CCC": Concordance(2)})
@@ -137,6 +146,11 @@ class Dimensions(Task):
         if not known.any():
             return None
         return functional.l1_loss(predictions[self.name][known], labels[known])
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Returns the number of labels that are there."""
+        labels: Tensor = batch[self.name]
+        return (~labels.isnan()).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns mean absolute and mean squared error."""
