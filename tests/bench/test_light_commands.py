@@ -55,7 +55,10 @@ def test_help_lists_and_typing_errors_need_nothing_heavy():
 
 
 def test_importing_the_package_imports_no_pytorch():
-    script = "import sys, equipoise; assert 'torch' not in sys.modules; equipoise.EMA; assert 'torch' in sys.modules"
+    script = (
+        "import sys, equipoise, equipoise.bench; assert 'torch' not in sys.modules; equipoise.EMA; "
+        "assert 'torch' in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

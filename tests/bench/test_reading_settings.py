@@ -2,17 +2,18 @@
 
 import pytest
 
-from equipoise.bench.cli._comparing import read_settings
+from equipoise.bench.experiment.asking import read_settings
 from equipoise.bench.experiment.checking import check
 from equipoise.bench.experiment.protocol import announced
-from equipoise.bench.experiment.settings import Settings, SettingsError
+from equipoise.bench.experiment.settings import Settings, SettingsError, parse_hyperparameters
 from equipoise.bench.problems import Problem, Regression, Splits, Tensors, Training
 
 
 def read(**options):
-    given = dict.fromkeys(("lr", "weight_decay", "epochs", "batch_size", "set_", "config", "grid"))
+    given = dict.fromkeys(("lr", "weight_decay", "epochs", "batch_size", "grid"))
     given |= {"problem": "digits", "methods": "ew", "seeds": 3, "quick": True, "device": "cpu", "tune": False}
     given |= {"devices": 1, "precision": "32-true", "strategy": "auto", "monitor_every": 0}
+    given["hyperparameters"] = parse_hyperparameters(options.pop("set_", []), None)
     return read_settings(**{**given, **options})
 
 

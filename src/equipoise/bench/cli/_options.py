@@ -7,12 +7,6 @@ from typing import Annotated
 
 import typer
 
-REPORT = "report.html"
-"""The page in a run folder."""
-
-MONITOR_EVERY = 50
-"""Steps between samples of the balance monitor."""
-
 Epochs = Annotated[
     str | None,
     typer.Option(

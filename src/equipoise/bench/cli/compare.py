@@ -11,7 +11,6 @@ from equipoise.bench.cli._app import app
 from equipoise.bench.cli._catalogue import check_problem, check_rows, complete_problem, complete_rows
 from equipoise.bench.cli._console import answering, console, say_loading
 from equipoise.bench.cli._options import (
-    MONITOR_EVERY,
     BatchSize,
     Budget,
     Device,
@@ -28,17 +27,7 @@ from equipoise.bench.cli._options import (
     Tune,
     Workers,
 )
-
-DEFAULT_METHODS = "ew,fixed,uw,ema,imtl-g,mao"
-"""Few, since every one more makes a difference harder to show: equal weights, the best fixed ones, which whoever
-balances has to beat, and one of each kind: learned weights, weights from losses alone, from gradients, and an optimizer
-that balances by itself."""
-
-DEFAULT_SEEDS = 6
-"""The fewest that show how differences between seeds are distributed, and whose bootstrap intervals can reach 95 %."""
-
-DEFAULT_MAX_SEEDS = 20
-"""Seeds at the last look of `--until-decided`: with so many a lead as large as its spread over seeds is shown."""
+from equipoise.bench.defaults import MAX_SEEDS, METHODS, MONITOR_EVERY, SEEDS
 
 
 @app.command(
@@ -70,13 +59,13 @@ def compare(
             "searched. `ema@sgd`, `ema@muon`: another optimizer than AdamW. `replay:ema`: the mean weights of ema, "
             "fixed.",
         ),
-    ] = DEFAULT_METHODS,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; with --until-decided at first.")] = DEFAULT_SEEDS,
+    ] = METHODS,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; with --until-decided at first.")] = SEEDS,
     until_decided: Annotated[
         bool, typer.Option("--until-decided", help="Add seeds, at looks planned in advance, until the verdict decides.")
     ] = False,
     max_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds at the last look.", show_default=str(DEFAULT_MAX_SEEDS))
+        int | None, typer.Option(min=1, help="Seeds at the last look.", show_default=str(MAX_SEEDS))
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the problem's.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay; default: the problem's.")] = None,
@@ -121,8 +110,11 @@ def compare(
         check_problem(problem)
         check_rows(methods.split(","))
         say_loading(problem)
-        from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
+        from equipoise.bench.cli._comparing import carry_out, check_some_finished
+        from equipoise.bench.experiment.asking import default_folder, read_settings
+        from equipoise.bench.experiment.settings import parse_hyperparameters
 
+        folder = out or default_folder(problem, model, quick)
         if model is not None:
             from equipoise.bench.problems import with_model
 
@@ -136,8 +128,7 @@ def compare(
             epochs=epochs,
             batch_size=batch_size,
             quick=quick,
-            set_=set_,
-            config=config,
+            hyperparameters=parse_hyperparameters(set_ or [], config),
             device=device,
             tune=tune,
             grid=grid,
@@ -145,20 +136,13 @@ def compare(
             match_time=match is Match.TIME,
             baselines=baselines,
             until_decided=until_decided,
-            max_seeds=max_seeds or (max(DEFAULT_MAX_SEEDS, seeds) if until_decided else None),
+            max_seeds=max_seeds,
             devices=devices,
             precision=precision,
             strategy=strategy,
             monitor_every=monitor_every,
         )
-        if methods == DEFAULT_METHODS:
+        if methods == METHODS:
             console.print("Methods were chosen for you: few, so that a difference can show; --methods takes others.")
-        name = "-".join(filter(None, [_stem(problem), model, "quick" if quick else None]))
-        folder = out or Path("runs") / name
         result = carry_out(settings, folder, workers, storage, study)
         check_some_finished(result)
-
-
-def _stem(problem: str) -> str:
-    """What a problem's folder is called: its name, or its file's."""
-    return Path(problem.partition("?")[0].partition(":")[0]).stem

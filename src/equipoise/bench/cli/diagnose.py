@@ -34,7 +34,7 @@ def diagnose(
         check_problem(problem)
         import io
 
-        from equipoise.bench.cli._comparing import check_rate, find_device
+        from equipoise.bench.experiment.asking import check_rate, find_device
         from equipoise.bench.experiment.diagnosis import diagnose_problem
         from equipoise.bench.experiment.folder import FolderError, RunFolder
         from equipoise.bench.problems import load_problem

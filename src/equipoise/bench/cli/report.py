@@ -11,7 +11,7 @@ import typer
 
 from equipoise.bench.cli._app import app
 from equipoise.bench.cli._console import answering
-from equipoise.bench.cli._options import REPORT
+from equipoise.bench.defaults import REPORT
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result

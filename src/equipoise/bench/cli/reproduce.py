@@ -14,7 +14,6 @@ from equipoise.bench.cli._app import app
 from equipoise.bench.cli._catalogue import check_rows
 from equipoise.bench.cli._console import answering, console, say_loading
 from equipoise.bench.cli._options import (
-    MONITOR_EVERY,
     BatchSize,
     Device,
     Devices,
@@ -30,6 +29,7 @@ from equipoise.bench.cli._options import (
     Tune,
     Workers,
 )
+from equipoise.bench.defaults import MONITOR_EVERY
 
 
 @app.command(
@@ -83,7 +83,8 @@ def reproduce(
     with answering(), ExitStack() as stack:
         check_rows((methods or "").split(","))
         say_loading(name or "the experiments")
-        from equipoise.bench.cli._comparing import carry_out, check_some_finished, read_settings
+        from equipoise.bench.cli._comparing import carry_out, check_some_finished
+        from equipoise.bench.experiment.asking import read_settings
         from equipoise.bench.experiment.folder import RunFolder
         from equipoise.bench.experiment.reproduce import (
             find_experiment,
@@ -96,6 +97,7 @@ def reproduce(
             reproduction_remarks,
             write_samples,
         )
+        from equipoise.bench.experiment.settings import parse_hyperparameters
 
         experiment = find_experiment(name)
         if out is None:
@@ -113,8 +115,7 @@ def reproduce(
             epochs=epochs,
             batch_size=batch_size,
             quick=False,
-            set_=set_,
-            config=None,
+            hyperparameters=parse_hyperparameters(set_ or [], None),
             device=device,
             tune=tune,
             grid=grid,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from equipoise.bench.experiment.chart import LIGHT, Chart, Panel, Theme, log_scale, said, save, short, styled
@@ -27,17 +28,22 @@ LABEL_HEIGHT = 0.055
 """The least distance of two labels, as a share of a panel's height."""
 
 
-def draw_all(result: Result) -> dict[str, bytes]:
-    """Returns file name → PNG, every chart in one piece."""
+def draw(result: Result, names: Collection[str] = ()) -> dict[str, Figure]:
+    """Returns name → figure, every chart in one piece; of those named alone, if any are."""
     quick = " (quick)" if result.settings.quick else ""
     seeds = count(result.summary.seeds, "seed")
     with LIGHT.applied():
         return {
-            f"{chart.name}.png": save(
-                chart.whole(LIGHT, f"{result.problem.name}{quick}: {chart.title}, {seeds}"), "png"
-            )
+            chart.name: chart.whole(LIGHT, f"{result.problem.name}{quick}: {chart.title}, {seeds}")
             for chart in charts(result)
+            if not names or chart.name in names
         }
+
+
+def draw_all(result: Result, names: Collection[str] = ()) -> dict[str, bytes]:
+    """Returns file name → PNG, of what `draw` returns."""
+    with LIGHT.applied():
+        return {f"{name}.png": save(figure, "png") for name, figure in draw(result, names).items()}
 
 
 def charts(result: Result) -> list[Chart]:

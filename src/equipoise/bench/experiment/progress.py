@@ -1,4 +1,4 @@
-"""Says how a comparison goes on: a progress bar in a terminal, a line per run elsewhere, and what is left."""
+"""Says how a comparison goes on: a bar in a terminal or notebook, a line per run elsewhere, and what is left."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class ConsoleProgress:
 
     def __init__(self, console: Console, problem: Problem, methods: Sequence[str], workers: int) -> None:
         self._console = console
+        self._lines = not (console.is_terminal or console.is_jupyter)  # where there is no bar
         self._tasks = problem.tasks
         self._methods, self._workers = methods, workers
         self._estimate: Estimate | None = None
@@ -55,7 +56,7 @@ class ConsoleProgress:
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=self._lines,
         )
         self._id: TaskID | None = None
         self._runs = self._epochs = self._done = 0
@@ -99,13 +100,13 @@ class ConsoleProgress:
             self._say(f"The first results in {in_words(first)}, all in {left}.")
 
     def run(self, record: Record) -> None:
-        """Counts a run and, outside a terminal or if it failed, says what came of it."""
+        """Counts a run and, where there is no bar or if it failed, says what came of it."""
         assert self._estimate is not None
         self._done += 1
         self._estimate.finished(record)
         self._foretold = True
         left = self._left()
-        if not self._console.is_terminal or record["status"] != "finished":
+        if self._lines or record["status"] != "finished":
             self._say(
                 f"[{self._done}/{self._runs}] {describe(record)}{self._measures(record)}{left and f'; {left} left'}"
             )
@@ -127,7 +128,7 @@ class ConsoleProgress:
         """Says that time and memory are being measured."""
         if self._id is not None:
             self._bar.update(self._id, description="measuring time and memory")
-        if not self._console.is_terminal:
+        if self._lines:
             self._console.print("Measuring time per step and memory.")
 
     def _measures(self, record: Record) -> str:

@@ -189,9 +189,7 @@ def to_latex(result: Result) -> str:
 
 def to_rich(result: Result) -> Table:
     """Returns the table for a terminal: main measures and Δm, or Δm alone if there are many tasks."""
-    columns = [column for column in result.summary.columns if column.main]
-    if len(columns) > WIDE + 1:
-        columns = [column for column in columns if column.task is None]
+    columns = shown_columns(result)
     title = f"{result.problem.name}{' (quick)' if result.settings.quick else ''}"
     if result.unfinished:
         title += f"\n{unfinished(result)}"
@@ -207,6 +205,12 @@ def to_rich(result: Result) -> Table:
         row = [_text(shown) for shown in entries(result, tests, method, columns)]
         table.add_row(Text(method), *row, *numbers(result, method), end_section=method == SINGLE)
     return table
+
+
+def shown_columns(result: Result) -> list[Column]:
+    """Returns what a screen has room for: main measures and Δm, or Δm alone if there are many tasks."""
+    columns = [column for column in result.summary.columns if column.main]
+    return columns if len(columns) <= WIDE + 1 else [column for column in columns if column.task is None]
 
 
 def head_of(column: Column) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
+import secrets
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
+from weakref import WeakValueDictionary
 
 from equipoise._importing import import_place
 from equipoise.bench.errors import BenchError
@@ -37,6 +40,13 @@ PROBLEMS = {
 """Name → where its class stands; imported only when asked for."""
 
 
+_OBJECTS: WeakValueDictionary[str, Problem] = WeakValueDictionary()
+"""Name → problem that was given as an object, as long as somebody holds it."""
+
+OBJECT = re.compile(r"[\w-]+#[0-9a-f]{8}")
+"""What `name_object` returns."""
+
+
 class ProblemError(BenchError):
     """A problem cannot be had; the message says why and what to do."""
 
@@ -54,6 +64,8 @@ def load_problem(name: str) -> Problem:
     Raises:
         ProblemError: there is none; what is there is no Problem; or it does not take the options.
     """
+    if OBJECT.fullmatch(name):
+        return _object(name)
     plain, options = split_options(name)
     value = _find(plain)
     if callable(value) and not isinstance(value, Problem):
@@ -68,6 +80,33 @@ def load_problem(name: str) -> Problem:
             "(see examples/tabular.py)."
         )
     return problem
+
+
+def name_object(problem: Problem) -> str:
+    """Returns a name by which `load_problem` finds this very object, in this process alone, always the same.
+
+    Every object has another one: nobody can tell from outside whether two of them are the same problem.
+    """
+    for name, known in _OBJECTS.items():
+        if known is problem:
+            return name
+    name = f"{re.sub(r'[^0-9a-zA-Z_-]+', '-', problem.name).strip('-') or 'problem'}#{secrets.token_hex(4)}"
+    _OBJECTS[name] = problem
+    return name
+
+
+def is_object(name: str) -> bool:
+    """Whether a name is `name_object`'s."""
+    return OBJECT.fullmatch(name) is not None
+
+
+def _object(name: str) -> Problem:
+    if name not in _OBJECTS:
+        raise ProblemError(
+            f"{name} is no problem of this process: it was given as an object to another one. What is to be had "
+            "anywhere is named, as my_problem.py:problem."
+        )
+    return _OBJECTS[name]
 
 
 def with_options(name: str, **options: Any) -> str:

@@ -35,12 +35,12 @@ from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
     TIME,
-    WIDE,
     Entry,
     entries,
     head_of,
     notes,
     numbers,
+    shown_columns,
     unfinished,
 )
 
@@ -84,8 +84,7 @@ class Section:
 def to_html(result: Result) -> str:
     """Returns the report: a page that needs no other file, no network and no JavaScript."""
     summary = result.summary
-    main = [column for column in summary.columns if column.main]
-    shown = main if len(main) <= WIDE + 1 else main[-1:]
+    shown = shown_columns(result)
     found = judge_result(result)
     recorded, damaged = recordings(result)
     style = _part("report.css")
