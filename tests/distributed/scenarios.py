@@ -110,7 +110,7 @@ class Trainer:
         self.method = eq.make_method(
             name, self.model, TASKS, lr=0.02, weight_decay=0.01, potentials=potentials, **options
         )
-        if optimizer == "sgd" and name != "mao":
+        if optimizer == "sgd" and self.method.balancer is not None:
             groups = [{"params": group["params"]} for group in self.method.optimizer.param_groups]
             self.method.optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9)
 
