@@ -191,11 +191,19 @@ class SingleTask(Method):
         own = {self.task: losses[self.task]} if self.task in losses else {}
         return super().loss(own, None if counts is None else {task: counts[task] for task in own})
 
-    def _check(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> None:
+    def _check(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None, graph: bool = True
+    ) -> None:
         if not isinstance(losses, Mapping) or losses or not self.balancer.takes_empty:
-            check_losses(losses, self.tasks)
+            check_losses(losses, self.tasks, graph=graph)
         if counts is not None:
             check_counts(counts, losses, self.tasks)
+
+    def observe_validation(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None
+    ) -> None:
+        """Does nothing beyond checking: there is nothing to balance."""
+        self.balancer.ranks.checked(self._check, losses, counts, False)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""
