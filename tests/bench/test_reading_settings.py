@@ -23,6 +23,16 @@ def test_rows_that_others_need_are_there_too():
     assert read(methods="mao,ew", baselines=False).methods == ("mao", "ew")
 
 
+def test_a_replay_takes_its_configuration_from_what_it_replays():
+    import torch
+
+    split = Tensors(input=torch.zeros(8, 2))
+    settings = read(methods="replay:ema", set_=["ema.beta=0.2"], batch_size=4)
+    check(settings, Line(), Splits(split, split, split))
+    assert settings.hyperparameters_of("ema") == {"beta": 0.2}
+    assert settings.hyperparameters_of("replay:ema") == {}
+
+
 def test_looks_are_planned_in_advance():
     settings = read(seeds=6, until_decided=True, max_seeds=20)
     assert settings.looks[0] == 6
@@ -83,6 +93,10 @@ class Line(Problem):
         ({"methods": "amtl", "baselines": False}, "amtl needs single-task accuracies, and --no-baselines leaves"),
         ({"methods": "single:a"}, "single:a is always trained"),
         ({"methods": "replay:single:a"}, "single:a is always trained"),
+        ({"methods": "single:b1"}, r"single:b1: there is no task 'b1'; the tasks are a, b\. Did you mean b\?"),
+        ({"methods": "ema", "set_": ["emma.beta=0.2"]}, r"given for emma, which is not compared.* Did you mean ema\?"),
+        ({"methods": "ema", "set_": ["prioritys.a=2"]}, r"given for prioritys, .* Did you mean priorities\?"),
+        ({"set_": ["priorities.aa=2"]}, r"--set priorities\.aa: there is no task 'aa'; .* Did you mean a\?"),
     ],
 )
 def test_rows_that_cannot_be(options, message):

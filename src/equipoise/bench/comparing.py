@@ -43,6 +43,7 @@ def compare(
     hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     priorities: Mapping[str, float] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     tune: bool = False,
     grid: str | Iterable[float] | None = None,
     budget: int | None = None,
@@ -83,6 +84,7 @@ def compare(
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them.
         priorities: task → how much it is wanted.
         out: the run folder; None: `runs/NAME`.
+        overwrite: begin anew; what a comparison has left in the run folder and its study is lost.
         tune: choose each method's learning rate on validation.
         grid: the rates to try first; None: each optimizer's own.
         budget: configurations to try of every method and baseline.
@@ -151,7 +153,8 @@ def compare(
     console = _console(progress)
     with _as_it_was(settings.device) as threads:
         with _options_as_in_python():
-            comparison = Comparison(settings, folder if out is None else Path(out), storage, study)
+            place = folder if out is None else Path(out)
+            comparison = Comparison(settings, place, storage, study, overwrite)
         for sentence in announced(comparison.settings):
             console.print(sentence, markup=False, highlight=False)
         with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as shown:

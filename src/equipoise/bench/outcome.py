@@ -30,6 +30,7 @@ from equipoise.bench.experiment.tables import (
     shown_columns,
     to_frame,
     to_rich,
+    unfinished,
     verdict,
 )
 
@@ -65,10 +66,10 @@ class Outcome:
 
     @classmethod
     def load(cls, folder: str | Path) -> Outcome:
-        """Returns the outcome of a comparison from its run folder; nothing is trained.
+        """Returns the outcome of a comparison from its run folder, finished or not; nothing is trained.
 
         Raises:
-            FolderError: there is no finished comparison in it.
+            FolderError: there is no comparison in it, or no run of it is finished.
             ProblemError: its problem cannot be had.
         """
         return cls(load_result(Path(folder)))
@@ -132,6 +133,7 @@ class Outcome:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         return environment.from_string(template.read_text(encoding="utf-8")).render(
             verdict=self.verdict,
+            unfinished=unfinished(result),
             quick=result.settings.quick,
             heads=[*map(head_of, columns), RANK, TIME, MEMORY],
             rows=[

@@ -1,20 +1,27 @@
 """`equipoise.bench.compare`: a comparison from Python, and what it returns."""
 
 import inspect
+import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
-from comparisons import Errors, make_result
+from comparisons import Errors, make_result, tuned
 from torch import nn
 
 from equipoise.bench import Outcome, compare
 from equipoise.bench.cli.compare import compare as command
 from equipoise.bench.comparing import _console
-from equipoise.bench.experiment.folder import FolderError
+from equipoise.bench.experiment.execution import open_problem
+from equipoise.bench.experiment.folder import FolderError, RunFolder, file_name
+from equipoise.bench.experiment.pictures import charts
+from equipoise.bench.experiment.protocol import what_it_does
 from equipoise.bench.experiment.report.repeat import command as repeated
+from equipoise.bench.experiment.rows import spec_of
 from equipoise.bench.experiment.settings import SettingsError
+from equipoise.bench.experiment.tuning import space_of
 from equipoise.bench.problems import (
     Problem,
     ProblemError,
@@ -25,6 +32,7 @@ from equipoise.bench.problems import (
     load_problem,
     name_object,
 )
+from equipoise.search_space import Range
 
 
 class Lines(Problem):
@@ -166,3 +174,152 @@ def test_a_notebook_without_widgets_has_a_line_a_run(monkeypatch):
     assert not _console(True).is_jupyter
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert _console(True).is_jupyter
+
+
+PROBLEM = f"""
+import torch
+from torch import nn
+from equipoise.bench.problems import Problem, Regression, Splits, Tensors, Training
+
+
+{inspect.getsource(Lines)}
+
+{inspect.getsource(Both)}
+
+"""
+
+METHOD = '''
+import equipoise as eq
+from equipoise.search_space import Range
+
+
+class Inverse(eq.Weighting):
+    """Every loss by its inverse, to a power."""
+
+    search_space = {"power": Range(0.25, 4.0, log=True)}
+
+    def __init__(self, power=1.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, losses):
+        return losses**-self.power
+
+
+class Lacking(eq.Weighting):
+    def forward(self, losses):
+        return losses * {}["scale"]
+
+
+class Unmade(Inverse):
+    def __init__(self):
+        self.scale = {}["scale"]
+'''
+
+
+def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch):
+    """An edited file is another method; an error in one says where it stands."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "own" / "my_method.py"
+    place.parent.mkdir()
+    place.write_text(METHOD)
+    row = "own/my_method.py:Inverse"
+    problem, given = Lines(), {"seeds": 1, "progress": False, "hyperparameters": {row: {"power": 0.5}}}
+    rows = ["ew", row, f"replay:{row}", "own/my_method.py:Lacking"]
+    first = compare(problem, rows, **given)
+    records = {record["method"]: record for record in first.result.records}
+    assert records[row]["hyperparameters"] == {"power": 0.5}
+    failed = records["own/my_method.py:Lacking"]
+    assert failed["message"] == "KeyError: 'scale' (own/my_method.py, line 21)"
+    assert failed["block"].splitlines()[2].strip() == 'return losses * {}["scale"]'
+    assert what_it_does(row) == f"Every loss by its inverse, to a power ({row})"
+    assert space_of("adamw", spec_of(row), (), {}, rates=True)["power"] == Range(0.25, 4.0, log=True)
+    assert f"--set {row}.power=0.5" in repeated(replace(first.result.settings, problem="mine.py:problem"))
+    monitors = [path.name for path in (tmp_path / "runs" / "two-lines" / "monitor").iterdir()]
+    assert len(monitors) == 3
+    assert any(name.startswith("own-my_method.py-Inverse-") for name in monitors)
+    place.write_text(METHOD.replace("-self.power", "-2"))
+    again = compare(problem, rows[:3], **given)
+    edited = {record["method"]: record for record in again.result.records}
+    assert edited["ew"] == records["ew"]
+    assert edited[row]["run"] != records[row]["run"]
+    with pytest.raises(SettingsError, match=r"Unmade: KeyError: 'scale' \(own/my_method\.py, line 26\)"):
+        compare(problem, "own/my_method.py:Unmade", progress=False, out="unmade")
+
+
+def test_an_edited_file_is_read_anew(tmp_path, monkeypatch):
+    """Also within a process that has read it before: the file's digest says that it is another one."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "mine.py"
+    place.write_text(METHOD)
+    assert list(spec_of("mine.py:Inverse").hyperparameters) == ["power"]
+    place.write_text(METHOD.replace("power", "exponent"))
+    assert list(spec_of("mine.py:Inverse@sgd").hyperparameters) == ["exponent"]
+    place.write_text(f"{PROBLEM}problem = Lines()\n")
+    assert open_problem("mine.py:problem", False)[0] is open_problem("mine.py:problem", False)[0]
+    place.write_text(f"{PROBLEM}problem = Lines()\nproblem.description = 'edited'\n")
+    assert open_problem("mine.py:problem", False)[0].description == "edited"
+
+
+def test_names_of_files_are_no_paths():
+    names = [
+        "ew",
+        "replay:ema@sgd",
+        "single:a b",
+        "my.py:A",
+        "./my.py:A",
+        "../my.py:A",
+        "/" + 200 * "long/" + "my.py:A",
+    ]
+    made = [file_name(name) for name in names]
+    assert made[:4] == ["ew", "replay-ema@sgd", "single-a-b", "my.py-A"]
+    assert len(set(made)) == len(made)
+    assert all(re.fullmatch(r"[\w@][\w.@-]{0,99}", name) for name in made)
+
+
+def test_what_holds_no_results_is_begun_anew_and_the_rest_if_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place, out, given = tmp_path / "mine.py", tmp_path / "out", {"seeds": 1, "progress": False, "out": "out"}
+    wrong = f"{PROBLEM}problem = Lines()\n"
+    place.write_text(wrong.replace("y = self.line(x)", "y = self.lines(x)"))
+    given |= {"workers": 1, "monitor_every": 0}
+    failed = compare("mine.py:problem", "ew,uw", **given)
+    assert {record["status"] for record in failed.result.records} == {"failed"}
+    place.write_text(wrong)
+    (out / "predictions").mkdir()
+    own = [out / "notes.txt", out / "predictions" / "mine.png"]
+    for path in own:
+        path.write_text("a person's")
+    fine = compare("mine.py:problem", "ew", lr=0.1, **given)  # another file, other settings: nothing is lost
+    assert fine.result.settings.methods == ("ew",)
+    assert {record["status"] for record in fine.result.records} == {"finished"}
+    assert not (out / "errors").exists()
+    before = (out / "runs.jsonl").read_bytes()
+    with pytest.raises(SettingsError, match=r"lr is 0\.1 there and 0\.01 here.* or `overwrite`, which begins anew"):
+        compare("mine.py:problem", "ew", lr=0.01, **given)
+    with pytest.raises(SettingsError, match="no hyperparameter gamma"):
+        compare("mine.py:problem", "ew", overwrite=True, hyperparameters={"ew": {"gamma": 1}}, **given)
+    assert (out / "runs.jsonl").read_bytes() == before
+    again = compare("mine.py:problem", "mao", lr=0.01, overwrite=True, **given)
+    assert again.result.settings.methods == ("mao",)
+    assert {record["lr"] for record in again.result.records} == {0.01}
+    assert all(path.read_text() == "a person's" for path in own)
+
+
+def test_clearing_a_folder_leaves_what_is_not_a_comparisons(tmp_path):
+    """All that a comparison is known to write goes, the study aside, and nothing else."""
+    result = make_result(folder=tmp_path)
+    row, run = "my/own.py:Inverse", "ew-0-0123456789abcdef"
+    written = ["settings.json", "costs.json", "runs.jsonl", "table.csv", "table.md", "paper.md", "report.html"]
+    written += [f"{chart.name}.png" for chart in charts(tuned(result))] + ["front.png"]
+    written += ["predictions/ew.png", f"monitor/{file_name(row)}-0.jsonl"]
+    written += [f"errors/{run}.txt", f"checkpoints/{run}/checkpoint.pt"]
+    own = ["study.db", "notes.txt", "my.png", "predictions/my.png", "monitor/ew.jsonl", "mine/results.png"]
+    for name in (*written, *own):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    RunFolder(tmp_path).clear(["ew", row])
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        own
+    )
+    assert not (tmp_path / "errors").exists()

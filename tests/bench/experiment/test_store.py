@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from equipoise.bench.experiment import store as module
-from equipoise.bench.experiment.database import StorageError, sqlite_url
+from equipoise.bench.experiment.database import StorageError, remove_damaged, sqlite_path, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.trial import Trial
@@ -323,3 +323,29 @@ def test_a_server_that_is_away_for_a_while_costs_no_record(store, monkeypatch):
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
     with pytest.raises(StorageError, match="the server closed the connection"):
         store.finish(claim, RECORD, {})
+
+
+def test_a_study_begun_anew_is_empty_and_has_its_workers(store):
+    store.set("settings", 1)
+    store.enqueue([DEFINITION])
+    waiting = Store(store.url, "name")
+    assert waiting.claim("me") is not None
+    Store(store.url, "another", create=True)  # the next study has another number
+    store.begin_anew()
+    assert store.get("settings") is None
+    assert states(store) == []
+    assert waiting.claim("me") is None
+    store.enqueue([DEFINITION])
+    assert waiting.claim("me") is not None
+
+
+def test_a_file_that_is_no_database_is_removed_and_any_other_stays(store, tmp_path):
+    store.set("settings", 1)
+    place = sqlite_path(store.url)
+    remove_damaged(place)
+    assert store.get("settings") == 1
+    damaged = tmp_path / "damaged.db"
+    remove_damaged(damaged)
+    damaged.write_bytes(b"no database " * 100)
+    remove_damaged(damaged)
+    assert not damaged.exists()

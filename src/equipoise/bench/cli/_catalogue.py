@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from equipoise.bench.errors import BenchError
+from equipoise.bench.errors import BenchError, did_you_mean
 
 FILE = Path(__file__).with_name("catalogue.json")
 GROUP = "equipoise.methods"
@@ -78,12 +77,6 @@ def check_problem(problem: str) -> None:
             f"Unknown problem {name!r}.{did_you_mean(name, problems())} `equipoise problems` lists them; "
             "one of your own is written my_problem.py:problem."
         )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns a question that names what is spelled nearly so, a blank before it; nothing if nothing is."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def complete_rows(incomplete: str) -> list[str]:

@@ -20,10 +20,16 @@ from equipoise.bench.experiment.tables import notes, to_frame, to_markdown, to_r
 
 
 def carry_out(
-    settings: Settings, folder: Path, workers: int | None, storage: str | None, study: str | None, smoke: bool = False
+    settings: Settings,
+    folder: Path,
+    workers: int | None,
+    storage: str | None,
+    study: str | None,
+    overwrite: bool,
+    smoke: bool = False,
 ) -> Result:
     """Carries a comparison out; writes and shows what came of it, unless the numbers mean nothing."""
-    comparison = Comparison(settings, folder, storage, study)
+    comparison = Comparison(settings, folder, storage, study, overwrite)
     if not smoke:
         for sentence in announced(comparison.settings):
             console.print(sentence, markup=False, highlight=False)

@@ -46,6 +46,10 @@ Storage = Annotated[
     typer.Option(help="Database for the runs, as `postgresql+psycopg://…`; default: a file in the run folder."),
 ]
 Study = Annotated[str | None, typer.Option(help="The comparison's name there; default: the folder's.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Begin anew; what a comparison has left in the run folder and its study is lost."),
+]
 Device = Annotated[str, typer.Option(help="Where to train, as PyTorch names it; `auto`: a GPU if there is one.")]
 Devices = Annotated[int, typer.Option(min=1, help="Devices for each run; they share every batch (Fabric's `devices`).")]
 Precision = Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mixed` or `16-mixed`.")]

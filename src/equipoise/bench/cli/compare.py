@@ -20,6 +20,7 @@ from equipoise.bench.cli._options import (
     Hyperparameters,
     Match,
     MonitorEvery,
+    Overwrite,
     Precision,
     Storage,
     Strategy,
@@ -96,6 +97,7 @@ def compare(
             help="Whether to train single-task baselines; without, gains are over equal weights.",
         ),
     ] = True,
+    overwrite: Overwrite = False,
     workers: Workers = None,
     storage: Storage = None,
     study: Study = None,
@@ -144,5 +146,5 @@ def compare(
         )
         if methods == METHODS:
             console.print("Methods were chosen for you: few, so that a difference can show; --methods takes others.")
-        result = carry_out(settings, folder, workers, storage, study)
+        result = carry_out(settings, folder, workers, storage, study, overwrite)
         check_some_finished(result)

@@ -22,6 +22,7 @@ from equipoise.bench.cli._options import (
     Hyperparameters,
     MonitorEvery,
     OnDamaged,
+    Overwrite,
     Precision,
     Storage,
     Strategy,
@@ -64,6 +65,7 @@ def reproduce(
     ] = None,
     tune: Tune = False,
     grid: Grid = None,
+    overwrite: Overwrite = False,
     workers: Workers = None,
     storage: Storage = None,
     study: Study = None,
@@ -125,7 +127,7 @@ def reproduce(
             monitor_every=0 if smoke else monitor_every,
         )
         given = hyperparameters_for(experiment, settings.methods, settings.hyperparameters, tune)
-        result = carry_out(replace(settings, hyperparameters=given), out, workers, storage, study, smoke)
+        result = carry_out(replace(settings, hyperparameters=given), out, workers, storage, study, overwrite, smoke)
         entries = measured(
             experiment, result.records, [task.name for task in result.problem.tasks], result.settings.methods
         )

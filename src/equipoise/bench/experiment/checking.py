@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from equipoise.bench.errors import did_you_mean
 from equipoise.bench.experiment.learner import build_method, make_fabric
 from equipoise.bench.experiment.plan import make_trial, start_of
 from equipoise.bench.experiment.rows import BASELINE, FIXED, STATIC, parts_of, replayed_by, spec_of, task_of
-from equipoise.bench.experiment.settings import OWN, Settings, SettingsError
+from equipoise.bench.experiment.settings import OWN, PRIORITIES, Settings, SettingsError
 from equipoise.bench.problems import Problem, Splits
+from equipoise.bench.problems._errors import in_own_code
 from equipoise.registry import BASE_OPTIMIZERS
 
 CONSTANT = ("ew", STATIC, FIXED)
@@ -24,13 +27,17 @@ def check(settings: Settings, problem: Problem, data: Splits) -> None:
     Raises:
         SettingsError: something is unknown, out of range, or does not go together.
     """
+    tasks = [task.name for task in problem.tasks]
     given_to = {"single", *settings.methods, *(parts_of(row)[0] for row in settings.methods)}
     unused = [name for name in settings.hyperparameters if name not in given_to]
     if unused:
         raise SettingsError(
             f"Hyperparameters are given for {', '.join(unused)}, which is not compared: "
             f"add it to --methods, or write one of {', '.join((*settings.methods, 'single'))}."
+            f"{did_you_mean(unused[0], [*given_to, PRIORITIES])}"
         )
+    for task in settings.priorities:
+        _check_task(task, tasks, f"--set {PRIORITIES}.{task}")
     if settings.batch_size > len(data.train):
         raise SettingsError(
             f"--batch-size {settings.batch_size} is more than the {len(data.train)} training samples: "
@@ -52,7 +59,17 @@ def check(settings: Settings, problem: Problem, data: Splits) -> None:
         _check_row(settings, row, problem, network)
 
 
+def _check_task(name: str, tasks: Sequence[str], where: str) -> None:
+    if name not in tasks:
+        raise SettingsError(
+            f"{where}: there is no task {name!r}; the tasks are {', '.join(tasks)}.{did_you_mean(name, tasks)}"
+        )
+
+
 def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Module) -> None:
+    single = task_of(replayed_by(row) or row)
+    if single is not None:
+        _check_task(single, [task.name for task in problem.tasks], row)
     if task_of(row) is not None and row in settings.methods:
         raise SettingsError(f"{row} is always trained: leave it out of --methods.")
     method, optimizer = parts_of(row)
@@ -72,7 +89,10 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
         raise SettingsError(f"{row}'s learning rate must be more than 0.")
     if (method == FIXED or source is not None) and (own := sorted(given.keys() - set(OWN))):
         raise SettingsError(f"{row} has no hyperparameter {', '.join(own)}: its weights are found, not given.")
-    spec = spec_of(row)
+    try:
+        spec = spec_of(row)
+    except Exception as error:  # whatever a file or a package raises when it is imported
+        raise SettingsError(f"{row}: {error}") from error
     potentials = {task.name: 0.5 for task in problem.tasks} if spec is not None and spec.needs_potentials else None
     if spec is not None and spec.needs_potentials and not settings.baselines and "potentials" not in given:
         raise SettingsError(
@@ -82,5 +102,8 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
     start = start_of(settings, row)
     try:
         build_method(problem, make_trial(settings, row, 0, start, potentials=potentials), network)
-    except (ImportError, ValueError, TypeError) as error:
-        raise SettingsError(f"{row}: {error}") from error
+    except Exception as error:
+        explained = in_own_code(error)
+        if explained is None and not isinstance(error, (ImportError, ValueError, TypeError)):
+            raise
+        raise SettingsError(f"{row}: {explained or error}") from error

@@ -14,7 +14,7 @@ import torch
 
 from equipoise.bench.experiment.checking import check
 from equipoise.bench.experiment.costs import REFERENCE, as_json, measure_costs
-from equipoise.bench.experiment.database import hide_password, sqlite_url
+from equipoise.bench.experiment.database import hide_password, remove_damaged, sqlite_url
 from equipoise.bench.experiment.definition import Definition
 from equipoise.bench.experiment.execution import (
     DONE,
@@ -31,8 +31,8 @@ from equipoise.bench.experiment.front import FrontPoint, front_of
 from equipoise.bench.experiment.plan import Plan, make_trial, start_of
 from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.progress import Progress
-from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by
-from equipoise.bench.experiment.settings import Settings, source_of
+from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, source_of
+from equipoise.bench.experiment.settings import Settings, SettingsError
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
@@ -114,6 +114,8 @@ class Comparison:
         path: the run folder.
         storage: URL of the database that holds the study; None for a file in the folder.
         study: the study's name; None for the folder's.
+        overwrite: begin anew, whatever is there. What holds no run that has come to its end is begun anew in any case,
+            if it was begun with other settings.
 
     Raises:
         SettingsError: a method or hyperparameter is unknown or out of range, or the comparison was begun with others.
@@ -122,27 +124,72 @@ class Comparison:
         ProblemError: the problem cannot be had.
     """
 
-    def __init__(self, settings: Settings, path: Path, storage: str | None = None, study: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        path: Path,
+        storage: str | None = None,
+        study: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
-        methods = {parts_of(row)[0] for row in settings.methods}
-        sources = {method: source for method in sorted(methods) if (source := source_of(method))}
-        settings = replace(settings, source=source_of(settings.problem), sources=sources)
-        self.folder = RunFolder(path)
-        database = path / DATABASE
-        there = _stored_settings(self.folder)
-        if there is not None:
-            settings = settings.extend(there, str(path), "another folder with --out")
+        settings = replace(settings, source=source_of(settings.problem), sources=_sources(settings.methods))
         check(settings, self.problem, self.data)
+        self.folder = RunFolder(path)
         if storage is None:
             self.folder.create()
-        self.store = Store(storage or sqlite_url(database), study or path.absolute().name, create=True)
+            if overwrite:
+                remove_damaged(path / DATABASE)
+        self.store = Store(storage or sqlite_url(path / DATABASE), study or path.absolute().name, create=True)
+        if not overwrite and self._holds_results():
+            extended = self._extended(settings)
+            if extended != settings:
+                check(extended, self.problem, self.data)
+            settings = extended
+        elif overwrite or not self._is_begun_with(settings):
+            self._begin_anew()
+        self.settings = settings
+        self._forgiven = self.store.view().failures  # what failed before is tried again
+
+    def _holds_results(self) -> bool:
+        """Whether a run has come to its end here, in the study or, if that is gone, in the folder."""
+        records = [*self.store.view().records().values()]
+        with suppress(FolderError):  # a line is damaged: it is written anew
+            records += self.folder.runs()
+        return any(record["status"] in ("finished", "diverged") for record in records)
+
+    def _extended(self, settings: Settings) -> Settings:
+        """The settings with what folder and study have of a comparison already."""
+        there = _stored_settings(self.folder)
+        if there is not None:
+            settings = settings.extend(there, str(self.folder.path), "another folder with --out")
         earlier = self.store.get("settings")
         if earlier is not None:
             place = f"Study {self.store.name!r} in {hide_password(self.store.url)}"
             settings = settings.extend(Settings.from_json(earlier), place, "another study with --study")
-            check(settings, self.problem, self.data)
-        self.settings = settings
-        self._forgiven = self.store.view().failures  # what failed before is tried again
+        return replace(settings, sources={**settings.sources, **_sources(settings.methods)})
+
+    def _is_begun_with(self, settings: Settings) -> bool:
+        """Whether what is here, if anything, was begun with the very same settings."""
+        try:
+            return self._extended(settings) == settings
+        except (SettingsError, FolderError):
+            return False
+
+    def _begin_anew(self) -> None:
+        """Removes what comparisons have left in the folder and the study, and nothing else.
+
+        Raises:
+            StorageError: another comparison works on the study.
+        """
+        with self.store.coordinate():
+            rows: list[str] = []
+            with suppress(SettingsError, FolderError):
+                rows += [record["method"] for record in self.folder.runs()]
+                stored = _stored_settings(self.folder)
+                rows += () if stored is None else stored.methods
+            self.folder.clear(rows)
+            self.store.begin_anew()
 
     def run(self, workers: int, threads: int, progress: Progress, costs: bool = True) -> Result:
         """Does what is not yet done, and sums it up in the folder.
@@ -292,6 +339,12 @@ class Comparison:
             monitor_every=every if watched else 0,
             source=settings.source,
         )
+
+
+def _sources(rows: Iterable[str]) -> dict[str, str]:
+    """Method → what `source_of` says about it, of methods that are in files."""
+    methods = sorted({parts_of(row)[0] for row in rows})
+    return {method: source for method in methods if (source := source_of(method))}
 
 
 def load_result(path: Path) -> Result:

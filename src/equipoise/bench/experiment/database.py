@@ -11,7 +11,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from equipoise.bench.errors import BenchError
 
@@ -89,10 +89,27 @@ def clear_errors(url: str) -> Iterator[None]:
             f"{hide_password(url)} needs the package {error.name}: "
             'for PostgreSQL, pip install "equipoise[postgres]" and write postgresql+psycopg://…'
         ) from error
+    except KeyError as error:  # Optuna's, of what is not in its tables
+        raise StorageError(f"The study in {hide_password(url)} is gone: it was begun anew, or removed.") from error
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
         raise StorageError(f"{hide_password(url)} cannot be used: {reason}") from error
+
+
+def remove_damaged(path: Path) -> None:
+    """Removes an SQLite file that is none, or none any more; leaves any other as it is."""
+    if path.exists():
+        engine = create_engine(sqlite_url(path))
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("PRAGMA schema_version"))
+        except OperationalError:  # it is locked, or cannot be opened
+            return
+        except DatabaseError:
+            path.unlink()
+        finally:
+            engine.dispose()
 
 
 def lock_from_the_start(storage: RDBStorage) -> None:

@@ -22,7 +22,7 @@ class Definition:
         trial: how it is trained.
         picture: whether a picture of predictions is wanted.
         monitor_every: steps between samples of the balance monitor; 0 for none.
-        source: what `source_of` says about the problem.
+        source: what `rows.source_of` says about the problem.
     """
 
     problem: str

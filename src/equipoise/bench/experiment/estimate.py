@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from equipoise._method import SINGLE
+from equipoise.bench.experiment.rows import replayed_by, spec_of
 from equipoise.bench.experiment.trial import Record, Run
-from equipoise.registry import METHODS, PASS_PER_TASK
-from equipoise.registry.base_optimizers import SEPARATOR
+from equipoise.registry import PASS_PER_TASK
 
 
 @dataclass
@@ -107,9 +106,9 @@ class Estimate:
         return {name: a_pass * passes for name, passes in self._passes.items()} | means
 
 
-def _pass_per_task(method: str) -> bool:
-    spec = METHODS.get(method.partition(SEPARATOR)[0])
-    return not method.startswith(SINGLE) and spec is not None and spec.passes == PASS_PER_TASK
+def _pass_per_task(row: str) -> bool:
+    spec = None if replayed_by(row) is not None else spec_of(row)
+    return spec is not None and spec.passes == PASS_PER_TASK
 
 
 def in_words(seconds: float) -> str:

@@ -25,8 +25,7 @@ from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
 from equipoise.bench.experiment.processes import begin_process, start_process
 from equipoise.bench.experiment.ranks import in_record, train_on_ranks
-from equipoise.bench.experiment.rows import parts_of
-from equipoise.bench.experiment.settings import source_of
+from equipoise.bench.experiment.rows import parts_of, source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
 from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Run, Trial
@@ -60,9 +59,13 @@ class StoppedError(Exception):
     """The run was asked to stop before it was finished."""
 
 
-@functools.lru_cache(maxsize=1)
 def open_problem(name: str, quick: bool) -> tuple[Problem, Splits]:
-    """Returns a problem and its data; kept, since every trial of a process wants the same."""
+    """Returns a problem and its data; kept, since every trial of a process wants the same, until its file is edited."""
+    return _open_problem(name, quick, source_of(name))
+
+
+@functools.lru_cache(maxsize=1)
+def _open_problem(name: str, quick: bool, source: str) -> tuple[Problem, Splits]:
     problem = load_problem(name)
     with problem_code("data"):
         return problem, problem.data(quick)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from equipoise.bench.errors import BenchError
+
+LONG = 80
+"""Of a path, as part of a file's name, so many characters stay."""
+
+
+OWN = (
+    r"(settings|costs)\.json|runs\.jsonl|table\.(csv|md)|report\.html|paper\.md"
+    r"|(results|tradeoff|front|training|tuning|weights)\.png"
+    r"|(errors|checkpoints)/.+-\d+-[0-9a-f]{16}(\.txt)?"
+)
+"""What a comparison writes into its folder, but for the study and what is called by a row's name alone."""
 
 
 class FolderError(BenchError):
@@ -72,6 +86,20 @@ class RunFolder:
                 f"{place} is damaged: {error}. Take another folder (--out), or remove this one."
             ) from error
 
+    def clear(self, rows: Iterable[str]) -> None:
+        """Removes what a comparison of these rows has written, the study aside, and nothing else."""
+        names = "|".join(re.escape(file_name(row)) for row in rows)
+        own = re.compile(rf"{OWN}|predictions/({names})\.png|monitor/({names})-\d+\.jsonl")
+        for path in [*self.path.glob("*"), *self.path.glob("*/*")]:
+            if own.fullmatch(path.relative_to(self.path).as_posix()):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        for part in ("predictions", "monitor", "errors", "checkpoints"):
+            with suppress(OSError):  # it is not there, or there is something else in it
+                (self.path / part).rmdir()
+
     def write_runs(self, records: Iterable[Mapping[str, Any]]) -> Path:
         """Writes `runs.jsonl`, a record a line."""
         lines = [json.dumps(storable(record), ensure_ascii=False) + "\n" for record in records]
@@ -110,8 +138,16 @@ def write_whole(place: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def file_name(method: str) -> str:
-    """Returns a method's name as it may stand in a file's."""
-    return re.sub(r"[^\w.@-]", "-", method)
+    """Returns a method's name as it may stand in a file's; with a digest where it is a path, of which there are others.
+
+    Example:
+        >>> file_name("replay:ema@sgd"), file_name("my_method.py:Inverse"), file_name("../methods/my.py:Inverse")
+        ('replay-ema@sgd', 'my_method.py-Inverse', 'methods-my.py-Inverse-5b011e10')
+    """
+    plain = re.sub(r"[^\w.@-]", "-", method)
+    if not re.search(r"[/\\]", method):
+        return plain
+    return f"{plain[-LONG:].lstrip('.-')}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"
 
 
 def storable(value: Any) -> Any:

@@ -19,7 +19,7 @@ from equipoise.bench.experiment.processes import begin_process, start_process
 from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.problems import load_problem
-from equipoise.bench.problems._errors import ProblemCodeError
+from equipoise.bench.problems._errors import in_own_code
 
 POLL_SECONDS = 0.2
 """How often it is asked whether to stop."""
@@ -92,13 +92,14 @@ def train_on_ranks(
 def in_record(error: Exception) -> dict[str, str]:
     """Returns what a failed run's record says of an error.
 
-    That is a `message` of one line, the whole `traceback`, and, of an error in a problem's code, a readable `block`.
+    That is a `message` of one line, the whole `traceback`, and, of an error in a person's own code, a readable `block`.
     """
     if isinstance(error, RankError):
         return error.found
     whole = {"traceback": "".join(traceback.format_exception(error))}
-    if isinstance(error, ProblemCodeError):
-        return {"message": str(error), "block": error.block, **whole}
+    own = in_own_code(error)
+    if own is not None:
+        return {"message": str(own), "block": own.block, **whole}
     return {"message": f"{type(error).__name__}: {error}".splitlines()[0], **whole}
 
 

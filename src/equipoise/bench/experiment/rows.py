@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from equipoise.aggregators._base import GramianAggregator
+from equipoise.bench.problems import split_options
 from equipoise.integrations import torchjd
 from equipoise.registry import DEFAULT_OPTIMIZER, METHODS, MethodSpec, find_own
 from equipoise.registry import spec_of as spec_of_own
@@ -58,6 +61,12 @@ def made_by(row: str) -> str:
     return row
 
 
+def source_of(name: str) -> str:
+    """Returns a hash of the file that a problem or method, written `FILE.py:NAME`, is in; "" if it is not in a file."""
+    file = Path(split_options(name)[0].rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" and file.exists() else ""
+
+
 def spec_of(row: str) -> MethodSpec | None:
     """Returns what is known of a row's method; None for baselines and `fixed`, and where there is none of that name.
 
@@ -66,14 +75,15 @@ def spec_of(row: str) -> MethodSpec | None:
         TypeError, ValueError: what is there is no method.
     """
     method, optimizer = parts_of(row)
-    spec = _spec_of(method)
+    spec = _spec_of(method, source_of(method))
     if spec is None or spec.with_base is None or optimizer == DEFAULT_OPTIMIZER:
         return spec
     return replace(spec, takes=spec.with_base, search_space={})
 
 
 @cache
-def _spec_of(method: str) -> MethodSpec | None:
+def _spec_of(method: str, source: str) -> MethodSpec | None:
+    """Of a method, whose file is `source`'s: one that was edited holds another."""
     if method in METHODS:
         return METHODS[method]
     if method == FIXED or method.startswith(BASELINE):

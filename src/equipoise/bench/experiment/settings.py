@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.bench.errors import BenchError
-from equipoise.bench.experiment.rows import BASELINE, parts_of
-from equipoise.bench.problems import split_options
+from equipoise.bench.experiment.rows import BASELINE, parts_of, replayed_by
 from equipoise.registry import DEFAULT_OPTIMIZER
 
 if sys.version_info >= (3, 11):
@@ -58,7 +56,7 @@ class Settings:
         tune: choose every method's learning rate on validation; those given in `hyperparameters` stay.
         grid: the rates that are tried at first; none: those of each row's optimizer.
         monitor_every: steps between samples of the balance monitor in each method's run with seed 0; 0 for none.
-        source: what `source_of` says about the problem.
+        source: what `rows.source_of` says about the problem.
         sources: method → what it says about that, of methods that are in files.
         priorities: task → how much it is wanted, in every method; see `equipoise.Balancer`.
         budget: how many configurations are tried of every row, baselines included; None: no such search.
@@ -99,10 +97,13 @@ class Settings:
     def hyperparameters_of(self, row: str) -> dict[str, Any]:
         """Returns what is given for a row, `lr` and `weight_decay` included.
 
-        With another optimizer than AdamW a row has what is given for its method, but for these two.
+        With another optimizer than AdamW a row has what is given for its method, but for these two. A replay has
+        nothing of it: it takes its weights, and the rest, from another row.
         """
         method, optimizer = parts_of(row)
         given = dict(self.hyperparameters.get("single" if method.startswith(BASELINE) else method, {}))
+        if replayed_by(row) is not None:
+            given = {}
         if optimizer != DEFAULT_OPTIMIZER:
             given = {name: value for name, value in given.items() if name not in OWN}
         return {**given, **(self.hyperparameters.get(row, {}))}
@@ -154,7 +155,7 @@ class Settings:
         if differences:
             raise SettingsError(
                 f"{place} holds a comparison with other settings: {'; '.join(differences)}. "
-                f"Take {another}, or the same settings."
+                f"Take {another}, the same settings, or --overwrite, which begins anew without the runs that are there."
             )
         methods = (*earlier.methods, *(method for method in self.methods if method not in earlier.methods))
         return replace(
@@ -164,12 +165,6 @@ class Settings:
             hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
             sources={**earlier.sources, **self.sources},
         )
-
-
-def source_of(name: str) -> str:
-    """Returns a hash of the file that a problem or method, written `FILE.py:NAME`, is in; "" if it is not in a file."""
-    file = Path(split_options(name)[0].rpartition(":")[0])
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" and file.exists() else ""
 
 
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:

@@ -118,10 +118,13 @@ class Store:
                 )
             if sqlite is not None:
                 lock_from_the_start(self._storage)
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-            self._id = self._storage.get_study_id_from_name(name)
+            self._make_study()
+
+    def _make_study(self) -> None:
+        self._study = optuna.create_study(
+            storage=self._storage, study_name=self.name, direction="maximize", load_if_exists=True
+        )
+        self._id = self._storage.get_study_id_from_name(self.name)
 
     # What the comparison says about itself.
 
@@ -179,6 +182,13 @@ class Store:
             with suppress(StorageError):  # it counts as gone soon
                 self._put(COORDINATOR + name, None)
 
+    def begin_anew(self) -> None:
+        """Puts a new study in the place of this one; workers that wait for runs go on with it."""
+        with clear_errors(self.url):
+            optuna.delete_study(study_name=self.name, storage=self._storage)
+            self._make_study()
+        self._decoded.clear()
+
     @_patiently
     def enqueue(self, definitions: Sequence[Definition]) -> None:
         """Puts runs into the queue."""
@@ -231,6 +241,7 @@ class Store:
             StorageError: the run was written by another version.
         """
         with clear_errors(self.url):
+            self._id = self._storage.get_study_id_from_name(self.name)  # it may have been begun anew
             for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.WAITING,)):
                 definition = Definition.from_json(trial.user_attrs["run"])
                 trial_id = self._id_of(trial)

@@ -1,4 +1,4 @@
-"""Errors in the code of a problem: where in the person's own file they came from, and what was expected there."""
+"""Errors in a person's own code: where in the file they came from, and what was expected there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_OWN = (LIBRARY, *(Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "
 
 
 class ProblemCodeError(BenchError):
-    """Something went wrong in a problem's code; the message is a line.
+    """Something went wrong in a problem's code, or a method's; the message is a line.
 
     Args:
         what: what was found.
@@ -92,10 +92,19 @@ class problem_code:  # noqa: N801  # used as a statement
         return " ".join(lacking)
 
 
+def in_own_code(error: Exception) -> ProblemCodeError | None:
+    """Returns what is said of an error that came out of the person's own code; None if it did not."""
+    if isinstance(error, ProblemCodeError):
+        return error
+    if not _own_frames(error):
+        return None
+    return ProblemCodeError(f"{type(error).__name__}: {error}".splitlines()[0], *place_of(error))
+
+
 def place_of(error: BaseException) -> tuple[str, str]:
     """Returns where in the person's own file an error came from, else in equipoise: "FILE, line N", and the code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(Path(frame.filename))]
+    own = _own_frames(error)
     library = [frame for frame in frames if Path(frame.filename).is_relative_to(LIBRARY)]
     frame = (own or library or frames)[-1]
     return f"{_shown(Path(frame.filename))}, line {frame.lineno}", frame.line or ""
@@ -115,6 +124,10 @@ def check_computed(task: Task, computed: Mapping[str, Any]) -> None:
             f"{_shown(Path(code.co_filename))}, line {code.co_firstlineno}",
             hint=f"`metrics()` computes no {', '.join(lacking)}; it computes: {', '.join(computed) or 'nothing'}.",
         )
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename))]
 
 
 def _is_own(file: Path) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from weakref import WeakValueDictionary
 
 from equipoise._importing import import_place
-from equipoise.bench.errors import BenchError
+from equipoise.bench.errors import BenchError, did_you_mean
 from equipoise.bench.problems._base import Problem
 
 PROBLEMS = {
@@ -171,17 +171,28 @@ def _find(name: str) -> Any:
         ProblemError: there is none.
     """
     place, colon, attribute = PROBLEMS.get(name, name).rpartition(":")
+    if name.endswith(".py"):
+        raise ProblemError(f"Which problem in {name}? Write {name}:NAME{_problems_in(_import(name), name)}.")
     if not colon or not place or not attribute:
         raise ProblemError(
             f"Unknown problem {name!r}: take one of {', '.join(PROBLEMS)}, or a file of your own as "
-            "my_problem.py:problem."
+            f"my_problem.py:problem.{did_you_mean(name, PROBLEMS)}"
         )
     module = _import(place)
     if not hasattr(module, attribute):
-        others = [key for key, value in vars(module).items() if isinstance(value, Problem)]
-        hint = f"; it has {', '.join(f'{place}:{found}' for found in others)}" if others else ""
-        raise ProblemError(f"{place} has nothing named {attribute!r}{hint}.")
+        raise ProblemError(f"{place} has nothing named {attribute!r}{_problems_in(module, place)}.")
     return getattr(module, attribute)
+
+
+def _problems_in(module: ModuleType, place: str) -> str:
+    """Which problems, and classes of problems, a file or module has, behind a semicolon."""
+    named = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Problem)
+        or (inspect.isclass(value) and issubclass(value, Problem) and value.__module__ == module.__name__)
+    ]
+    return f"; it has {', '.join(f'{place}:{name}' for name in named)}" if named else ""
 
 
 def _text(value: Any) -> str:
@@ -205,8 +216,11 @@ def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
-        takes = ", ".join(inspect.signature(factory).parameters) or "none"
-        raise ProblemError(f"{name} does not take these options: {error}; it has: {takes}.") from error
+        known = list(inspect.signature(factory).parameters)
+        meant = "".join(did_you_mean(option, known) for option in options if option not in known)
+        raise ProblemError(
+            f"{name} does not take these options: {error}; it has: {', '.join(known) or 'none'}.{meant}"
+        ) from error
     try:
         return factory(**options)
     except ProblemError:
