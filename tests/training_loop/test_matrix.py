@@ -96,6 +96,11 @@ def test_overflow_in_float16_changes_nothing_and_training_goes_on(name: str) -> 
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+AMPLIFIED = {"dualproj": 0.15}
+"""Methods whose weights amplify the rounding of gradients, so that 0.1 is less than bfloat16's: the projection of the
+mean has weights of about 8 here, for tasks that are nearly opposed."""
+
+
 @every_method
 def test_bfloat16_autocast(name: str) -> None:
     """The weights are those of the losses and gradients that bfloat16 gives, computed in float32 or better."""
@@ -109,7 +114,7 @@ def test_bfloat16_autocast(name: str) -> None:
         found = method.backward(losses_of({task: y.float() for task, y in outputs.items()}, x))
         expected = reference.backward(losses_of(other(x), x))
         for task in expected:
-            torch.testing.assert_close(found[task], expected[task], rtol=0.1, atol=0.02)
+            torch.testing.assert_close(found[task], expected[task], rtol=AMPLIFIED.get(name, 0.1), atol=0.02)
         assert all(
             p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in model.parameters()
         )
@@ -119,6 +124,7 @@ def test_bfloat16_autocast(name: str) -> None:
 
 
 FROM_EACH_MICRO_BATCH = {
+    "db-mtl",
     *("rlw", "ema", "rema", "dwema", "gls", "dwa-g", "rlw-g", "dtp-g", "amtl", "famo"),
     *("stch", "uw-so", "go4align", "ldc-mtl", "cov", "softadapt", "relobralo", "pbi", "cosmos"),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise._checks import check_known, check_number
 from equipoise._kept import constants
 from equipoise.aggregators._base import Aggregator, Gradients
-from equipoise.gradients.gramian import combine, wide_dtype
+from equipoise.gradients.gramian import as_real, combine, wide_dtype
 from equipoise.gradients.shards import gathered
 from equipoise.search_space import Range, SearchSpace
 
@@ -68,7 +68,8 @@ class LRAnnealing(Aggregator):
         own = known.index(self.residual) if self.residual is not None else 0
         if own in present:
             place = list(present).index(own)
-            count = sum(next(g for g in column if g is not None).numel() for column in zip(*gradients, strict=True))
+            first = [next(g for g in column if g is not None) for column in zip(*gradients, strict=True)]
+            count = sum(g.numel() * (2 if g.is_complex() else 1) for g in first)
             means = torch.stack([_absolute(row)[0] for row in gradients]) / count
             target = _absolute(gradients[place])[1] / means
             moves = (means > 0) & (target > 0)  # the residual takes part
@@ -81,6 +82,6 @@ class LRAnnealing(Aggregator):
 
 def _absolute(row: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Returns the sum and the maximum of the absolute values of a task's gradients, 0-dim each."""
-    found = [gathered(gradient).abs() for gradient in row if gradient is not None]
+    found = [as_real(gathered(gradient)).abs() for gradient in row if gradient is not None]
     wide = wide_dtype(found[0].device)
     return torch.stack([g.sum(dtype=wide) for g in found]).sum(), torch.stack([g.max().to(wide) for g in found]).max()

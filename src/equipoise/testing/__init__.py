@@ -136,11 +136,7 @@ def check_method(
     Example:
         >>> import equipoise as eq
         >>> from equipoise.testing import check_method
-        >>> class Inverse(eq.Weighting):
-        ...     masked = requires_positive = True
-        ...     def forward(self, losses):
-        ...         return 1 / losses
-        >>> len(check_method(Inverse)) > 15
+        >>> len(check_method(eq.EMA)) > 15
         True
     """
     checks = method_checks(make, ranks=ranks, devices=devices)
