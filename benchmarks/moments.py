@@ -5,8 +5,8 @@
 Trains every fifth task of `digit-attributes` with MAO as it is, with first moments in bfloat16, with factored second
 moments, and with both, from the same seeds. A row has the bytes of state a parameter and task that reaches it; the mean
 over the tasks of the loss in the last epoch of training and on validation after it, mean ± standard deviation over the
-seeds; how much the latter differs from the first row's, from seed to seed; and the time of a step beside the first
-row's.
+seeds; how much the latter differs from the first row's, from seed to seed; and the processor time of a step beside the
+first row's.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def train(options: dict[str, Any], seed: int) -> Run:
         for chosen in torch.randperm(len(inputs)).split(BATCH):
             losses = losses_of(inputs[chosen], answers[chosen])
             optimizer.backward(dict(zip(tasks, losses.unbind(), strict=True)))
-            start = time.perf_counter()
+            start = time.process_time()
             optimizer.step()
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
             optimizer.zero_grad()
             if epoch == EPOCHS - 1:
                 last.append(losses.mean().item())

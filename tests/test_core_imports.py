@@ -33,6 +33,7 @@ LAYERS = (
         "balancer",
         "per_sample",
         "_balancing",
+        "_between_steps",
         "_saved",
         "_saving",
         "_intersection",

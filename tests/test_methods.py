@@ -49,6 +49,7 @@ TABLE = {
     "go4align": ("GO4Align", None),
     "ldc-mtl": ("LDCMTL", None),
     "cov": ("CoV", None),
+    "coba": ("CoBa", None),
     "softadapt": ("SoftAdapt", None),
     "relobralo": ("ReLoBRaLo", None),
     "pbi": ("PBI", None),
@@ -216,6 +217,7 @@ def test_tells_what_a_loop_has_to_call():
     asked = {name: make(name) for name in [*eq.list_methods(), "single:a"]}
     assert {name for name, method in asked.items() if method.needs_after_step} == {"famo"}
     assert {name for name, m in asked.items() if m.needs_accuracies} == {"dtp", "dtp-g", "amtl", "amtl-a"}
+    assert {name for name, method in asked.items() if method.needs_validation_losses} == {"coba"}
 
 
 def test_a_scheduler_moves_the_learning_rate():

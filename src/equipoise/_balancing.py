@@ -16,7 +16,7 @@ from equipoise._notices import Notices
 from equipoise._parts import check_prefers
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting, weighted
 from equipoise._sharing import Sharing
-from equipoise._weigh import Weigh
+from equipoise._weigh import Hook, Weigh
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.batching import Batching
 from equipoise.gradients.micro_batches import Waiting
@@ -112,12 +112,16 @@ class Balancing:
         self._notices.poll()
         if learns:
             self._counts = counts  # of the step that after_step is about
-        device = step.values.device
-        if self.weigh.device not in (None, device):
-            balancer.to(device)
+        self.go_along(balancer, step)
         if not self._same_state and self._company.now().share_state(balancer):
             self._same_state = True
         return self._usable(step if learns else replace(step, learns=False))
+
+    def go_along(self, balancer: nn.Module, step: Step) -> None:
+        """Moves the balancer to the losses' device."""
+        device = step.values.device
+        if self.weigh.device not in (None, device):
+            balancer.to(device)
 
     def _usable(self, step: Step) -> Step:
         return self.weigh.usable(step, self._reader.looks(step))
@@ -210,10 +214,17 @@ class Balancing:
         counts = self._counts
         if counts is None or not isinstance(losses, Mapping) or any(task not in counts for task in losses):
             counts = None
-        step = self._reader.read(losses, counts, None, empty=self._company.now().active, graph=False)
+        self.show(self.read_beside(losses, counts), "after_step")
+
+    def read_beside(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> Step:
+        """Reads losses that are not to be weighed, and need no graph."""
+        return self._reader.read(losses, counts, None, empty=self._company.now().active, graph=False)
+
+    def show(self, step: Step, hook: Hook) -> None:
+        """Shows the objective losses that are not to be weighed."""
         step = self._usable(step)
         if step.tasks:
-            self.weigh.after_step(step, self._reader.validity(step))
+            self.weigh.show(step, hook, self._reader.validity(step))
 
     def forget(self) -> None:
         """Takes note that gradients have been cleared."""

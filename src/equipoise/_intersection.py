@@ -87,13 +87,18 @@ def balancer_state(balancer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
             shape = (count, *rest) if name in by_task else before.shape
             if getattr(value, "shape", None) != shape:
                 raise ValueError(
-                    f"This state_dict does not fit the Balancer: {source!r} is {value!r}, expected a tensor of shape "
-                    f"{tuple(shape)}."
+                    f"This state_dict does not fit the Balancer: {source!r} is {found_as(value)}, expected a tensor of "
+                    f"shape {tuple(shape)}. Load it into a Balancer made with the same arguments."
                 )
         elif source not in state:
             raise ValueError(f"This state_dict does not fit the Balancer: it lacks {source!r}.")
         taken[name] = put(before, state[source], at, name in by_pair) if name in by_task else value
     return {**own, **taken}
+
+
+def found_as(value: object) -> str:
+    """Says what was found in place of a tensor of another shape."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _task_modules(balancer: nn.Module) -> Iterator[tuple[str, TaskModule]]:

@@ -59,6 +59,11 @@ class Method:
         """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
         return self.balancer is not None and self.balancer.needs_accuracies
 
+    @property
+    def needs_validation_losses(self) -> bool:
+        """Whether `observe_validation` has to be called (CoBa)."""
+        return self.balancer is not None and self.balancer.needs_validation_losses
+
     def backward(self, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
         """Computes the balanced gradients; arguments and result as in `Balancer.backward`."""
         if isinstance(self.optimizer, BalancingOptimizer):
@@ -88,6 +93,17 @@ class Method:
         """Takes the same batch's losses again, where the method needs them; see `Balancer.after_step`."""
         if self.balancer is not None:
             self.balancer.after_step(losses)
+
+    def observe_validation(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None
+    ) -> None:
+        """Takes a validation batch's losses, where the method needs them; see `Balancer.observe_validation`."""
+        if self.balancer is not None:
+            self.balancer.observe_validation(losses, counts)
+        else:
+            check_losses(losses, self.tasks, graph=False)
+            if counts is not None:
+                check_counts(counts, losses, self.tasks)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Tells the method that an epoch has ended, and each task's accuracy; see `Balancer.end_epoch`."""
@@ -175,11 +191,19 @@ class SingleTask(Method):
         own = {self.task: losses[self.task]} if self.task in losses else {}
         return super().loss(own, None if counts is None else {task: counts[task] for task in own})
 
-    def _check(self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None) -> None:
+    def _check(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None, graph: bool = True
+    ) -> None:
         if not isinstance(losses, Mapping) or losses or not self.balancer.takes_empty:
-            check_losses(losses, self.tasks)
+            check_losses(losses, self.tasks, graph=graph)
         if counts is not None:
             check_counts(counts, losses, self.tasks)
+
+    def observe_validation(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, float | Tensor] | None = None
+    ) -> None:
+        """Does nothing beyond checking: there is nothing to balance."""
+        self.balancer.ranks.checked(self._check, losses, counts, False)
 
     def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
         """Does nothing beyond checking: there is nothing to balance."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equipoise._balancing import Balancing
 from equipoise._checks import check_choice
-from equipoise._intersection import MATCHES, Match, balancer_state
+from equipoise._intersection import MATCHES, Match, balancer_state, found_as
 from equipoise._parts import describe
 from equipoise._saved import packed, unpacked
 from equipoise._state import is_of_rows
@@ -127,6 +127,6 @@ def check_complete(balancer: nn.Module, state: Mapping[str, Any]) -> None:
         sized = isinstance(value, Tensor) and not name.endswith("_extra_state")  # which is as long as its names are
         if sized and getattr(state[name], "shape", None) != value.shape:
             raise ValueError(
-                f"This state_dict does not fit the Balancer: {name!r} is {state[name]!r}, expected a tensor of shape "
-                f"{tuple(value.shape)}."
+                f"This state_dict does not fit the Balancer: {name!r} is {found_as(state[name])}, expected a tensor of "
+                f"shape {tuple(value.shape)}. Load it into a Balancer made with the same arguments."
             )

@@ -77,6 +77,7 @@ class TaskModule(nn.Module):
         requires_positive: the method is undefined for losses ≤ 0; a task with one takes no part in the step.
         needs_after_step: `after_step` wants the same batch's losses again after the optimizer's step.
         needs_accuracies: `observe` wants each task's accuracy after every evaluation.
+        needs_validation_losses: `observe_validation` wants the losses of validation batches.
         search_space: hyperparameter → what it may be when it is tuned: the range that its paper tried, or, where the
             paper names none, a decade to each side of its default.
     """
@@ -85,6 +86,7 @@ class TaskModule(nn.Module):
     requires_positive: bool = False
     needs_after_step: bool = False
     needs_accuracies: bool = False
+    needs_validation_losses: bool = False
     search_space: ClassVar[SearchSpace] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -96,6 +98,7 @@ class TaskModule(nn.Module):
         self.tasks: tuple[str, ...] | None = None
         self.generator: torch.Generator | None = None
         self._states: dict[str, float | int] = {}
+        self._sizes: dict[str, int] = {}  # of these, of those that are several numbers a task
         self._pairs: set[str] = set()  # of these, those that are kept per pair
         self._rows: set[str] = set()  # buffers `[K, ...]` as large as the tasks' gradients, in their dtype
         self._learned: dict[str, float] = {}
@@ -103,12 +106,19 @@ class TaskModule(nn.Module):
         self._undecided: list[Undecided] = []
         self._inside: tuple[TaskModule, ...] | None = None  # once the tasks are known
 
-    def add_state(self, name: str, default: float | int) -> None:
+    def add_state(self, name: str, default: float | int, size: int | None = None) -> None:
         """Declares a `[K]` buffer that starts at `default`, on the CPU: float64 for a float, int64 for an int.
 
         float64 because K numbers cost nothing and moving averages lose digits; on a device without it, float32.
+
+        Args:
+            name: of the buffer, and in `self.state`.
+            default: what it starts at.
+            size: N, for a buffer `[K, N]`, N numbers a task, such as its last N losses; `[K', N]` in a step.
         """
         self._states[name] = default
+        if size is not None:
+            self._sizes[name] = size
 
     def add_pair_state(self, name: str, default: float) -> None:
         """Declares a `[K, K]` buffer, a number for each pair of tasks, that is otherwise as `add_state` has it.
@@ -161,6 +171,7 @@ class TaskModule(nn.Module):
                 for name, default in module._states.items():
                     kind = torch.int64 if isinstance(default, int) else torch.float64
                     shape = (len(names),) * (2 if name in module._pairs else 1)
+                    shape += (module._sizes[name],) if name in module._sizes else ()
                     module.register_buffer(name, torch.full(shape, default, dtype=kind, device="cpu"))
                 dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
                 for name, default in module._learned.items():
@@ -335,6 +346,9 @@ class TaskModule(nn.Module):
 
     def observe(self, accuracies: Tensor) -> None:
         """Hook: takes the accuracies `[K']` of the evaluated tasks, within a step of those tasks."""
+
+    def observe_validation(self, losses: Tensor) -> None:
+        """Hook: takes the losses `[K']` of a validation batch."""
 
     def end_epoch(self) -> None:
         """Hook: an epoch has ended; within a step of all tasks."""

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class StateView:
     """The state of the tasks that are present in a step, as attributes.
 
-    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), and `[K', K']` of state per pair; writing
-    keeps the new value until the step is committed. So a method is written as if every task were always there: a task
-    that is left out keeps its state without a line of the method's own.
+    Reading gives `[K']` tensors (K' tasks present, in the Balancer's order), `[K', N]` of state of N numbers a task and
+    `[K', K']` of state per pair; writing keeps the new value until the step is committed. So a method is written as if
+    every task were always there: a task that is left out keeps its state without a line of the method's own.
     """
 
     _module: TaskModule

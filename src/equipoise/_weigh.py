@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain, repeat
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from equipoise.gradients.owning import owned
 from equipoise.gradients.step import Step, above_bounds, stack
 from equipoise.objectives import Objective
 from equipoise.objectives._base import Derivatives
+
+Hook = Literal["after_step", "observe_validation"]
+"""What takes losses beside those of a step: of `TaskModule`."""
 
 UNMOVED_STEPS = 10
 """Steps after which learned weights that had gradients should have moved. (A scaler's first steps overflow.)"""
@@ -174,12 +178,12 @@ class Weigh:
                     return tensor.device
         return None
 
-    def after_step(self, step: Step, valid: Tensor | None) -> None:
-        """Takes the losses again after the optimizer's step; see `TaskModule.after_step`."""
+    def show(self, step: Step, hook: Hook, valid: Tensor | None) -> None:
+        """Shows the objective losses that are not to be weighed; see the hook of `TaskModule`."""
         with self.step(step) as state:
-            values = step.values if step.usable is None else torch.where(step.usable, step.values, 1.0)
+            values = self._without_unusable(step.values, step.usable)
             for part in self._objective.task_modules():
-                part.after_step(values)
+                getattr(part, hook)(values)
             state.commit(valid)
 
     def end_epoch(self, accuracies: Mapping[str, float]) -> None:
@@ -270,9 +274,9 @@ class Weigh:
         return (
             f"the loss of task {names} is 0 or below in a step, or not above its lower bound: {' and '.join(methods)} "
             "cannot use it, so the task is left out of such steps and the others are balanced among themselves. "
-            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, ldc-mtl, softadapt, pbi, cosmos, "
-            "imtl-g, imtl, mgda, pcgrad, graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, dualproj, "
-            "gradvac, pcd, krum, trimmed-mean, moco, excess-mtl, lr-annealing, mao, adatask, mtadam."
+            "Methods that take such losses: ew, static, rlw, uw, dtp, amtl-a, imtl-l, ldc-mtl, softadapt, coba, pbi, "
+            "cosmos, imtl-g, imtl, mgda, pcgrad, graddrop, cagrad, nash-mtl, fairgrad, aligned-mtl, config, upgrad, "
+            "dualproj, gradvac, pcd, krum, trimmed-mean, moco, excess-mtl, lr-annealing, mao, adatask, mtadam."
         )
 
 

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from equipoise._balancing import Balancing
+from equipoise._between_steps import BetweenSteps
 from equipoise._checks import check_priorities, check_tasks
 from equipoise._parts import as_aggregator, as_objective, check_balancer_arguments
 from equipoise._saving import Saving
 from equipoise.aggregators import Aggregator
 from equipoise.gradients.graph.compiled import keep_buffers
 from equipoise.gradients.places import Representation
-from equipoise.gradients.ranks import Alone, Company
+from equipoise.gradients.ranks import Company
 from equipoise.gradients.shared import Parameters, SharedParameters, parameter_set
 from equipoise.gradients.step import Step
 from equipoise.gradients.watching import Watcher
 from equipoise.objectives import Objective, Weighting
 
 
-class Balancer(Saving):
+class Balancer(BetweenSteps, Saving):
     """Takes the place of `loss.backward()`: decides how much each task moves each shared parameter.
 
     The objective turns the K losses into one scalar and thereby gives every task a coefficient
@@ -136,11 +137,6 @@ class Balancer(Saving):
         keep_buffers()
 
     @property
-    def ranks(self) -> Alone:
-        """What goes over the ranks that train together."""
-        return self._company.now()
-
-    @property
     def way(self) -> str:
         """Which way the last step took through the graphs, and why."""
         return self._balancing.collect.way
@@ -148,16 +144,6 @@ class Balancer(Saving):
     def extra_repr(self) -> str:
         """The tasks, and the way of the last step."""
         return f"tasks={list(self.tasks)}, way={self.way!r}"
-
-    @property
-    def needs_after_step(self) -> bool:
-        """Whether `after_step` has to be called (FAMO)."""
-        return any(part.needs_after_step for part in self.objective.task_modules())
-
-    @property
-    def needs_accuracies(self) -> bool:
-        """Whether `end_epoch` has to be given accuracies (DTP, Achievement)."""
-        return any(part.needs_accuracies for part in self.objective.task_modules())
 
     @property
     def takes_empty(self) -> bool:
@@ -249,32 +235,6 @@ class Balancer(Saving):
             yield
         finally:
             self._frozen = before
-
-    def after_step(self, losses: Mapping[str, Tensor]) -> None:
-        """Takes the same batch's losses again, after the optimizer's step, for objectives that ask for it (FAMO).
-
-        Args:
-            losses: task → scalar loss, computed anew; needs no graph.
-
-        Raises:
-            TypeError: losses is not a mapping of tensors.
-            ValueError: unknown task, no loss, a loss that is not a scalar, or is NaN or infinite.
-        """
-        if self.needs_after_step:
-            self._balancing.after_step(losses)
-
-    def end_epoch(self, metrics: Mapping[str, float | Tensor] | None = None) -> None:
-        """Tells the methods that an epoch has ended (DWA), and how accurate each task now is (DTP, Achievement).
-
-        Args:
-            metrics: task → accuracy in [0, 1], higher is better; tasks that were not evaluated are left out.
-
-        Raises:
-            TypeError: metrics is not a mapping.
-            ValueError: unknown task, or an accuracy outside [0, 1].
-        """
-        accuracies = self.ranks.mean_metrics(metrics, self.tasks)
-        self._balancing.weigh.end_epoch(accuracies)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Has a watcher, such as `BalanceMonitor`, see the steps it asks for; None: no longer."""

@@ -10,9 +10,9 @@ from equipoise.registry import METHODS
 from equipoise.testing._subject import METRICS, POTENTIALS, PRESENT, TASKS, Subject, step, train
 
 NAMES = [*METHODS, *(f"single:{task}" for task in TASKS)]
-HYPERPARAMETERS = {"relobralo": {"lookback": 0.5}, "pbi": {"theta": 0.5}}
+HYPERPARAMETERS = {"relobralo": {"lookback": 0.5}, "pbi": {"theta": 0.5}, "coba": {"warmup": 2, "history": 3}}
 """Given to methods whose defaults would not show what the tests are about: ReLoBRaLo seldom draws what makes a
-difference, and PBI lets small losses rise to the proportions that are preferred."""
+difference, PBI lets small losses rise to the proportions that are preferred, and CoBa's warm-up is long."""
 
 ALWAYS = {"lr-annealing": TASKS[0]}
 """The task that a method cannot do without: the residual, which the others are brought to."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import TASKS, Network, assert_same, batch, snapshot
-from registry import NAMES, every_method, has_aggregator, make, train
+from registry import HYPERPARAMETERS, NAMES, every_method, has_aggregator, make, train
 from torch import nn
 
 import equipoise as eq
@@ -84,6 +84,23 @@ def test_bad_metrics(name):
 
 
 @every_method
+def test_bad_validation_losses(name):
+    def act(losses, **options):
+        return lambda model, method: method.observe_validation(losses, **options)
+
+    good = {task: torch.ones(()) for task in TASKS}
+    check_unchanged(
+        name,
+        (act({"d": torch.ones(())}), ValueError, "losses: unknown task 'd'; the tasks are 'a', 'b', 'c'"),
+        (act({}), ValueError, "losses is empty"),
+        (act([torch.ones(())]), TypeError, "losses must be a mapping.*found list"),
+        (act({"a": 1.0}), TypeError, "task 'a' must be a tensor, found float"),
+        (act({"a": torch.ones(2)}), ValueError, r"must be a scalar \(0-dim\) tensor, found shape \(2,\)"),
+        (act(good, counts={"a": 1}), ValueError, "counts lacks task 'b', 'c'"),
+    )
+
+
+@every_method
 def test_bad_counts(name):
     def act(counts):
         return lambda model, method: method.backward(model.losses(batch(9)), counts=counts)
@@ -101,7 +118,7 @@ def test_bad_counts(name):
 def test_state_of_another(name):
     other = "mgda" if name != "mgda" else "ew"
     potentials = dict.fromkeys(TASKS, 0.5) if name.startswith("amtl") else None
-    small = eq.make_method(name, nn.Linear(2, 2), TASKS, potentials=potentials)
+    small = eq.make_method(name, nn.Linear(2, 2), TASKS, potentials=potentials, **HYPERPARAMETERS.get(name, {}))
 
     def act(foreign):
         return lambda model, method: method.load_state_dict(foreign.state_dict())

@@ -221,6 +221,7 @@ def step(model, method, tasks=TASKS, **options):
     method.zero_grad()
     losses = losses_of(model, tasks)
     with no_waiting() as accelerator:
+        method.observe_validation(losses)
         method.backward(losses, **options)
         method.step()
         if method.needs_after_step:

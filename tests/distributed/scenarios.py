@@ -44,6 +44,9 @@ def network():
     return Network().double()
 
 
+VALIDATION = 1000
+
+
 def samples(step):
     """Inputs, and for each task its targets."""
     generator = torch.Generator().manual_seed(1000 + step)
@@ -107,7 +110,7 @@ class Trainer:
         self.method = eq.make_method(
             name, self.model, TASKS, lr=0.02, weight_decay=0.01, potentials=potentials, **options
         )
-        if optimizer == "sgd" and name != "mao":
+        if optimizer == "sgd" and self.method.balancer is not None:
             groups = [{"params": group["params"]} for group in self.method.optimizer.param_groups]
             self.method.optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9)
 
@@ -119,6 +122,11 @@ class Trainer:
 
     def step(self, index, pattern):
         self.method.zero_grad()
+        if self.method.needs_validation_losses:
+            with torch.no_grad():
+                validation, counts = self.losses(index + VALIDATION, pattern, 0)
+            if validation or self.parts > 1:
+                self.method.observe_validation(validation, counts)
         for micro in range(self.micro):
             losses, counts = self.losses(index, pattern, micro)
             accumulate = micro < self.micro - 1

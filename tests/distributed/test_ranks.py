@@ -35,11 +35,14 @@ def cases():
         for kind in ("ddp-unused", "ddp-static", "ddp-nosync", "fsdp", "fsdp-kept", "fsdp-hybrid"):
             settings.append({"name": name, "kind": kind, "pattern": "missing", "micro": 2})
             settings.append({"name": name, "kind": kind, "pattern": "all", "counts": False})
+    for kind in ("plain", "ddp"):
+        settings.append({"name": "mao@sgd", "kind": kind, "pattern": "missing"})
     for kind in ("plain", "ddp", "fsdp-nested"):
         settings.append({"name": "mao", "kind": kind, "pattern": "missing", "streaming": True})
         settings.append({"name": "mao", "kind": kind, "pattern": "missing", "groups": 2})
         settings.append({"name": "mgda", "kind": kind, "pattern": "missing", "every": 2})
     for kind in ("plain", "ddp"):
+        settings.append({"name": "coba", "kind": kind, "pattern": "missing", "warmup": 2, "history": 3})
         settings.append({"name": "mgda", "kind": kind, "pattern": "halves", "counts": False, "micro": 2, "every": 3})
     return {label(**case): case for case in settings}
 

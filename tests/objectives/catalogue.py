@@ -16,6 +16,7 @@ from equipoise.objectives import (
     UW,
     UWSO,
     Achievement,
+    CoBa,
     CoV,
     Equal,
     GeometricMean,
@@ -65,6 +66,7 @@ METHODS = {
     "softadapt, epochs": lambda: SoftAdapt(interval="epoch"),
     "relobralo": lambda: ReLoBRaLo(lookback=1.0),
     "relobralo, random": lambda: ReLoBRaLo(lookback=0.5, seed=0),
+    "coba": lambda: CoBa(warmup=2, history=3),
     "pbi": lambda: PBI(preferences={"a": 2.0}, reference={"b": -0.5}),
     "cosmos": lambda: COSMOS(preferences={"a": 0.2, "b": 0.5, "c": 0.3}),
 }

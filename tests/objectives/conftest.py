@@ -65,6 +65,10 @@ class Driver:
         _, values, opened = self._values(losses, usable)
         self._hook("after_step", values, opened=opened, commit=commit)
 
+    def observe_validation(self, losses: Losses, commit: bool = True) -> None:
+        _, values, opened = self._values(losses, None)
+        self._hook("observe_validation", values, opened=opened, commit=commit)
+
     def end_epoch(self, commit: bool = True) -> None:
         self._hook("end_epoch", opened={}, commit=commit)
 

@@ -25,6 +25,7 @@ def script(events):
     for event in events:
         if event is None:
             calls += [("observe", next(accuracies)), ("end_epoch",)]
+            calls += [("observe_validation", {"a": 2.0, "b": 1.0 + len(calls), "c": 0.3})]
         else:
             calls += [("step", event), ("after_step", {task: 0.9 * loss + 0.01 for task, loss in event.items()})]
     return calls

@@ -48,7 +48,7 @@ class MTAdamByHand(Reference):
                 norm = rows[task][name].norm().item()
                 old = self.norms.get((task, name), norm)
                 self.norms[task, name] = beta3 * old + (1 - beta3) * norm
-            known = [self.norms.get((task, name), 0.0) for task in TASKS]
+            known = [self.norms.get((task, name), 0.0) for task in tasks]
             anchor = next((norm for norm in known if norm > 1e-10), None)
             averages, roots = [], []
             for task in tasks:
@@ -108,6 +108,18 @@ def test_with_one_task_is_adam(kind):
         train(*each, range(5), ["a"] * 5)
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adatask_keeps_a_parameters_count_when_the_task_that_had_it_is_dropped():
+    model, twin = Network().double(), Network(1).double()
+    optimizer = eq.AdaTask(model.parameters(), ["a", "b"], lr=0.02)
+    train(model, optimizer, range(4), ["ab", "ab", "a", "a"])
+    other = eq.AdaTask(twin.parameters(), ["b", "c"], lr=0.02)
+    twin.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()), tasks="intersection")
+    for each in ((model, optimizer), (twin, other)):
+        train(*each, [0], ["b"])
+    assert_same(twin.state_dict(), model.state_dict())
 
 
 def test_mtadam_does_not_see_the_scale_of_a_loss():

@@ -70,7 +70,7 @@ class Reader:
             empty: this rank may have no task, and so may all of them.
             accumulate: further micro-batches follow.
             retain_graph: the graphs stay.
-            graph: every loss must have a graph; else they are `after_step`'s.
+            graph: every loss must have a graph; else they are `after_step`'s or of validation.
             also: reads the representation.
 
         Returns:

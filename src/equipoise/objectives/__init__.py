@@ -2,6 +2,7 @@
 
 from equipoise.objectives._base import GeometricMean, Objective, WeightedSum, Weighting
 from equipoise.objectives.achievement import Achievement
+from equipoise.objectives.coba import CoBa
 from equipoise.objectives.cosmos import COSMOS
 from equipoise.objectives.cov import CoV
 from equipoise.objectives.dtp import DTP
@@ -40,6 +41,7 @@ __all__ = [
     "UW",
     "UWSO",
     "Achievement",
+    "CoBa",
     "CoV",
     "Equal",
     "GO4Align",

@@ -122,14 +122,18 @@ class AdamByTask(BalancingOptimizer):
     def _merged(
         self, own: dict[str, Any], found: dict[str, Any], named: Mapping[str, str], at: Mapping[int, int]
     ) -> dict[str, Any]:
-        merged = {key: value for key, value in own.items() if _task_of(key) not in named}
-        merged |= {key: value for key, value in found.items() if key.startswith("grad_")}
-        for vector in VECTORS & found.keys():
-            merged[vector] = put(own.get(vector, torch.zeros(len(self.groups), device="cpu")), found[vector], at)
-        for task, known_as in named.items():
-            of_task = {key: value for key, value in found.items() if _task_of(key) == known_as}
-            merged |= {f"{key.partition('.')[0]}.{task}": value for key, value in of_task.items()}
-        return merged
+        called = {known_as: task for task, known_as in named.items()}
+        taken: dict[str, Any] = {}
+        for key, value in found.items():
+            kind, task = key.partition(".")[0], _task_of(key)
+            if key in VECTORS:
+                taken[key] = put(own.get(key, value.new_zeros(len(self.groups))), value, at)
+            elif key.startswith("grad_"):
+                taken[key] = value
+            elif task in called:
+                taken[f"{kind}.{called[task]}"] = value
+        kept = {key: value for key, value in own.items() if _task_of(key) not in named}
+        return {**taken, **{key: value for key, value in kept.items() if key not in taken}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

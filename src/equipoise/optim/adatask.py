@@ -38,6 +38,7 @@ class AdaTask(AdamByTask):
         weight_decay: λ, decoupled, once and not once a task, at least 0.
         priorities: as in `MAO`.
         chunk_size: as in `MAO`.
+        max_norm: as in `MAO`.
         capturable: as in `MAO`.
         fused: as in `MAO`.
         check_finite: as in `MAO`.
@@ -74,6 +75,7 @@ class AdaTask(AdamByTask):
         *,
         priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
+        max_norm: float | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         check_finite: bool | None = None,
@@ -94,6 +96,7 @@ class AdaTask(AdamByTask):
             defaults,
             priorities=priorities,
             chunk_size=chunk_size,
+            max_norm=max_norm,
             check_finite=check_finite,
             process_group=process_group,
         )
@@ -103,12 +106,22 @@ class AdaTask(AdamByTask):
             self._raise_counts(index, rows.get(task, {}), self._pending.taking.get(task))
         super()._update(rows, free)
 
+    def _merged(
+        self, own: dict[str, Any], found: dict[str, Any], named: Mapping[str, str], at: Mapping[int, int]
+    ) -> dict[str, Any]:
+        merged = super()._merged(own, found, named, at)
+        if "step" in found:  # the parameter's count, if the task that has it is gone
+            taken = torch.tensor([index in at for index in range(len(self.tasks))])
+            counts = merged["step"]
+            merged["step"] = torch.where(taken.to(counts.device) & (counts > 0), found["step"].max().to(counts), counts)
+        return merged
+
     def _raise_counts(self, index: int, reached: Iterable[Tensor], taking: Tensor | None) -> None:
         """Raises a task's counts of updates to those of the parameters, the largest of any task's."""
         by_device: dict[torch.device, list[Tensor]] = {}
         for parameter in reached:
-            if "step" in self.state[parameter]:
-                counts = self.state[parameter]["step"]
+            counts = self.state.get(parameter, {}).get("step")
+            if counts is not None:
                 by_device.setdefault(counts.device, []).append(counts)
         for device, counts in by_device.items():
             every = torch.stack(counts)

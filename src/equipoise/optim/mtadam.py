@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +31,9 @@ class MTAdam(AdamByTask):
 
     `θ ← θ − Σ_k η m̂_k / (max_j √v̂_j + ε) − η λ θ`, where `m̂ = m / (1 − β₁^t)`, `v̂ = v / (1 − β₂^t)`.
 
-    The first task is the anchor: where its gradients have no norm, the next one is. `t` counts, per task and parameter,
-    the steps that the task took part in. A task that is left out of a step leaves its averages as they are; the largest
-    denominator is that of the tasks that are there.
+    The first task is the anchor: where it is left out of a step, or its gradients have no norm, the next one is. `t`
+    counts, per task and parameter, the steps that the task took part in. A task that is left out leaves its averages as
+    they are; the largest denominator is that of the tasks that are there.
 
     Args:
         params: as in `MAO`.
@@ -44,6 +44,7 @@ class MTAdam(AdamByTask):
         weight_decay: λ, decoupled, once and not once a task, at least 0.
         priorities: task → factor of its update, as in `MAO`. The authors' `ranks` multiply the scaled gradient instead.
         chunk_size: as in `MAO`.
+        max_norm: as in `MAO`.
         check_finite: as in `MAO`.
         process_group: as in `MAO`.
 
@@ -82,6 +83,7 @@ class MTAdam(AdamByTask):
         *,
         priorities: Mapping[str, float] | None = None,
         chunk_size: int | None = None,
+        max_norm: float | None = None,
         check_finite: bool | None = None,
         process_group: Any = None,
     ) -> None:
@@ -100,13 +102,14 @@ class MTAdam(AdamByTask):
             defaults,
             priorities=priorities,
             chunk_size=chunk_size,
+            max_norm=max_norm,
             check_finite=check_finite,
             process_group=process_group,
         )
 
     def _furnish(self, held: Iterable[Tensor], process_group: Any) -> None:
         super()._furnish(held, process_group)
-        self.denominators: dict[Tensor, Tensor] = {}
+        self._watched: dict[Tensor, tuple[Tensor, Tensor]] = {}  # the anchor's norm and the denominator
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with options of its own.
@@ -136,11 +139,12 @@ class MTAdam(AdamByTask):
         for task, gradient in gradients.items():
             norm, own = total_norm([coalesced(gradient)]), norms[self.tasks.index(task)]
             _put(own, torch.where(moments[task].steps == 0, norm, beta3 * own + (1 - beta3) * norm), takes.get(task))
+        anchor = _first([norms[self.tasks.index(task)] for task in gradients], [takes.get(task) for task in gradients])
         total, denominator = torch.zeros_like(target, dtype=wide), torch.zeros_like(target, dtype=wide)
         for task, gradient in gradients.items():
             own, taking = moments[task], takes.get(task)
             assert isinstance(own.square, Tensor)
-            scaled = _reals(coalesced(gradient)).to(wide) * _factor(norms, self.tasks.index(task))
+            scaled = _reals(coalesced(gradient)).to(wide) * _factor(norms[self.tasks.index(task)], anchor)
             average = _reals(own.average).to(wide).lerp(scaled, 1 - beta1)
             square = _reals(own.square).to(wide).lerp(scaled.square(), 1 - beta2)
             _put(_reals(own.average), average, taking)
@@ -156,22 +160,27 @@ class MTAdam(AdamByTask):
         everybody = [takes[task] for task in gradients if task in takes]
         _put(target, moved, torch.stack(everybody).any() if len(everybody) == len(gradients) else None)
         if self._watching.now is not None:
-            self.denominators[parameter] = denominator
+            self._watched[parameter] = anchor, denominator
 
     def rates(self, task: str, parameters: Iterable[Tensor], group: Mapping[str, Any]) -> dict[Tensor, Tensor]:
         """Returns what the task's gradient of each parameter was multiplied by in the last step that was watched."""
         place, found = self.tasks.index(task), {}
         for parameter in parameters:
-            norms = self.state[parameter]["norm"]
+            anchor, denominator = self._watched[parameter]
             lr = group["lr"] * self.priorities.get(task, 1.0)
-            found[parameter] = lr * _factor(norms, place) / self.denominators[parameter]
+            found[parameter] = lr * _factor(self.state[parameter]["norm"][place], anchor) / denominator
         return found
 
 
-def _factor(norms: Tensor, place: int) -> Tensor:
-    """Returns what scales a task's gradient to the anchor's norm, 0-dim."""
-    anchor = norms.gather(0, (norms > NO_NORM).int().argmax(0, keepdim=True)).squeeze(0)
-    return torch.where(norms[place] > NO_NORM, anchor / norms[place], 1.0)
+def _first(norms: Sequence[Tensor], taking: Sequence[Tensor | None]) -> Tensor:
+    """Returns the first norm that is one, of the tasks that take part, 0-dim."""
+    every = torch.stack([n if takes is None else n * takes for n, takes in zip(norms, taking, strict=True)])
+    return every.gather(0, (every > NO_NORM).int().argmax(0, keepdim=True)).squeeze(0)
+
+
+def _factor(norm: Tensor, anchor: Tensor) -> Tensor:
+    """Returns what scales a gradient to the anchor's norm, 0-dim."""
+    return torch.where(norm > NO_NORM, anchor / norm, 1.0)
 
 
 def _reals(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from equipoise.objectives import (
     UW,
     UWSO,
     Achievement,
+    CoBa,
     CoV,
     Equal,
     GeometricMean,
@@ -109,6 +110,7 @@ OBJECTIVES: dict[str, MethodSpec] = {
     "relobralo": _objective(
         ReLoBRaLo, "more weight for losses that have fallen less, lately or since the first", "Bischof & Kraus 2021"
     ),
+    "coba": _objective(CoBa, "more weight for tasks that converge slowly on validation", "Gong et al. 2024"),
     "pbi": _objective(PBI, "small losses in the proportions that you prefer", "Zhang & Li 2007"),
     "cosmos": _objective(COSMOS, "weighted sum that rewards the proportions that you prefer", "Ruchte & Grabocka 2021"),
 }

@@ -16,6 +16,9 @@ def check_device(subject: Subject, device: str) -> None:
         model, method = subject.make(model=Network().double().to(place))
         for index in range(3):
             method.zero_grad()
+            if method.needs_validation_losses:
+                with torch.no_grad():
+                    method.observe_validation(model.losses(batch(index).to(place)))
             method.backward(model.losses(batch(index).to(place)))
             method.step()
             if method.needs_after_step:

@@ -65,13 +65,18 @@ def _share(index: int, rank: int) -> Tensor:
 
 
 def _step(losses_of: Any, network: Network, method: Any, x: Tensor) -> None:
-    losses = losses_of.losses(x) if losses_of is network else losses_of(x)
+    def losses() -> Any:
+        return losses_of.losses(x) if losses_of is network else losses_of(x)
+
+    if method.needs_validation_losses:
+        with torch.no_grad():
+            method.observe_validation(losses())
     method.zero_grad()
-    method.backward(losses)
+    method.backward(losses())
     method.step()
     if method.needs_after_step:
         with torch.no_grad():
-            method.after_step(losses_of.losses(x) if losses_of is network else losses_of(x))
+            method.after_step(losses())
 
 
 def _rank(subject: Subject, rank: int, port: int, queue: Any) -> None:

@@ -139,6 +139,8 @@ def check_errors_change_nothing(subject: Subject) -> None:
         "infinite": lambda m, one: one.backward({t: loss / 0 for t, loss in m.losses(batch(9)).items()}),
         "counts of nobody": lambda m, one: one.backward(m.losses(batch(9)), counts={}),
         "negative counts": lambda m, one: one.backward(m.losses(batch(9)), counts=dict.fromkeys(TASKS, -1)),
+        "validation loss that is no tensor": lambda m, one: one.observe_validation(_anything({"a": 1.0})),
+        "validation loss of an unknown task": lambda m, one: one.observe_validation({"d": torch.ones(())}),
         "accuracy of an unknown task": lambda m, one: one.end_epoch({"d": 0.5}),
         "an accuracy of 1.2": lambda m, one: one.end_epoch({"a": 0.5, "b": 1.2}),
     }

@@ -21,6 +21,10 @@ PRESENT = ["abc", "ac", "abc", "b", "ab", "abc", "c", "bc", "abc", "a", "abc", "
 """The tasks that have a label in each step."""
 
 
+VALIDATION = 1000
+"""Of the first validation batch; smaller ones are trained on."""
+
+
 class Network(nn.Module):
     """Tasks a and b share a branch, all three share the trunk; `frozen` takes part, `unused` does not."""
 
@@ -123,8 +127,11 @@ def is_maker(given: object) -> bool:
 
 
 def step(model: Network, method: Method, index: int, tasks: Iterable[str]) -> dict[str, Tensor]:
-    """Makes one training step with the losses of `tasks`; returns the weights."""
+    """Makes one training step with the losses of `tasks`, after a validation batch; returns the weights."""
     method.zero_grad()
+    if method.needs_validation_losses:
+        with torch.no_grad():
+            method.observe_validation(model.losses(batch(VALIDATION + index), tasks))
     weights = method.backward(model.losses(batch(index), tasks))
     method.step()
     if method.needs_after_step:

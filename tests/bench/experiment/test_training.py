@@ -88,7 +88,7 @@ def run(problem=None, **changes):
     return problem, record
 
 
-@pytest.mark.parametrize("method", ["rlw", "mao", "pcgrad", "graddrop", "famo", "amtl", "single:a"])
+@pytest.mark.parametrize("method", ["rlw", "mao", "pcgrad", "graddrop", "famo", "amtl", "coba", "single:a"])
 def test_every_method_has_the_same_initial_weights_and_batches(method):
     """Dropout and random methods draw too, and must not shift what the data draws."""
     expected, _ = run()
@@ -197,6 +197,47 @@ def test_schedule_multiplies_the_learning_rate(monkeypatch):
     assert len(set(weights[5:])) == 1
 
 
+def test_a_method_that_follows_validation_losses_sees_a_batch_before_every_step(monkeypatch):
+    """Without dropout; the batches are validation's, in an order of their own that begins anew after 2 of 8."""
+    problem, seen = Recording(), []
+    data = problem.data()
+    observe = Learner.observe
+
+    def recording(learner, batch):
+        with torch.no_grad():
+            predictions = problem.predict(learner.network.eval(), batch)
+        expected = {task.name: task.loss(predictions, batch).item() for task in problem.tasks}
+        learner.network.train()
+        monkeypatch.setattr(learner.method, "observe_validation", lambda losses: seen.append((batch, expected, losses)))
+        observe(learner, batch)
+        assert learner.network.training
+
+    monkeypatch.setattr(Learner, "observe", recording)
+    trial = replace(TRIAL, method="coba", epochs=1, reference=REFERENCE)
+    train(problem, data, trial)
+    assert [len(batch["a"]) for batch, _, _ in seen] == [8] * 5
+    for start in (0, 2):
+        both = torch.cat([batch["a"] for batch, _, _ in seen[start : start + 2]])
+        assert set(both.tolist()) <= set(data.validation.tensors["a"].tolist())
+        assert len(both.unique()) == 16
+    for _, expected, losses in seen:
+        assert {task: loss.item() for task, loss in losses.items()} == expected
+    seen.clear()
+    train(Recording(), data, replace(trial, method="ew"))
+    assert not seen
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(monkeypatch):
+    class Exploding(Recording):
+        def predict(self, model, batch):
+            predictions = super().predict(model, batch)
+            return {**predictions, "b": predictions["b"] * (1 if torch.is_grad_enabled() else math.inf)}
+
+    _, record = run(Exploding(), method="coba")
+    assert record["status"] == "diverged"
+    assert "validation loss of 'b'" in record["message"]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_task():
     class Exploding(Recording):
         def predict(self, model, batch):
@@ -244,7 +285,22 @@ def stop_at(epoch, told):
     raise Stop
 
 
-RESUMED = ("ew", "rlw", "uw", "dwa", "rema", "dtp", "amtl", "imtl", "famo", "gradnorm", "graddrop", "mao", "single:b")
+RESUMED = (
+    "ew",
+    "rlw",
+    "uw",
+    "dwa",
+    "rema",
+    "dtp",
+    "amtl",
+    "imtl",
+    "famo",
+    "gradnorm",
+    "graddrop",
+    "mao",
+    "coba",
+    "single:b",
+)
 
 
 @pytest.mark.parametrize("method", RESUMED)
@@ -252,6 +308,8 @@ RESUMED = ("ew", "rlw", "uw", "dwa", "rema", "dtp", "amtl", "imtl", "famo", "gra
 def test_a_run_goes_on_from_its_last_epoch_bit_for_bit(method, step, tmp_path):
     """Dropout, augmentation, schedule, the method's own random state and the best epoch's weights: all go on."""
     given = {} if method.startswith("single:") else {"reference": REFERENCE, "potentials": POTENTIALS}
+    if method == "coba":
+        given["hyperparameters"] = {"warmup": 4, "history": 6}
     trial = replace(TRIAL, method=method, schedule="cosine", **given)
     problem = Recording()
     whole = train(problem, problem.data(), trial)
@@ -389,3 +447,22 @@ def test_priorities_reach_the_method_and_no_single_task_run():
     learner = Learner(problem, replace(TRIAL, priorities={"a": 3.0}))
     outputs = {task: learner.network[task](torch.ones(4, 8)).square().mean() for task in ("a", "b")}
     assert {task: float(weight) for task, weight in learner.method.backward(outputs).items()} == {"a": 3.0, "b": 1.0}
+
+
+class Apart(Recording):
+    """The two tasks share nothing."""
+
+    def predict(self, model, batch):
+        x = batch["input"]
+        return {"a": model["a"](model["trunk"](x)), "b": x[:, :1] * model["b"].weight[0, 0]}
+
+
+def test_a_run_says_how_much_of_the_network_tasks_share():
+    _, record = run()
+    assert record["shared_parameters"] == 3 * 8 + 8
+    _, record = run(Recording(partial=True), method="mao")
+    assert record["shared_parameters"] == 3 * 8 + 8
+    _, record = run(Apart())
+    assert record["shared_parameters"] == 0
+    _, record = run(method="single:a")
+    assert "shared_parameters" not in record

@@ -13,7 +13,7 @@ from equipoise.bench.problems._errors import problem_code
 
 
 class Batches:
-    """A training split's batches. They depend on the seed alone, never on the method.
+    """A split's batches, in random order. They depend on the seed alone, never on the method.
 
     The order comes from a generator of its own; what a dataset draws while it is read (augmentation) from PyTorch's
     default generator, which is set aside meanwhile, so that the model's dropout and random methods do not shift it.
@@ -65,6 +65,12 @@ def batches_of(problem: Problem, dataset: MapDataset, batch_size: int) -> Iterat
         except StopIteration:
             return
         yield batch
+
+
+def again_and_again(batches: Batches) -> Iterator[Batch]:
+    """Yields the batches of one epoch after the other."""
+    while True:
+        yield from batches
 
 
 def share(batch: Batch, rank: int, size: int) -> Batch:

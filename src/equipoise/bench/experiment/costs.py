@@ -42,7 +42,14 @@ def measure_costs(problem: Problem, data: Splits, trials: Sequence[Trial]) -> di
     def make(method: str) -> Callable[[], object]:
         learner = Learner(problem, by_method[method])
         turns = itertools.cycle(batches)
-        return lambda: learner.step(next(turns))
+
+        def step() -> None:
+            batch = next(turns)
+            if learner.method.needs_validation_losses:
+                learner.observe(batch)
+            learner.step(batch)
+
+        return step
 
     return costs.measure_costs(make, list(by_method), device)[0]
 

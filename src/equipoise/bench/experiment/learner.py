@@ -21,6 +21,7 @@ from equipoise.bench.experiment.trial import SHARDED, Trial, Values
 from equipoise.bench.problems import Problem
 from equipoise.bench.problems._base import Batch, MapDataset, Predictions
 from equipoise.bench.problems._errors import check_computed, problem_code
+from equipoise.gradients.graph.walk import reached_leaves
 from equipoise.integrations.fabric import backward
 from equipoise.methods import make_method
 
@@ -105,6 +106,8 @@ class Learner:
         network: the network itself.
         method: the method; its optimizer may be given a scheduler.
         fabric: runs them.
+        shared_parameters: how many numbers of the network two tasks or more depend on, as far as was seen; 0 before
+            the first step, and of a single task or a sharded network always.
     """
 
     def __init__(self, problem: Problem, trial: Trial) -> None:
@@ -118,6 +121,8 @@ class Learner:
         self._optimizer: Any = self.fabric.setup_optimizers(self.method.optimizer)
         self._problem, self._single, self._size = problem, trial.single, trial.evaluation_batch_size
         self._sharded = trial.strategy == SHARDED
+        self.shared_parameters = 0
+        self._tasks_of: dict[Tensor, set[str]] = {}
 
     def step(self, batch: Batch) -> Step:
         """Makes one step of training.
@@ -128,9 +133,9 @@ class Learner:
         losses, several = self._losses(batch), self.fabric.world_size > 1
         if not losses and not several:
             return Step({}, {}, {})
-        for name, loss in losses.items():  # of several devices one alone must not stop
-            if loss.device.type == "cpu" and not several and not math.isfinite(loss.item()):
-                raise DivergedError(f"the loss of {name!r} became {loss.item()}")
+        self._check_finite(losses, "loss")
+        if not self.shared_parameters and not self._sharded:
+            self._note_shared(losses)
         counts = self._counts(batch, losses) if several else None
         weights = backward(self.fabric, self.method, losses, counts=counts)
         self._optimizer.step()
@@ -140,10 +145,37 @@ class Learner:
         self.method.zero_grad()
         return Step(losses, counts or dict.fromkeys(losses, 1), weights or {})
 
+    def _note_shared(self, losses: Mapping[str, Tensor]) -> None:
+        """Looks for parameters of several tasks in a step's graphs, until some are found: batches may hold few."""
+        graphs = {task: loss for task, loss in losses.items() if loss.requires_grad}
+        for task, leaves in zip(graphs, reached_leaves(list(graphs.values())), strict=True):
+            for leaf in leaves:
+                self._tasks_of.setdefault(leaf, set()).add(task)
+        self.shared_parameters = sum(leaf.numel() for leaf, tasks in self._tasks_of.items() if len(tasks) > 1)
+
     def to_device(self, batch: Batch) -> Batch:
         """Returns a batch on this device."""
         with problem_code("to_device"):
             return self._problem.to_device(batch, self.fabric.device)
+
+    def observe(self, batch: Batch) -> None:
+        """Shows the method the losses of a validation batch, if it has labels.
+
+        Raises:
+            DivergedError: as `step`.
+        """
+        self.network.eval()
+        with torch.no_grad():
+            losses = self._losses(batch)
+        self.network.train()
+        self._check_finite(losses, "validation loss")
+        if losses or self.fabric.world_size > 1:
+            self.method.observe_validation(losses)
+
+    def _check_finite(self, losses: Mapping[str, Tensor], what: str) -> None:
+        for name, loss in losses.items():  # of several devices one alone must not stop
+            if loss.device.type == "cpu" and self.fabric.world_size == 1 and not math.isfinite(loss.item()):
+                raise DivergedError(f"the {what} of {name!r} became {loss.item()}")
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has labels for, or of the single one."""

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from equipoise.bench.experiment.batches import Batches, share
+from equipoise.bench.experiment.batches import Batches, again_and_again, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.statistics import relative_gain
-from equipoise.bench.experiment.trial import Record, Trial, Values
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
+from equipoise.bench.problems._base import Batch
 from equipoise.bench.problems._errors import problem_code
 from equipoise.monitor import BalanceMonitor, read_monitor
 
@@ -66,13 +67,15 @@ def train(
     Returns:
         A record that JSON can hold: `status` ("finished", or "diverged" with a `message`), `epochs` (each with mean
         training loss and weights, validation measures, accuracies and score), `selected` (the number of the epoch
-        with the best score), `test` (the measures at that epoch) and `seconds`. If `trial.shares` and there is a
+        with the best score), `test` (the measures at that epoch), `seconds`, and of several tasks `shared_parameters`,
+        how many numbers of the network two of them depend on (unless it is sharded). If `trial.shares` and there is a
         monitor, `shares`: each task's mean share of what moved the shared parameters.
     """
     started = time.perf_counter()
     outputs = outputs or Outputs()
     learner = Learner(problem, trial)
     batches = Batches(problem, data.train, trial.batch_size, trial.seed)
+    observed = Batches(problem, data.validation, trial.batch_size, trial.seed)
     factor, steps = SCHEDULES[trial.schedule], max(1, trial.epochs * len(batches))
     scheduler = LambdaLR(learner.method.optimizer, lambda step: factor(min(step / steps, 1)))
     every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
@@ -94,12 +97,14 @@ def train(
         learner.load_state_dict(saved["learner"])
         scheduler.load_state_dict(saved["scheduler"])
         batches.load_state_dict(saved["batches"])
+        if learner.method.needs_validation_losses:
+            observed.load_state_dict(saved["observed"])
         epochs += saved["epochs"]
         best, chosen, record["selected"] = saved["best"], saved["chosen"], saved["selected"]
         started -= saved["seconds"]
     for epoch in range(len(epochs) + 1, trial.epochs + 1):
         try:
-            losses, weights = _train_epoch(problem, learner, scheduler, batches, on_step)
+            losses, weights = _train_epoch(problem, learner, scheduler, batches, observed, on_step)
         except DivergedError as error:
             return record | {"status": "diverged", "message": f"{error} in epoch {epoch}"}
         values = learner.evaluate(data.validation)
@@ -118,6 +123,7 @@ def train(
                 "learner": learner.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "batches": batches.state_dict(),
+                "observed": observed.state_dict(),
                 "monitor": None if monitor is None else monitor.state_dict(),
                 "monitor_every": every,
                 "epochs": epochs,
@@ -133,6 +139,8 @@ def train(
         monitor.detach()
     if trial.shares and outputs.monitor is not None:
         record["shares"] = read_monitor(outputs.monitor).shares()
+    if trial.single is None and trial.strategy != SHARDED:
+        record["shared_parameters"] = learner.shared_parameters
     learner.load_network(chosen)
     record["test"] = learner.evaluate(data.test)
     if outputs.picture is not None:
@@ -221,15 +229,29 @@ def accuracies(problem: Problem, values: Values) -> dict[str, float]:
 
 
 def _train_epoch(
-    problem: Problem, learner: Learner, scheduler: LambdaLR, batches: Batches, on_step: Callable[[], None]
+    problem: Problem,
+    learner: Learner,
+    scheduler: LambdaLR,
+    batches: Batches,
+    observed: Batches,
+    on_step: Callable[[], None],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Trains for an epoch; returns each task's mean loss and weight."""
+    """Trains for an epoch; returns each task's mean loss and weight.
+
+    A method that follows validation losses sees a batch of validation before every step, as CoBa's paper has it.
+    """
     tasks, fabric = [task.name for task in problem.tasks], learner.fabric
     losses, weights = Averages(tasks), Averages(tasks)
+    validation = again_and_again(observed)
+
+    def mine(batch: Batch) -> Batch:
+        return learner.to_device(share(batch, fabric.global_rank, fabric.world_size))
+
     for batch in batches:
         on_step()
-        moved = learner.to_device(share(batch, fabric.global_rank, fabric.world_size))
-        step = learner.step(moved)
+        if learner.method.needs_validation_losses:
+            learner.observe(mine(next(validation)))
+        step = learner.step(mine(batch))
         if step.losses or fabric.world_size > 1:  # other devices may have labels
             scheduler.step()
         losses.add(step.losses, step.counts)
