@@ -33,6 +33,11 @@ def test_a_replay_takes_its_configuration_from_what_it_replays():
     assert settings.hyperparameters_of("replay:ema") == {}
 
 
+def test_all_methods_are_those_of_installed_packages_too(monkeypatch):
+    monkeypatch.setattr("equipoise.bench.experiment.asking.list_methods", lambda: ["ew", "a-package's"])
+    assert read(methods=" all").methods == ("ew", "a-package's")
+
+
 def test_looks_are_planned_in_advance():
     settings = read(seeds=6, until_decided=True, max_seeds=20)
     assert settings.looks[0] == 6

@@ -134,12 +134,15 @@ def test_schedules():
         ("no.such.module:problem", "cannot be imported"),
         ("equipoise.bench.problems:nothing", "nothing named 'nothing'"),
         ("equipoise.bench.problems:SCHEDULES", "of type dict"),
-        ("mine.py:other", "it has .*mine.py:problem"),
+        ("mine.py:other", "it has mine.py:problem, mine.py:Mine"),
+        ("mine.py", "Which problem in mine.py. Write mine.py:NAME; it has mine.py:problem, mine.py:Mine"),
     ],
 )
 def test_load_problem_says_what_is_wrong(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("from equipoise.bench.problems.digits import Digits\nproblem = Digits(seed=3)\n")
+    (tmp_path / "mine.py").write_text(
+        "from equipoise.bench.problems.digits import Digits\nproblem = Digits(seed=3)\nclass Mine(Digits): pass\n"
+    )
     with pytest.raises(ProblemError, match=message):
         load_problem(name)
 
@@ -172,6 +175,7 @@ def test_options_come_back_as_they_were(value):
     ("name", "message"),
     [
         ("digits?size=3", "digits does not take these options: .*'size'; it has: seed"),
+        ("digits?sed=3", "it has: seed. Did you mean seed"),
         ("digits?seed", "written digits\\?name=value"),
         ("digits?", "written digits\\?name=value"),
         ("mine.py:problem?seed=4", "takes no options, found seed"),
