@@ -42,6 +42,7 @@ LAYERS = (
         "_parts",
         "_weigh",
         "_collect",
+        "_outcome",
         "_scalar",
         "_sharing",
         "optim",

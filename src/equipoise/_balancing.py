@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise._collect import Collect, Outcome
+from equipoise._collect import Collect
 from equipoise._held import Held
 from equipoise._kept import constants
 from equipoise._notices import Notices
+from equipoise._outcome import Outcome
 from equipoise._parts import check_prefers
 from equipoise._scalar import balanced, refuse_sharded, refuse_waiting, weighted
 from equipoise._sharing import Sharing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equipoise._cadence import Cadence
 from equipoise._held import Held
+from equipoise._outcome import Outcome
 from equipoise._parts import check_representation
 from equipoise._saved import shortened
 from equipoise._sharing import Sharing
@@ -43,23 +44,6 @@ LITTLE = 1 << 20
 
 CHOSEN_ON = ("cpu",)
 """Types of devices on which layers are chosen by themselves: to see whether anything acts in the trunk costs little."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step came to.
-
-    Attributes:
-        weights: task → the aggregator's weight; empty if it has none.
-        valid: whether the step counts, 0-dim bool; None: it does.
-        usable: which of these tasks take part, bool; None: all.
-        weighed: the tasks of which weights were found; None: those found before were held.
-    """
-
-    weights: Mapping[str, Tensor]
-    valid: Tensor | None
-    usable: Tensor | None = None
-    weighed: Sequence[str] | None = ()
 
 
 class Collect:
