@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 html_theme = "furo"
 html_title = "equipoise"
 html_copy_source = False
+html_show_copyright = False
 exclude_patterns = ["_build", "_parts", "package-index.md"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]

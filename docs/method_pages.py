@@ -5,6 +5,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pandas as pd
+
+from equipoise.monitor.diagnosis.regimes import OPPOSED, SIZE, SPEED
+from equipoise.monitor.diagnosis.rules import BY_SCALE, RULES
 from equipoise.objectives import GeometricMean
 from equipoise.registry import METHODS, MethodSpec
 from equipoise.search_space import Range
@@ -20,6 +24,15 @@ PROPERTIES = {
     "homogeneous": "all gradients times a number give the result times it",
     "scale_invariant": "no task's scale matters",
 }
+
+
+WORDS = {
+    SIZE: "gradients of unlike size after the optimizer",
+    BY_SCALE: "gradients of unlike size, as their losses are",
+    OPPOSED: "opposed directions",
+    SPEED: "losses of unlike speed",
+}
+LEADERBOARD = Path(__file__).parent / "leaderboard"
 
 
 def write_pages(folder: Path) -> None:
@@ -72,6 +85,7 @@ def page(name: str, spec: MethodSpec) -> str:
         lines += [f"**It promises**, and is tested for: {'; '.join(promises(spec))}.", ""]
     if spec.needs_potentials:
         lines += ["It needs `potentials`: every task's single-task accuracy.", ""]
+    lines += when(name)
     lines += ["```python", f'method = eq.make_method("{name}", model, tasks, lr=1e-3)', "```", ""]
     if tuned:
         lines += ["| hyperparameter | default | tuned within |", "|---|---|---|", tuned]
@@ -82,7 +96,40 @@ def page(name: str, spec: MethodSpec) -> str:
         lines += ["Its weights go into the weighted geometric mean:", ""]
         module = f"{GeometricMean.__module__}.{GeometricMean.__name__}"
         lines += ["```{eval-rst}", f".. autoclass:: {module}", "   :no-index:", "```", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *results(name)])
+
+
+def when(name: str) -> list[str]:
+    """What `equipoise diagnose` recommends the method for."""
+    reasons = [
+        f"{' and '.join(WORDS[regime] for regime in sorted(rule.when)) or 'nothing to balance'}: {rule.methods[name]}"
+        for rule in RULES
+        if name in rule.methods
+    ]
+    if not reasons:
+        return []
+    return [
+        "**When.** [Diagnosing](../diagnose.md) recommends it where it finds",
+        "",
+        *(f"- {r};" for r in reasons),
+        "",
+    ]
+
+
+def results(name: str) -> list[str]:
+    """The method's rows of the leaderboard."""
+    found = []
+    for place in sorted(LEADERBOARD.glob("*.csv")):
+        table = pd.read_csv(place).set_index("method")
+        delta = next(column for column in table if column.startswith("Δm") and column.endswith(" mean"))
+        if name in table.index:
+            row, order = table.loc[name], table[delta].drop("single-task", errors="ignore")
+            place_of = int((order > row[delta]).sum()) + 1
+            found.append(f"| {place.stem} | {row[delta]:+.1f} | {place_of} of {order.count()} | {row['time ×']:.2f} |")
+    if not found:
+        return []
+    head = ["| problem | Δm % | place | time × |", "|---|---:|---:|---:|"]
+    return ["**On the [leaderboard](../leaderboard.md):**", "", *head, *found, ""]
 
 
 def shown_class(name: str, spec: MethodSpec) -> object:
