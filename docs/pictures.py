@@ -1,6 +1,6 @@
 """Makes the pictures of the README and the site from the demo's folder: after `make demo`, on a machine with Chromium.
 
-    python docs/pictures.py runs/demo
+python docs/pictures.py runs/demo
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PARTS = {
 
 
 def main(folder: Path) -> None:
+    """Copies what the comparison drew, and takes pictures of its report."""
     for source, target in COPIED.items():
         shutil.copyfile(folder / source, IMAGES / target)
     with sync_playwright() as playwright:

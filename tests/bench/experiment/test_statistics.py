@@ -248,10 +248,34 @@ def test_without_baselines_delta_m_is_over_equal_weights(runs):
     renamed = [record | {"method": "ew"} if record["method"] == "a" else record for record in runs]
     summary = summarise(renamed, TASKS, ["ew", "b"])
     assert (summary.reference, summary.left_out) == ("ew", ())
+    mean_kind, mean_size = np.mean(RESULTS["a"], axis=0)
     expected = [
-        100 / 2 * (kind / other_kind - 1 + 1 - size / other_size)
+        100 / 2 * ((kind - other_kind) / mean_kind + (other_size - size) / mean_size)
         for (kind, size), (other_kind, other_size) in zip(RESULTS["b"], RESULTS["a"], strict=True)
     ]
     assert cell(summary, "b", None, "Δm over ew").values == pytest.approx(expected)
     assert cell(summary, "ew", None, "Δm over ew").values == pytest.approx([0] * 4)
     assert (SINGLE in summary.cells) == any(record["method"].startswith("single:") for record in runs)
+
+
+def test_without_baselines_the_noise_of_equal_weights_favours_nobody():
+    """Forty noisy tasks, and a method that is equal weights by another name, with other noise."""
+    generator = np.random.default_rng(0)
+    tasks = [Regression(f"t{index}") for index in range(40)]
+    wrong = 0
+    for _ in range(40):
+        found = {method: generator.normal(1, 0.1, (20, 40)) for method in ("ew", "other")}
+        runs = [
+            {
+                "method": method,
+                "seed": seed,
+                "status": "finished",
+                "test": {f"t{index}": {"MSE": value, "MAE": 0.0, "R²": 0.0} for index, value in enumerate(row)},
+            }
+            for method, rows in found.items()
+            for seed, row in enumerate(rows)
+        ]
+        summary = summarise(runs, tasks, ["ew", "other"])
+        delta = summary.columns[-1]
+        wrong += paired_p_value(*(summary.cells[method][delta].values for method in ("ew", "other"))) < 0.05
+    assert wrong <= 7  # of 40, 2 on average; with each seed's own noise in the denominator it is some 20

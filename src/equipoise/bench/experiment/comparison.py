@@ -243,7 +243,7 @@ class Comparison:
         if rows:
             progress.costs()
             measured = self._measure([self._start(row) for row in dict.fromkeys([REFERENCE, *rows])])
-            times |= {row: measured[row].relative_time for row in rows if row in measured}
+            times |= {row: measured[row].relative_time for row in (REFERENCE, *rows) if row in measured}
             self.store.set(TIMES, times)
         return times
 

@@ -156,7 +156,7 @@ def make_trial(settings: Settings, row: str, seed: int, configuration: Configura
         weight_decay=configuration.weight_decay,
         schedule=settings.schedule,
         hyperparameters=configuration.hyperparameters,
-        priorities={} if task_of(row) is not None else settings.priorities,
+        priorities=settings.priorities if _takes_priorities(row) else {},
         device=settings.device,
         devices=settings.devices,
         precision=settings.precision,
@@ -164,6 +164,11 @@ def make_trial(settings: Settings, row: str, seed: int, configuration: Configura
         source="" if replayed_by(row) is not None else settings.sources.get(parts_of(row)[0], ""),
         **given,
     )
+
+
+def _takes_priorities(row: str) -> bool:
+    """Whether what is wanted more is told to a row: a single task has nothing to prefer, replayed weights have it."""
+    return task_of(row) is None and replayed_by(row) is None
 
 
 def selection_seed(settings: Settings) -> int:
@@ -248,10 +253,22 @@ class _Draft:
             if not finished(record):
                 self._impossible[row, seed] = f"{source} did not finish: there are no weights to replay"
                 return
+            if not gives_weights(source) and "shares" not in record:
+                self._impossible[row, seed] = f"{source} has no weights, and sharded runs have no monitor: no replay"
+                return
             weights = mean_weights(record, self._names)
+            if min(weights.values()) < 0:
+                self._impossible[row, seed] = (
+                    f"{source}'s mean weights are negative for some task: no fixed weights are"
+                )
+                return
             configuration = replace(configuration, hyperparameters={"weights": weights})
         trial = self._trial(row, seed, configuration)
-        if trial is not None:
+        potentials = None if trial is None else trial.potentials
+        lacking = [name for name in self._names if potentials is not None and name not in potentials]
+        if lacking:
+            self._impossible[row, seed] = f"single:{lacking[0]} did not finish, whose accuracy it needs"
+        elif trial is not None:
             self._record(trial)
             self._final.setdefault(row, {})[seed] = trial
 

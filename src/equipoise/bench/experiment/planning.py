@@ -9,7 +9,7 @@ from equipoise.bench.experiment.plan import Plan, draw_up
 from equipoise.bench.experiment.sequential import level
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
-from equipoise.bench.experiment.training_length import still_rising, training_length
+from equipoise.bench.experiment.training_length import MIN_EPOCHS, still_rising, training_length
 from equipoise.bench.experiment.trial import Records, Trial
 from equipoise.bench.experiment.verdict import judge
 from equipoise.bench.problems import Task
@@ -64,6 +64,8 @@ class Planner:
         return replace(found, runs=tuple(runs.values()), expected=found.expected + len(runs) - len(found.runs))
 
     def _rises(self, found: Plan, records: Records) -> bool:
+        if found.settings.epochs < MIN_EPOCHS:  # too few to see whether anything rises
+            return True
         key = ("rises", *(trial.key for trial in found.runs))
         if key not in self._answers:
             settings = found.settings

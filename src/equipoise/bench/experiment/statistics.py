@@ -198,8 +198,9 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     """Computes means, deviations, Δm and ranks.
 
     Δm is taken seed by seed: each run against the single-task runs of its own seed. A task of which one of those did
-    not go through is left out of Δm, in every seed; if all are, Δm is over the run of the same seed with equal weights.
-    Its column says so.
+    not go through is left out of Δm, in every seed; if all are, Δm is over the run of the same seed with equal weights,
+    relative to their mean over seeds: a rival's noise in the denominator would favour whoever it is compared with, and
+    the more so the more tasks there are. Its column says so.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -213,7 +214,7 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     seeds = sorted({seed for _, seed in runs})
     names = [task.name for task in tasks]
     outcomes = {name: [runs[run]["status"] for run in runs if run[0] == f"single:{name}"] for name in names}
-    usable = [name for name in names if outcomes[name] and set(outcomes[name]) == {"finished"}]
+    usable = [name for name in names if outcomes[name] and not {"diverged", "failed"} & set(outcomes[name])]
     reference = SINGLE if usable else EQUAL
     delta = Column(None, _delta(len(usable), len(names)), main=True)
 
@@ -228,7 +229,7 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     against = rows[reference] if reference in rows else {column: column_of(reference, column) for column in columns}
     for method in methods:
         gains = [
-            _gains(rows[method][column], against[column], column.measure.higher_is_better)
+            _gains(rows[method][column], against[column], column.measure.higher_is_better, mean=reference == EQUAL)
             for column in columns
             if column.main and column.task in (usable or names)
         ]
@@ -264,9 +265,14 @@ def _delta(usable: int, tasks: int) -> Measure:
     return replace(DELTA, name=f"Δm of {usable} of {tasks} tasks" if usable else f"Δm over {EQUAL}")
 
 
-def _gains(values: pd.Series[float], references: pd.Series[float], higher_is_better: bool) -> pd.Series[float]:
-    """Relative gain seed by seed, over the seeds that both have."""
+def _gains(
+    values: pd.Series[float], references: pd.Series[float], higher_is_better: bool, mean: bool
+) -> pd.Series[float]:
+    """Gain seed by seed, over the seeds that both have, relative to the reference of the seed, or to their mean."""
     both = pd.concat([values, references], axis=1).dropna()
+    if mean and len(both):
+        typical = float(both[1].mean())
+        return (both[0] - both[1]).map(lambda gain: relative_gain(typical + gain, typical, higher_is_better))
     return both.apply(lambda row: relative_gain(row[0], row[1], higher_is_better), axis=1)
 
 

@@ -13,7 +13,7 @@ from equipoise.bench.experiment.front import FrontPoint
 from equipoise.bench.experiment.paired import PairedTest, PairedTests, is_fixed, paired_tests
 from equipoise.bench.experiment.recommendation import MAX_SEEDS, cheapest, recommend
 from equipoise.bench.experiment.rows import replayed_by
-from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Summary
+from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, EQUAL, LEVEL, MIN_SEEDS, SINGLE, Summary
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
 from equipoise.bench.experiment.wording import (
     MANY,
@@ -405,4 +405,7 @@ def _state(summary: Summary, method: str) -> str:
     if finished < summary.seeds:
         failed = len(summary.failures.get(method, ()))
         return f"finished {finished} of {summary.seeds} seeds{f', failed in {failed}' if failed else ''}"
+    equal = summary.cells.get(EQUAL, {}).get(summary.columns[0])
+    if summary.reference == EQUAL and not summary.complete(equal):
+        return "no Δm of every seed: equal weights, which it is over, did not finish all"
     return "no Δm: a task has no value on test"
