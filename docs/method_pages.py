@@ -139,7 +139,10 @@ def shown_class(name: str, spec: MethodSpec) -> object:
 
 def promises(spec: MethodSpec) -> list[str]:
     """What the method's aggregator promises, in words."""
-    return [words for name, words in PROPERTIES.items() if getattr(spec.takes, name, False)]
+    if spec.aggregator is None:
+        return []
+    aggregator = spec.aggregator()
+    return [words for name, words in PROPERTIES.items() if getattr(aggregator, name, False)]
 
 
 def default(value: object) -> str:

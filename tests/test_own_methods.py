@@ -1,5 +1,6 @@
 """A person's own method: a class or an instance given to `make_method`, named in a file, or brought by a package."""
 
+import pickle
 import textwrap
 from typing import ClassVar
 
@@ -141,3 +142,44 @@ def test_what_is_no_method_is_refused(given):
         TypeError, match=r"name must be one of list_methods\(\), or a class or an instance of an Objective"
     ):
         eq.make_method(given, Network(), TASKS)
+
+
+def test_a_class_derived_from_one_of_the_librarys_is_known_as_that():
+    class Mine(eq.Achievement):
+        pass
+
+    class MyUncertainty(eq.UW):
+        pass
+
+    model = Network()
+    potentials = dict.fromkeys(TASKS, 0.5)
+    assert eq.make_method(Mine, model, TASKS, potentials=potentials).needs_accuracies
+    with pytest.raises(ValueError, match="needs potentials"):
+        eq.make_method(Mine, model, TASKS)
+    assert eq.make_method(MyUncertainty, model, TASKS, weights_lr=0.5).optimizer.param_groups[1]["lr"] == 0.5
+
+
+def test_an_argument_that_is_make_methods_own_is_refused():
+    class Rated(eq.Weighting):
+        def __init__(self, lr: float = 0.1) -> None:
+            super().__init__()
+
+        def forward(self, losses):
+            return torch.ones_like(losses)
+
+    with pytest.raises(TypeError, match="Rated takes lr, which make_method takes for itself"):
+        eq.make_method(Rated, Network(), TASKS)
+
+
+def test_files_of_one_name_are_two_and_objects_of_theirs_are_pickled(tmp_path):
+    for folder, power in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(FILE.replace("power: float = 1.0", f"power: float = {power}"))
+    model = Network().double()
+    losses = {task: loss.item() for task, loss in model.losses(batch(0)).items()}
+    for folder, power in (("one", 1.0), ("other", 2.0), ("one", 1.0)):
+        method = eq.make_method(f"{tmp_path / folder / 'mine.py'}:Inverse", model, TASKS)
+        assert weights_of(method, model) == pytest.approx({task: loss**-power for task, loss in losses.items()})
+        pickle.loads(pickle.dumps(method))
+    with pytest.raises(ImportError, match="There is no file"):
+        eq.make_method("me@host/mine.py:Inverse", model, TASKS)

@@ -9,7 +9,7 @@ from equipoise.aggregators import RowStateAggregator
 from equipoise.registry import METHODS
 from equipoise.testing._subject import METRICS, POTENTIALS, PRESENT, TASKS, Subject, step, train
 
-NAMES = [*METHODS, *(f"single:{task}" for task in TASKS)]
+NAMES = [*METHODS, "mao@sgd", *(f"single:{task}" for task in TASKS)]
 HYPERPARAMETERS = {"relobralo": {"lookback": 0.5}, "pbi": {"theta": 0.5}, "coba": {"warmup": 2, "history": 3}}
 """Given to methods whose defaults would not show what the tests are about: ReLoBRaLo seldom draws what makes a
 difference, PBI lets small losses rise to the proportions that are preferred, and CoBa's warm-up is long."""
@@ -41,7 +41,8 @@ def has_aggregator(name):
 
 def is_optimizer(name):
     """Whether the method is an optimizer itself, as MAO is."""
-    return name in METHODS and METHODS[name].optimizer is not None
+    method = name.partition("@")[0]
+    return method in METHODS and METHODS[method].optimizer is not None
 
 
 GRAMIAN = {name for name in NAMES if any(isinstance(part, eq.GramianAggregator) for part in parts(name))}

@@ -91,3 +91,45 @@ def test_the_error_names_every_check_that_failed():
 def test_a_promise_that_is_not_made_is_not_checked():
     assert [check.name for check in aggregator_checks(eq.PCGrad)][3:] == ["homogeneous"]
     assert "scale_invariant" in [check.name for check in method_checks(eq.NashMTL)]
+
+
+class Smoothed(eq.GramianAggregator):
+    """Weights that follow the gradients' lengths slowly: an aggregator that keeps state."""
+
+    permutation_invariant = True
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("length", 1.0)
+
+    def weights(self, gramian, losses):
+        self.state.length = 0.9 * self.state.length + 0.1 * gramian.diagonal().clamp(min=0).sqrt()
+        return self.state.length.clone()
+
+
+class Forgetful(eq.MAO):
+    """Loses every micro-batch but the last."""
+
+    def backward(self, losses, **options):
+        weights = super().backward(losses, **options)
+        if options.get("accumulate"):
+            self._pending.forget()
+        return weights
+
+
+def test_an_aggregator_that_keeps_state_is_checked_too():
+    assert "permutation_invariant" in check_method(Smoothed)
+
+
+@pytest.mark.parametrize("given", [First, First()])
+def test_promises_are_checked_whatever_is_given(given):
+    assert {"permutation_invariant", "non_conflicting"} <= failing(given)
+
+
+def test_lost_micro_batches_are_found():
+    assert failing(Forgetful) == {"micro_batches_and_counts"}
+
+
+def test_an_instance_with_a_seed_and_what_needs_a_task_can_pass():
+    assert check_method(eq.RLW(seed=3))
+    assert check_method(eq.PCD, primary="a", always="a")

@@ -28,6 +28,7 @@ class Aggregator(TaskModule, ABC):
     What a method promises of its result `d`, for any gradients `g_k`; nothing unless it says so:
 
     Attributes:
+        robust: a row that is not finite may be left out; else it shows in `d`.
         non_conflicting: `⟨d, g_k⟩ ≥ 0` for every task.
         permutation_invariant: `d` does not depend on the order of the tasks.
         homogeneous: all gradients multiplied by a positive number give `d` multiplied by it.
@@ -44,6 +45,7 @@ class Aggregator(TaskModule, ABC):
 
     takes_preferences: bool = False
 
+    robust: bool = False
     non_conflicting: bool = False
     permutation_invariant: bool = False
     homogeneous: bool = False

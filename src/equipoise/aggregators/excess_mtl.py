@@ -51,6 +51,7 @@ class ExcessMTL(RowStateAggregator):
 
     takes_preferences = True
     masked = True
+    weighs = True
     search_space: ClassVar[SearchSpace] = {"step_size": Range(1e-3, 1.0, log=True)}
 
     def __init__(self, step_size: float = 0.01) -> None:

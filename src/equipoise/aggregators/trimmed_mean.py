@@ -43,6 +43,7 @@ class TrimmedMean(RowsAggregator):
 
     takes_preferences = True
     masked = True
+    robust = True
     permutation_invariant = True
     homogeneous = True
     search_space: ClassVar[SearchSpace] = {"trim": Choice((0, 1, 2))}

@@ -17,6 +17,9 @@ from equipoise.registry._spec import ONE_PASS, PASS_PER_TASK, MethodSpec
 GROUP = "equipoise.methods"
 """The entry points by which a package brings methods: name → class or instance."""
 
+RESERVED = ("name", "model", "tasks", "lr", "weight_decay", "probe", "chunk_size", "engine", "every", "check_finite")
+"""Arguments of `make_method` that no method's class can have for its own."""
+
 KINDS = (
     "a class or an instance of an Objective, a Weighting or an Aggregator, or the class of a BalancingOptimizer, as "
     "MAO is one"
@@ -36,15 +39,36 @@ def spec_of(given: object, name: str) -> MethodSpec:
     """
     made = given if inspect.isclass(given) else type(given)
     takes: Callable[..., Any] = given if inspect.isclass(given) else lambda: copy.deepcopy(given)
+    balances = inspect.isclass(given) and issubclass(given, BalancingOptimizer)
+    if not balances and not issubclass(made, (Objective, Weighting, Aggregator)):
+        raise TypeError(f"name must be one of list_methods(), or {KINDS}; found {given!r}.")
+    known = _known(made)
+    details = {"needs_potentials": "potentials" in inspect.signature(made).parameters} | known
+    taken = [name for name in inspect.signature(made).parameters if name in RESERVED]
+    if taken and inspect.isclass(given) and not balances:
+        raise TypeError(
+            f"{made.__name__} takes {', '.join(taken)}, which make_method takes for itself: give the argument another "
+            "name, or pass an instance."
+        )
     description = (inspect.getdoc(made) or made.__name__).partition("\n")[0].rstrip(".")
     space = dict(getattr(made, "search_space", {})) if inspect.isclass(given) else {}
     if issubclass(made, (Objective, Weighting)):
-        return MethodSpec(description, name, ONE_PASS, takes, objective=takes, search_space=space)
+        return MethodSpec(description, name, ONE_PASS, takes, objective=takes, search_space=space, **details)
     if issubclass(made, Aggregator):
-        return MethodSpec(description, name, PASS_PER_TASK, takes, aggregator=takes, search_space=space)
-    if inspect.isclass(given) and issubclass(given, BalancingOptimizer):
-        return MethodSpec(description, name, PASS_PER_TASK, takes, optimizer=takes, search_space=space)
-    raise TypeError(f"name must be one of list_methods(), or {KINDS}; found {given!r}.")
+        return MethodSpec(description, name, PASS_PER_TASK, takes, aggregator=takes, search_space=space, **known)
+    return MethodSpec(description, name, PASS_PER_TASK, takes, optimizer=takes, search_space=space)
+
+
+def _known(made: type) -> dict[str, Any]:
+    """What the registry says of a class of this library's, or of one derived from it, beside how it is made."""
+    from equipoise.registry import METHODS  # which is made of such specs
+
+    for base in made.__mro__:
+        for spec in METHODS.values():
+            if spec.takes is base and spec.objective in (None, base):
+                names = ("learns_weights", "probes_last_layer", "needs_potentials", "every")
+                return {name: getattr(spec, name) for name in names}
+    return {}
 
 
 def find_own(name: str) -> object | None:
@@ -60,7 +84,7 @@ def find_own(name: str) -> object | None:
     place, colon, attribute = name.rpartition(":")
     if not colon:
         return None
-    module = import_place(place)
+    module = import_place(place, anew=False)
     if not hasattr(module, attribute):
         kinds = (Objective, Weighting, Aggregator, BalancingOptimizer)
         names = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kinds)]

@@ -96,7 +96,8 @@ def split_optimizer(name: str, tasks: Collection[str] = ()) -> tuple[str, str]:
         (('ema', 'sgd'), ('ema', 'adamw'))
     """
     method, separator, optimizer = name.rpartition(SEPARATOR)
-    if not separator or name.partition(":")[2] in tasks:
+    in_a_path = any(sign in optimizer for sign in (":", "/", "\\"))
+    if not separator or in_a_path or name.partition(":")[2] in tasks:
         return name, DEFAULT_OPTIMIZER
     if optimizer not in BASE_OPTIMIZERS:
         raise ValueError(

@@ -13,6 +13,7 @@ This library's own tests run these checks over its registry. `check_method` runs
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ import torch
 
 from equipoise._method import Method
 from equipoise.aggregators import Aggregator
+from equipoise.registry import METHODS, find_own
 from equipoise.testing import _devices, _state, _training
-from equipoise.testing._properties import ALWAYS, PROMISES
+from equipoise.testing._properties import ALWAYS, PROMISES, Ready
 from equipoise.testing._ranks import check_ranks
 from equipoise.testing._subject import Network, Subject, batch
 
@@ -58,7 +60,12 @@ class Check:
 
 
 def method_checks(
-    make: Callable[..., Method] | object, *, ranks: bool = False, devices: tuple[str, ...] = ()
+    make: Callable[..., Method] | object,
+    *,
+    ranks: bool = False,
+    devices: tuple[str, ...] = (),
+    always: str | None = None,
+    **hyperparameters: Any,
 ) -> list[Check]:
     """Returns the checks of a method, to be called one by one.
 
@@ -66,7 +73,9 @@ def method_checks(
         make: whatever `equipoise.make_method` takes for a name (a class, an instance, `FILE.py:NAME`, …); or a
             function of a network, tasks and keywords (`lr`, `weight_decay`) that makes the `Method`.
         ranks: also in two processes against one; what makes the method must be importable.
-        devices: also on these, such as "cuda", against the CPU.
+        devices: also on these, such as "cuda", against the CPU; not what draws random numbers, as it does there.
+        always: the task, of "a", "b" and "c", that the method cannot do without, if there is one.
+        **hyperparameters: what it is made with.
 
     Returns:
         The checks of `CHECKS`, those of what an aggregator's class promises, and those asked for.
@@ -77,13 +86,15 @@ def method_checks(
         >>> [check.name for check in method_checks(eq.EMA)][:2]
         ['trains_and_stays_finite', 'loss_falls_on_one_batch']
     """
-    subject = Subject(make)
+    subject = Subject(make, always=always, **hyperparameters)
     checks = [Check(check.__name__.removeprefix("check_"), partial(check, subject)) for check in CHECKS]
-    if inspect.isclass(make) and issubclass(make, Aggregator):
-        checks += aggregator_checks(make)
+    aggregator = _aggregator(make)
+    if aggregator is not None:
+        checks += aggregator_checks(partial(aggregator, **hyperparameters))
     if ranks:
         checks.append(Check("ranks", partial(check_ranks, subject)))
-    checks += [Check(f"device_{device}", partial(_devices.check_device, subject, device)) for device in devices]
+    there = () if subject.draws else devices
+    checks += [Check(f"device_{device}", partial(_devices.check_device, subject, device)) for device in there]
     return checks
 
 
@@ -100,21 +111,36 @@ def aggregator_checks(make: Callable[[], Aggregator]) -> list[Check]:
         'non_conflicting'
     """
     promised = [name for name in PROMISES if getattr(make(), name)]
-    seeded = partial(_seeded, make)
+    seeded = partial(_ready, make)
     checks: dict[str, Any] = {check.__name__.removeprefix("check_"): check for check in ALWAYS}
     checks |= {name: PROMISES[name] for name in promised}
     return [Check(name, partial(check, seeded)) for name, check in checks.items()]
 
 
-def _seeded(make: Callable[[], Aggregator]) -> Aggregator:
+def _aggregator(make: object) -> Callable[..., Aggregator] | None:
+    """What makes the aggregator by itself, of a class, an instance or a name that is one; None of anything else."""
+    if isinstance(make, str):
+        spec = METHODS.get(make)
+        make = find_own(make) if spec is None else spec.aggregator
+    if inspect.isclass(make) and issubclass(make, Aggregator):
+        return make
+    return partial(copy.deepcopy, make) if isinstance(make, Aggregator) else None
+
+
+def _ready(make: Callable[[], Aggregator]) -> Ready:
     """Makes one that draws the same numbers every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make()
+        return Ready(make())
 
 
 def check_method(
-    make: Callable[..., Method] | object, *, ranks: bool = False, devices: tuple[str, ...] = ()
+    make: Callable[..., Method] | object,
+    *,
+    ranks: bool = False,
+    devices: tuple[str, ...] = (),
+    always: str | None = None,
+    **hyperparameters: Any,
 ) -> list[str]:
     """Holds a method to the contract.
 
@@ -125,6 +151,8 @@ def check_method(
         make: as in `method_checks`.
         ranks: as in `method_checks`.
         devices: as in `method_checks`.
+        always: as in `method_checks`.
+        **hyperparameters: as in `method_checks`.
 
     Returns:
         The names of the checks that it passed, which are all.
@@ -139,7 +167,7 @@ def check_method(
         >>> len(check_method(eq.EMA)) > 15
         True
     """
-    checks = method_checks(make, ranks=ranks, devices=devices)
+    checks = method_checks(make, ranks=ranks, devices=devices, always=always, **hyperparameters)
     failed: dict[str, Exception] = {}
     for check in checks:
         try:

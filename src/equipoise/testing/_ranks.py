@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+from collections.abc import Sequence
+from queue import Empty
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ def check_ranks(subject: Subject) -> None:
     for process in processes:
         process.start()
     try:
-        found = [queue.get(timeout=120) for _ in processes]
+        found = _answers(queue, processes)
     finally:
         for process in processes:
             process.join(10)
@@ -47,6 +49,18 @@ def check_ranks(subject: Subject) -> None:
             torch.testing.assert_close(
                 torch.from_numpy(value), torch.from_numpy(expected[name]), rtol=1e-8, atol=1e-10, msg=name
             )
+
+
+def _answers(queue: Any, processes: Sequence[Any]) -> list[Any]:
+    """What each process tells, as soon as all have, or one has ended without."""
+    found: list[Any] = []
+    while len(found) < len(processes):
+        try:
+            found.append(queue.get(timeout=1))
+        except Empty:
+            codes = [process.exitcode for process in processes]
+            assert not any(codes), f"a process ended with exit code {max(code or 0 for code in codes)} and said nothing"
+    return found
 
 
 class _Losses(torch.nn.Module):

@@ -181,11 +181,14 @@ def _state_of(method: Method, task: str) -> list[Tensor]:
     if method.balancer is None:
         state: Mapping[str, Any]
         for state in method.optimizer.state.values():
-            kept += [state["step"][position], *(value for key, value in state.items() if key.endswith(f".{task}"))]
+            steps, own = state.get("step"), state.get(task, {})
+            kept += [steps[position]] if isinstance(steps, Tensor) and steps.dim() == 1 else []
+            kept += [value for key, value in state.items() if key.endswith(f".{task}")]
+            kept += [value for value in own.values() if isinstance(value, Tensor)]
     else:
         for part in (method.balancer.objective, method.balancer.aggregator):
             if part is not None:
-                kept += [t[position] for t in part.buffers()]
+                kept += [t[position] for t in part.buffers() if t.dim()]
                 kept += [t[:, position] for name, t in part.named_buffers() if name in part._pairs]
                 kept += [p for name, p in part.named_parameters() if name.endswith(f".{position}")]
     return [t.detach().clone() for t in kept]

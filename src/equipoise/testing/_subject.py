@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equipoise._method import Method
 from equipoise._state import TaskModule
 from equipoise.methods import make_method
+from equipoise.objectives import Equal, WeightedSum
 
 TASKS = ("a", "b", "c")
 METRICS = [{"a": 0.5, "b": 0.3, "c": 0.7}, {"a": 0.6, "c": 0.9}, {"b": 0.55}]
@@ -74,11 +75,13 @@ class Subject:
         **hyperparameters: what it is made with.
 
     Attributes:
+        is_instance: what was given is copied, seed and all.
         is_optimizer: it has moments of its own, and no Balancer.
         parts: the objective, the aggregator and all inside them.
         learns: it has weights that are learned with the model.
         draws: it draws random numbers.
         keeps: it keeps something of a task.
+        adds_up: two halves of a batch are by definition what the batch is: no objective looks at each.
     """
 
     def __init__(
@@ -94,12 +97,20 @@ class Subject:
         self.always = always
         model, method = self.make()
         step(model, method, 0, TASKS)  # what depends on the tasks is there at last
+        self.is_instance = isinstance(make, TaskModule)
         self.is_optimizer = method.balancer is None
         modules: Iterable[nn.Module] = () if method.balancer is None else method.balancer.modules()
+        plain = method.balancer is None or all(
+            isinstance(part, (WeightedSum, Equal)) for part in method.balancer.objective.modules()
+        )
+        self.adds_up = plain and single is None
         self.parts = [part for part in modules if isinstance(part, TaskModule)]
         self.learns = any(part._learned for part in self.parts)
         self.draws = any(part.generator is not None for part in self.parts)
         self.keeps = self.is_optimizer or any([*p._learned, *p.buffers(recurse=False)] for p in self.parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "parts": []}  # their class may be of a file that another process has not imported
 
     def make(
         self,
