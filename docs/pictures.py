@@ -22,8 +22,8 @@ PARTS = {
     "report-tradeoff.png": "details:has(#tradeoff)",
     "report-front.png": "details:has(#front)",
     "report-training.png": "details:has(#training)",
-    "report-layers.png": "details:has(#contributions)",
-    "report-conflicts.png": "details:has(#conflict)",
+    "report-layers.png": "details:has(#layers)",
+    "report-conflicts.png": "details:has(#conflicts)",
 }
 """Picture → what of the report's page is in it."""
 
