@@ -3,21 +3,22 @@
     python benchmarks/diagnosis.py runs/digits runs/rooms > diagnosis.md
 
 Every problem is diagnosed anew, at its comparison's learning rate for equal weights and batch size, without a look at
-its results. A method is beaten where the report's own test, corrected for all pairs of methods in its column, sets it
-below the best one. Prints a Markdown table, and how many of the recommended methods, and of all, are not beaten: a
+its results. A method is beaten where the report's verdict claims that another one is better: in Δm any other, on
+a task equal weights. Prints a Markdown table, and how many of the recommended methods, and of all, are not beaten: a
 recommendation is worth something where the first share is above the second.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise.bench.experiment.comparison import Result, load_result
 from equipoise.bench.experiment.diagnosis import diagnose_problem
-from equipoise.bench.experiment.statistics import LEVEL, Column
+from equipoise.bench.experiment.judgement import judge_result
+from equipoise.bench.experiment.statistics import SINGLE
 from equipoise.monitor import Diagnosis
 
 REFERENCE = "ew"
@@ -55,18 +56,19 @@ def check(result: Result, diagnosis: Diagnosis) -> Row:
     delta = summary.columns[-1]
     complete = [method for method in result.settings.methods if summary.complete(summary.cells[method].get(delta))]
 
-    def beaten(method: str) -> Iterator[str]:
-        main: Iterable[Column] = (column for column in summary.columns if column.main)
-        for column in main:
-            if summary.cells[method][column].holm < LEVEL:
-                yield column.task or column.measure.name
+    claims = judge_result(result).claims
+    main = [column for column in summary.columns if column.main]
+
+    def beaten(method: str) -> tuple[str, ...]:
+        tasks = {claim.task for claim in claims if claim.worse == method and claim.better != SINGLE}
+        return tuple(column.task or delta.measure.name for column in main if column.task in tasks)
 
     return Row(
         problem=result.problem.name,
         seeds=summary.seeds,
         found=diagnosis.found,
         recommended=tuple(one.method for one in diagnosis.recommended),
-        compared={method: tuple(beaten(method)) for method in complete},
+        compared={method: beaten(method) for method in complete},
         best=next((method for method in complete if summary.cells[method][delta].best), "none"),
     )
 
@@ -103,13 +105,18 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished comparisons")
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
+    print(agreement(arguments.runs, arguments.steps))
+
+
+def agreement(runs: Sequence[Path], steps: int = 200) -> str:
+    """Diagnoses the problems of finished comparisons; returns the table as Markdown."""
     rows = []
-    for run in arguments.runs:
+    for run in runs:
         result = load_result(run)
         settings = result.settings
         diagnosis = diagnose_problem(
             result.problem,
-            steps=arguments.steps,
+            steps=steps,
             lr=result.rates.get(REFERENCE, settings.lr),
             weight_decay=settings.weight_decay,
             batch_size=settings.batch_size,
@@ -117,7 +124,7 @@ def main() -> None:
             costs=False,
         )
         rows.append(check(result, diagnosis))
-    print(to_markdown(rows))
+    return to_markdown(rows)
 
 
 if __name__ == "__main__":

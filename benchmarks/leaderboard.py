@@ -103,7 +103,7 @@ def write(folder: Path) -> None:
         except FolderError:
             unfinished.append(problem)
             continue
-        (results.__setitem__(problem, result) if result.finished else unfinished.append(problem))
+        (results.__setitem__(problem, result) if not result.unfinished else unfinished.append(problem))
     tables = DOCS / "leaderboard"
     tables.mkdir(exist_ok=True)
     lines = [
@@ -129,7 +129,7 @@ def write(folder: Path) -> None:
         for problem, result in results.items():
             lines += table(problem, result, folder / problem)
             (tables / f"{problem}.csv").write_bytes((folder / problem / "table.csv").read_bytes())
-        lines += ["## Does diagnosing foresee it?", "", *agreement([folder / problem for problem in results]), ""]
+        lines += ["## Does diagnosing foresee it?", "", agreement([folder / problem for problem in results]), ""]
     (DOCS / "leaderboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

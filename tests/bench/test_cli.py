@@ -180,7 +180,7 @@ def test_tuning(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.release), "2"])
 def test_interrupted_and_gone_on_with(tmp_path, workers):
     """Ctrl-C in the middle keeps what was finished; the same command does the rest and gives what one go gives."""
     arguments = ["compare", "digits", "--quick", "--epochs", "2", "--seeds", "2", "--methods", "ew,ema,mao"]

@@ -264,6 +264,7 @@ def test_the_wrong_place() -> None:
         eq.Balancer(TASKS, aggregator=scalarization.Mean())
 
 
+@pytest.mark.release
 def test_in_a_comparison_by_name(tmp_path: Path) -> None:
     problem = Path(__file__).parents[2] / "examples" / "tabular.py"
     methods = "torchjd:UPGrad,torchjd:scalarization.GeometricMean"

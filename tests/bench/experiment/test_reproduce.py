@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 from typer.testing import CliRunner
 
 from equipoise.bench.cli import app
-from equipoise.bench.experiment.execution import open_problem
+from equipoise.bench.experiment.execution import _open_problem
 from equipoise.bench.experiment.folder import RunFolder
 from equipoise.bench.experiment.reproduce import (
     EXPERIMENTS,
@@ -28,7 +28,7 @@ from equipoise.registry import METHODS
 
 
 def run(*arguments, code=0):
-    open_problem.cache_clear()  # a process keeps the data that it has read last
+    _open_problem.cache_clear()  # a process keeps the data that it has read last
     done = CliRunner().invoke(app, ["reproduce", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.output

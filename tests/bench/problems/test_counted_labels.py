@@ -8,7 +8,7 @@ import torch
 from equipoise.bench.experiment.batches import share
 from equipoise.bench.experiment.training import Averages
 from equipoise.bench.problems import Classification, Regression
-from equipoise.bench.problems._dense import DepthTask, NormalsTask, SegmentationTask
+from equipoise.bench.problems._dense import DeeplySupervised, DepthTask, NormalsTask, SegmentationTask
 from equipoise.bench.problems._detection import CenterDetectionTask
 from equipoise.bench.problems._tasks import BinaryClassification
 from equipoise.bench.problems.digit_attributes import Attribute
@@ -80,7 +80,7 @@ def test_the_papers_tasks_count_too():
     affect = torch.tensor([[0.5, math.nan], [0.1, 0.2], [0.3, 0.4]])
     assert vision.ValenceArousal().labels({"valence_arousal": affect}) == 2
     assert vision.Dimensions().labels({"dimensions": affect}) == 5
-    assert vision.DeeplySupervised(DepthTask("t")).labels({"t": affect}) == 5
+    assert DeeplySupervised(DepthTask("t")).labels({"t": affect}) == 5
 
 
 def test_dense_labels_that_are_not_in_a_batch_are_none():
