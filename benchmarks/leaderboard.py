@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from diagnosis import agreement
@@ -96,14 +97,13 @@ def compare(problem: str, options: argparse.Namespace, end: float) -> bool:
 
 def write(folder: Path) -> None:
     """Writes the page, its picture and the tables beside it, from the folders."""
-    results, unfinished = {}, []
+    results = {}
     for problem in PROBLEMS:
-        try:
+        with suppress(FolderError):  # it was not begun
             result = load_result(folder / problem)
-        except FolderError:
-            unfinished.append(problem)
-            continue
-        (results.__setitem__(problem, result) if not result.unfinished else unfinished.append(problem))
+            if not result.unfinished:
+                results[problem] = result
+    unfinished = [problem for problem in PROBLEMS if problem not in results]
     tables = DOCS / "leaderboard"
     tables.mkdir(exist_ok=True)
     lines = [
@@ -123,7 +123,7 @@ def write(folder: Path) -> None:
     if unfinished:
         lines += [f"**Not finished, and so not counted:** {', '.join(unfinished)}.", ""]
     if results:
-        ranking = rank({problem: scores(result) for problem, result in _alike(results).items()})
+        ranking = rank({problem: scores(result) for problem, result in results.items()})
         lines += overall(ranking, results)
         lines += follows(ranking, results)
         for problem, result in results.items():
@@ -131,10 +131,6 @@ def write(folder: Path) -> None:
             (tables / f"{problem}.csv").write_bytes((folder / problem / "table.csv").read_bytes())
         lines += ["## Does diagnosing foresee it?", "", agreement([folder / problem for problem in results]), ""]
     (DOCS / "leaderboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _alike(results: Mapping[str, Result]) -> Mapping[str, Result]:
-    return results
 
 
 def scores(result: Result) -> dict[str, float]:
