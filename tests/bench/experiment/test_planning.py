@@ -212,7 +212,7 @@ def test_where_no_baseline_works_equal_weights_take_their_place():
 
 
 def test_without_baselines_gains_are_over_equal_weights():
-    """Whose own runs are scored against their beginning, or, where they are searched, against one that is not."""
+    """Whose own runs are scored against themselves."""
     settings = replace(PLAIN, baselines=False, methods=("mao",))
     found, records, stages = carry_out(settings, lambda trial: 0.5)
     assert stages == [{("ew", seed, 1e-3) for seed in range(3)}, {("mao", seed, 1e-3) for seed in range(3)}]
@@ -220,11 +220,49 @@ def test_without_baselines_gains_are_over_equal_weights():
     assert [trial.reference for trial in found.final["ew"].values()] == [None] * 3
     assert all(trial.reference == {"a": 1.5, "b": 1.5} for trial in found.final["mao"].values())
     assert len(records) == found.expected == 6
-    tuned = replace(settings, methods=("ew", "mao"), tune=True)
-    found, records, stages = carry_out(tuned, peak_at(1e-4))
-    assert stages[0] == {("ew", 0, 1e-3)}
-    assert all(trial.reference == {"a": 3.0, "b": 3.0} for trial in found.final["ew"].values())
-    assert rates(found) == {"ew": 1e-4, "mao": 1e-4}
+
+
+@pytest.mark.parametrize("searched", [{"tune": True}, {"budget": 4}])
+def test_without_baselines_equal_weights_that_are_searched_are_what_gains_are_over(searched):
+    """They are searched first, among themselves; then they are the reference, and no run is made that is not shown."""
+    settings = replace(PLAIN, baselines=False, methods=("mao", "ew"), **searched)
+    found, records, stages = carry_out(settings, peak_at(1e-4))
+    assert {row for row, _, _ in stages[0]} == {"ew"}
+    assert rates(found)["ew"] == max((one.configuration.lr for one in found.tried["ew"]), key=peak_at_rate(1e-4))
+    assert all(one.trial.reference is None for one in found.tried["ew"])
+    chosen = rates(found)["ew"]
+    for seed in range(3):
+        assert found.final["ew"][seed].reference is None
+        expected = 2.0 - peak_at_rate(1e-4)(chosen)
+        assert found.final["mao"][seed].reference == pytest.approx({"a": expected, "b": expected})
+        assert [trial.key for trial in found.references[seed].values()] == 2 * [found.final["ew"][seed].key]
+    shown = {trial.key for runs in found.final.values() for trial in runs.values()}
+    tried = {one.trial.key for row in found.tried.values() for one in row}
+    assert {trial.key for trial in found.runs} == shown | tried
+    assert len(records) == found.expected
+
+
+def peak_at_rate(best):
+    return lambda lr: -abs(math.log10(lr / best))
+
+
+def test_a_search_without_a_reference_goes_by_the_first_run_that_works():
+    """Equal weights diverge at the largest rates, where the search begins with a budget too."""
+
+    def score(trial):
+        if trial.method == "ew" and trial.lr >= 1e-3:
+            return None
+        return peak_at(1e-4)(trial)
+
+    found, _, _ = carry_out(replace(PLAIN, baselines=False, methods=("ew", "mao"), budget=8), score)
+    rates_tried = [one.configuration.lr for one in found.tried["ew"] if one.configuration.lr < 1e-3]
+    assert rates(found)["ew"] == max(rates_tried, key=peak_at_rate(1e-4))
+    nothing, _, _ = carry_out(
+        replace(PLAIN, baselines=False, methods=("ew", "mao"), tune=True),
+        lambda trial: None if trial.method == "ew" else peak_at(1e-4)(trial),
+    )
+    assert rates(nothing)["mao"] == 1e-4
+    assert all(trial.reference == {} for trial in nothing.final["mao"].values())
 
 
 def rising_until(epochs):

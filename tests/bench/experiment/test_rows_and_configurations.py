@@ -16,7 +16,8 @@ from bench.experiment.planned import (
 )
 
 from equipoise.bench.experiment import tuning
-from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED, mean_weights
+from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED
+from equipoise.bench.experiment.replay import weights_to_replay
 from equipoise.bench.experiment.rows import gives_weights, spec_of
 from equipoise.bench.experiment.tuning import UNIFORM, WEIGHT, Configuration, search_space
 from equipoise.registry import METHODS
@@ -180,4 +181,5 @@ def test_a_replay_of_a_run_that_did_not_finish_says_why():
 
 def test_mean_weights_of_tasks_that_some_epochs_lack():
     epochs = [{"weights": {"a": 1.0, "b": 3.0}}, {"weights": {"a": 2.0}}]
-    assert mean_weights({"epochs": epochs}, ["a", "b"]) == {"a": 1.5, "b": 3.0}
+    record = {"status": "finished", "epochs": epochs}
+    assert weights_to_replay("ema", record, ["a", "b"]) == {"a": 1.5, "b": 3.0}

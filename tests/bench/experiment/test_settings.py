@@ -82,3 +82,32 @@ def test_hyperparameters_of_a_new_method_are_no_difference():
     extended = replace(BASE, methods=("mao",), hyperparameters={"mao": {"lr": 3e-4}}).extend(BASE, *PLACE)
     assert extended.hyperparameters == given
     assert extended.hyperparameters_of("single:left") == {}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "wanted", "words"),
+    [
+        (("ew", "ema@sgd"), {"methods": ("ema",)}, r"ema@sgd's hyperparameters are {} there and {'beta': 0.2} here"),
+        (
+            ("ew", "mao"),
+            {"methods": ("ema@sgd",), "hyperparameters": {}},
+            r"ema@sgd's hyperparameters are {'beta'.* {}",
+        ),
+        (("ema",), {"methods": ("ema@sgd",), "hyperparameters": {"ema@sgd": {"beta": 0.9}}}, None),
+        (("mao",), {"methods": ("ema", "ema@sgd")}, None),
+    ],
+)
+def test_what_is_given_for_one_row_does_not_reach_another_one(earlier, wanted, words):
+    """Whether it is there already or asked for now: a row keeps the hyperparameters that it was asked for with."""
+    there = replace(BASE, methods=earlier)
+    if "ema@sgd" in earlier or earlier == ("mao",):
+        there = replace(there, hyperparameters={})
+    here = replace(BASE, **wanted)
+    if words is not None:
+        with pytest.raises(SettingsError, match=words):
+            here.extend(there, *PLACE)
+    else:
+        both = here.extend(there, *PLACE)
+        for settings in (there, here):
+            for row in settings.methods:
+                assert both.hyperparameters_of(row) == settings.hyperparameters_of(row)

@@ -167,11 +167,15 @@ def test_summary_by_hand():
 def test_delta_m_is_taken_seed_by_seed():
     summary = summarise(records(), TASKS, ["a", "b"])
     singles = [(0.88, 1.5), (0.90, 1.6), (0.91, 1.4), (0.89, 1.7)]
+    mean_s, mean_e = np.mean(singles, axis=0)
     expected = [
-        100 / 2 * ((accuracy - s) / s - (error - e) / e)
+        100 / 2 * ((accuracy - s) / mean_s - (error - e) / mean_e)
         for (accuracy, error), (s, e) in zip(RESULTS["b"], singles, strict=True)
     ]
-    assert cell(summary, "b", None, DELTA.name).values == pytest.approx(expected)
+    found = cell(summary, "b", None, DELTA.name)
+    assert found.values == pytest.approx(expected)
+    mean_accuracy, mean_error = np.mean(RESULTS["b"], axis=0)
+    assert found.mean == pytest.approx(100 / 2 * ((mean_accuracy - mean_s) / mean_s - (mean_error - mean_e) / mean_e))
     assert not any(column.measure == DELTA for column in summary.cells[SINGLE])
 
 
@@ -230,8 +234,10 @@ def with_baselines_that_diverged(*baselines):
 def test_a_task_whose_baseline_did_not_go_through_is_left_out_of_delta_m_in_every_seed():
     summary = summarise(with_baselines_that_diverged("single:kind"), TASKS, ["a", "b"])
     assert (summary.reference, summary.left_out) == (SINGLE, ("kind",))
+    mean = np.mean([single for _, single in RESULTS["single:size"]])
     expected = [
-        100 * (1 - error / single) for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"], strict=True)
+        100 * (single - error) / mean
+        for (_, error), (_, single) in zip(RESULTS["b"], RESULTS["single:size"], strict=True)
     ]
     assert cell(summary, "b", None, "Δm of 1 of 2 tasks").values == pytest.approx(expected)
     assert len(cell(summary, SINGLE, *KIND).values) == 3
@@ -258,24 +264,27 @@ def test_without_baselines_delta_m_is_over_equal_weights(runs):
     assert (SINGLE in summary.cells) == any(record["method"].startswith("single:") for record in runs)
 
 
-def test_without_baselines_the_noise_of_equal_weights_favours_nobody():
-    """Forty noisy tasks, and a method that is equal weights by another name, with other noise."""
+@pytest.mark.parametrize("baselines", [False, True])
+def test_the_noise_of_what_gains_are_over_favours_nobody(baselines):
+    """Forty noisy tasks, and a method that is the reference by another name, with other noise."""
     generator = np.random.default_rng(0)
     tasks = [Regression(f"t{index}") for index in range(40)]
     wrong = 0
     for _ in range(40):
-        found = {method: generator.normal(1, 0.1, (20, 40)) for method in ("ew", "other")}
+        reference, other = generator.normal(1, 0.1, (2, 20, 40))
         runs = [
-            {
-                "method": method,
-                "seed": seed,
-                "status": "finished",
-                "test": {f"t{index}": {"MSE": value, "MAE": 0.0, "R²": 0.0} for index, value in enumerate(row)},
-            }
-            for method, rows in found.items()
-            for seed, row in enumerate(rows)
+            run("other", seed, {f"t{index}": value for index, value in enumerate(other[seed])}) for seed in range(20)
         ]
-        summary = summarise(runs, tasks, ["ew", "other"])
-        delta = summary.columns[-1]
-        wrong += paired_p_value(*(summary.cells[method][delta].values for method in ("ew", "other"))) < 0.05
+        if baselines:
+            runs += [run(f"single:t{i}", s, {f"t{i}": reference[s, i]}) for s in range(20) for i in range(40)]
+        else:
+            runs += [run("ew", s, {f"t{i}": reference[s, i] for i in range(40)}) for s in range(20)]
+        summary = summarise(runs, tasks, ["other"] if baselines else ["ew", "other"])
+        gains = summary.cells["other"][summary.columns[-1]].values
+        wrong += paired_p_value(gains, np.zeros(20)) < 0.05
     assert wrong <= 7  # of 40, 2 on average; with each seed's own noise in the denominator it is some 20
+
+
+def run(method, seed, errors):
+    test = {task: {"MSE": error, "MAE": 0.0, "R²": 0.0} for task, error in errors.items()}
+    return {"method": method, "seed": seed, "status": "finished", "test": test}

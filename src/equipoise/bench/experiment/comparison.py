@@ -328,9 +328,7 @@ class Comparison:
         settings = self.settings
         first = trial.seed == 0
         watched = trial.single is None and settings.strategy != SHARDED
-        every = settings.monitor_every if first else 0
-        if trial.shares:
-            every = settings.monitor_every or MONITOR_EVERY
+        every = MONITOR_EVERY if trial.shares else settings.monitor_every if first else 0
         return Definition(
             problem=settings.problem,
             quick=settings.quick,

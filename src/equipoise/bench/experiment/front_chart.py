@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from equipoise.bench.experiment.chart import Chart, Panel, Theme, said, short
-from equipoise.bench.experiment.statistics import Column, relative_gain
+from equipoise.bench.experiment.statistics import Column, gains_of_seeds
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -24,7 +25,7 @@ MAX_PAIRS = 6
 """Panels, at most."""
 
 Gains = Mapping[str, Mapping[str, NDArray[np.float64]]]
-"""Method → task → gain over single-task training in per cent, one per seed."""
+"""Method → task → gain over what Δm is over, in per cent, one per seed."""
 
 
 def front_chart(result: Result) -> Chart | None:
@@ -64,8 +65,8 @@ def _gain(result: Result, method: str, column: Column) -> NDArray[np.float64]:
     single = cells.get(result.summary.reference, {}).get(column)
     if single is None or not result.summary.complete(single):
         return np.full(result.summary.seeds, math.nan)
-    pairs = zip(cells[method][column].values, single.values, strict=True)
-    return 100 * np.array([relative_gain(one, other, column.measure.higher_is_better) for one, other in pairs])
+    values, references = pd.Series(cells[method][column].values), pd.Series(single.values)
+    return 100 * np.asarray(gains_of_seeds(values, references, column.measure.higher_is_better), dtype=float)
 
 
 def pairs_shown(tasks: Sequence[str], gains: Gains) -> list[tuple[str, str]]:

@@ -102,8 +102,8 @@ def is_fixed(method: str) -> bool:
     return parts_of(method)[0] == FIXED and replayed_by(method) is None
 
 
-def paired_tests(summary: Summary, methods: Sequence[str], level: float, selection_seed: int | None) -> PairedTests:
-    """PairedTests everything that a verdict asks, and corrects for all of it.
+def paired_tests(summary: Summary, methods: Sequence[str], level: float) -> PairedTests:
+    """Tests everything that a verdict asks, and corrects for all of it.
 
     The questions are: do methods differ from equal weights in Δm; do they on single tasks; do they differ among
     themselves or from single-task training in Δm; do they differ from the best fixed weighting in Δm; does a method
@@ -115,8 +115,6 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
         summary: the numbers.
         methods: rows that have a Δm of every seed; a replay is tested against its origin alone.
         level: the probability of a false claim that this look may spend.
-        selection_seed: the seed that fixed weights were chosen with if it is among the comparison's: tests of fixed
-            weights leave it out, since the result of the chosen one with it is the best of many.
     """
     *measures, delta = (column for column in summary.columns if column.main)
     replays = [(of, method) for method in methods if (of := replayed_by(method)) is not None]
@@ -137,9 +135,7 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
     asked = [question for question in questions if question]
     found: list[PairedTest] = []
     for question in asked:
-        tests = [
-            _test(summary, *pair, dropped=selection_seed if any(map(is_fixed, pair[:2])) else None) for pair in question
-        ]
+        tests = [_test(summary, *pair) for pair in question]
         raw = sorted(test.raw for test in tests if not math.isnan(test.raw))
         for test, p_value in zip(tests, holm([test.raw for test in tests]), strict=True):
             if not math.isnan(p_value):
@@ -150,14 +146,12 @@ def paired_tests(summary: Summary, methods: Sequence[str], level: float, selecti
     return PairedTests(found)
 
 
-def _test(summary: Summary, first: str, second: str, column: Column, dropped: int | None) -> PairedTest:
+def _test(summary: Summary, first: str, second: str, column: Column) -> PairedTest:
     """One test, not yet corrected."""
     one = np.asarray(summary.cells[first][column].values)
     two = np.zeros(len(one)) if second == SINGLE else np.asarray(summary.cells[second][column].values)  # Δm is a gain
-    if dropped is not None:
-        one, two = np.delete(one, dropped), np.delete(two, dropped)
     differences = one - two
-    gap = float(differences.mean()) if len(differences) else math.nan
+    gap = float(differences.mean())
     ahead = gap >= 0 if column.measure.higher_is_better else gap <= 0
     return PairedTest(
         better=first if ahead else second,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from equipoise.bench.experiment.costs import REFERENCE
+from equipoise.bench.experiment.replay import NoReplayError, weights_to_replay
 from equipoise.bench.experiment.rows import (
     BASELINE,
     FIXED,
@@ -19,6 +20,7 @@ from equipoise.bench.experiment.rows import (
     spec_of,
     task_of,
 )
+from equipoise.bench.experiment.scoring import main_measures, score
 from equipoise.bench.experiment.settings import OWN, Settings
 from equipoise.bench.experiment.trial import Record, Records, Trial, finished, selected, value_of
 from equipoise.bench.experiment.tuning import (
@@ -106,13 +108,11 @@ class Given:
         reference: task → main measure on validation that epochs are scored against.
         potentials: task → single-task accuracy on validation.
         trials: task → the run that both are of.
-        equal: the run with equal weights, if that is what they are of.
     """
 
     reference: Mapping[str, float]
     potentials: Mapping[str, float]
     trials: Mapping[str, Trial]
-    equal: Trial | None = None
 
 
 def draw_up(settings: Settings, tasks: Sequence[Task], records: Records, times: Mapping[str, float]) -> Plan:
@@ -192,6 +192,7 @@ class _Draft:
         self._impossible: dict[tuple[str, int], str] = {}
 
     def plan(self) -> Plan:
+        """Goes through the rows: baselines first, then what needs them."""
         settings = self._settings
         seeds = range(settings.seeds)
         singles = [f"{BASELINE}{name}" for name in self._names] if settings.baselines else []
@@ -250,17 +251,10 @@ class _Draft:
             record = None if replayed is None else self._records.get(replayed.key)
             if record is None:
                 return
-            if not finished(record):
-                self._impossible[row, seed] = f"{source} did not finish: there are no weights to replay"
-                return
-            if not gives_weights(source) and "shares" not in record:
-                self._impossible[row, seed] = f"{source} has no weights, and sharded runs have no monitor: no replay"
-                return
-            weights = mean_weights(record, self._names)
-            if min(weights.values()) < 0:
-                self._impossible[row, seed] = (
-                    f"{source}'s mean weights are negative for some task: no fixed weights are"
-                )
+            try:
+                weights = weights_to_replay(source, record, self._names)
+            except NoReplayError as reason:
+                self._impossible[row, seed] = str(reason)
                 return
             configuration = replace(configuration, hyperparameters={"weights": weights})
         trial = self._trial(row, seed, configuration)
@@ -274,11 +268,11 @@ class _Draft:
 
     def _trial(self, row: str, seed: int, configuration: Configuration) -> Trial | None:
         """A run of a method; None as long as is not known what it is given."""
+        if row == REFERENCE and self._singles(seed) == {}:  # it is what the others are given
+            return make_trial(self._settings, row, seed, configuration)
         given = self._given_to(seed)
         if given is None:
             return None
-        if given.equal is not None and row == REFERENCE and not self._is_searched(row):
-            return given.equal
         spec = spec_of(row)
         wants_potentials = spec is not None and spec.needs_potentials and replayed_by(row) is None
         return make_trial(
@@ -292,44 +286,51 @@ class _Draft:
         )
 
     def _given_to(self, seed: int) -> Given | None:
-        """What the runs of a seed are given; None as long as something of it has no record."""
-        if self._given.get(seed) is None:
-            self._given[seed] = self._from_baselines(seed)
-        return self._given[seed]
+        """What the runs of a seed are given; None as long as something of it has no record.
 
-    def _from_baselines(self, seed: int) -> Given | None:
-        """From the single-task runs that went through, or, if there is none, from equal weights."""
+        That is from the single-task runs that went through, or, if there is none, from equal weights.
+        """
+        if self._given.get(seed) is None:
+            singles = self._singles(seed)
+            if singles is not None:
+                self._given[seed] = self._from_singles(singles) if singles else self._from_equal_weights(seed)
+        return self._given.get(seed)
+
+    def _singles(self, seed: int) -> Mapping[str, Trial] | None:
+        """The single-task runs of a seed that went through, by task; None as long as one of them has no record."""
         if not self._settings.baselines:
-            return self._from_equal_weights(seed)
+            return {}
         rows = {task.name: f"{BASELINE}{task.name}" for task in self._tasks}
         if any(row not in self._configurations for row in rows.values()):
             return None
         trials = {name: make_trial(self._settings, row, seed, self._configurations[row]) for name, row in rows.items()}
         if any(trial.key not in self._records for trial in trials.values()):
             return None
-        usable = {name: trial for name, trial in trials.items() if finished(self._records[trial.key])}
-        if not usable:
-            return self._from_equal_weights(seed)
+        return {name: trial for name, trial in trials.items() if finished(self._records[trial.key])}
+
+    def _from_singles(self, singles: Mapping[str, Trial]) -> Given:
         potentials = {
             name: max(MIN_POTENTIAL, selected(self._records[trial.key])["accuracy"].get(name, 0.0))
-            for name, trial in usable.items()
+            for name, trial in singles.items()
         }
-        return Given(self._reference(usable), potentials, usable)
+        return Given(self._reference(singles), potentials, singles)
 
     def _from_equal_weights(self, seed: int) -> Given | None:
-        """From the run with equal weights where their search would begin, which itself is given nothing."""
-        trial = make_trial(self._settings, REFERENCE, seed, self._start(REFERENCE))
+        """From the run with equal weights, which itself is given nothing."""
+        self._choose(REFERENCE)
+        if REFERENCE not in self._configurations:
+            return None
+        trial = make_trial(self._settings, REFERENCE, seed, self._configurations[REFERENCE])
         record = self._record(trial)
         if record is None:
             return None
         usable = dict.fromkeys(self._names, trial) if finished(record) else {}
-        return Given(self._reference(usable), {}, usable, trial)
+        return Given(self._reference(usable), {}, usable)
 
     def _reference(self, trials: Mapping[str, Trial]) -> dict[str, float]:
         """Main measures on validation, each by its run."""
-        measures = {task.name: task.measures[0].name for task in self._tasks}
-        epochs = {name: selected(self._records[trial.key]) for name, trial in trials.items()}
-        return {name: epoch["validation"][name][measures[name]] for name, epoch in epochs.items()}
+        epochs = {name: selected(self._records[trial.key])["validation"] for name, trial in trials.items()}
+        return {name: main_measures(self._tasks, values)[name] for name, values in epochs.items()}
 
     # How configurations are chosen.
 
@@ -354,6 +355,8 @@ class _Draft:
 
     def _choose(self, row: str) -> None:
         """Chooses a row's configuration, if there are enough scores."""
+        if row in self._configurations:
+            return
         source = replayed_by(row)
         if source is not None:
             found = self._configurations.get(source)
@@ -367,24 +370,24 @@ class _Draft:
     def _search(self, row: str) -> Configuration | None:
         settings, start = self._settings, self._start(row)
         method, optimizer = parts_of(row)
-        score = partial(self._score, row)
+        score_of = partial(self._score, row)
         if method == FIXED:
             start = replace(start, hyperparameters={"weights": dict.fromkeys(self._names, 1.0)})
         if settings.budget is not None:
             start = replace(start, hyperparameters={**defaults_of(spec_of(row)), **start.hyperparameters})
-            return search_space(self._space(row), start, settings.budget, score)
+            return search_space(self._space(row), start, settings.budget, score_of)
         grid = settings.grid or BASE_OPTIMIZERS[optimizer].grid
         if method != FIXED:
-            return search_grid(start, grid, score)
+            return search_grid(start, grid, score_of)
         if not self._is_tuned(row):
-            return search_space(self._space(row), start, FIXED_BUDGET, score)
+            return search_space(self._space(row), start, FIXED_BUDGET, score_of)
 
         def best_of_rates(configuration: Configuration) -> float | None:
-            best = search_grid(configuration, grid, score)
-            return None if best is None else score(best)
+            best = search_grid(configuration, grid, score_of)
+            return None if best is None else score_of(best)
 
         weighting = search_space(self._space(row), start, FIXED_BUDGET, best_of_rates)
-        return None if weighting is None else search_grid(weighting, grid, score)
+        return None if weighting is None else search_grid(weighting, grid, score_of)
 
     def _space(self, row: str) -> Any:
         method, optimizer = parts_of(row)
@@ -405,9 +408,19 @@ class _Draft:
         if trial is None:
             return None
         record = self._record(trial)
-        score = None if record is None else value_of(record)
-        self._tried.setdefault(row, {})[trial.key] = Tried(configuration, trial, score)
-        return score
+        value = None if record is None else self._value(row, trial, record)
+        self._tried.setdefault(row, {})[trial.key] = Tried(configuration, trial, value)
+        return value
+
+    def _value(self, row: str, trial: Trial, record: Mapping[str, Any]) -> float:
+        """A run's score, by which configurations are chosen; of runs without a reference, over the first that works."""
+        if trial.single is not None or trial.reference or not finished(record):
+            return value_of(record)
+        tried = [self._records.get(one.trial.key) for one in self._tried.get(row, {}).values()]
+        first = next((earlier for earlier in tried if earlier is not None and finished(earlier)), record)
+        reference = main_measures(self._tasks, selected(first)["validation"])
+        value = score(self._tasks, selected(record)["validation"], reference)
+        return -math.inf if math.isnan(value) else value
 
     def _expected(self, rows: Iterable[str], searched: Sequence[str]) -> int:
         """How many runs there will be, if no grid is extended."""
@@ -427,12 +440,3 @@ class _Draft:
             return settings.budget
         rates = len(settings.grid or BASE_OPTIMIZERS[optimizer].grid) if self._is_tuned(row) else 1
         return rates * (FIXED_BUDGET if method == FIXED else 1)
-
-
-def mean_weights(record: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
-    """Returns the weights that a run used, mean over its epochs; for a method without, shares of the update times K."""
-    if "shares" in record:
-        return {task: len(tasks) * record["shares"][task] for task in tasks}
-    epochs = [epoch["weights"] for epoch in record["epochs"]]
-    found = {task: [weights[task] for weights in epochs if task in weights] for task in tasks}
-    return {task: math.fsum(values) / len(values) if values else 0.0 for task, values in found.items()}

@@ -148,23 +148,28 @@ class Settings:
         ]
         if self.source != earlier.source and self.problem == earlier.problem:
             differences.append(f"the file of {self.problem} was another one there")
-        for method in ("single", *earlier.methods):
-            old, new = earlier.hyperparameters_of(method), self.hyperparameters_of(method)
-            if old != new and method in ("single", *self.methods):
-                differences.append(f"{method}'s hyperparameters are {old} there and {new} here")
-        if differences:
-            raise SettingsError(
-                f"{place} holds a comparison with other settings: {'; '.join(differences)}. "
-                f"Take {another}, the same settings, or --overwrite, which begins anew without the runs that are there."
-            )
         methods = (*earlier.methods, *(method for method in self.methods if method not in earlier.methods))
-        return replace(
+        both = replace(
             self,
             methods=methods,
             seeds=max(self.seeds, earlier.seeds),
             hyperparameters={**earlier.hyperparameters, **self.hyperparameters},
             sources={**earlier.sources, **self.sources},
         )
+        for row in ("single", *methods):  # what is given for one row may be given for others too
+            old, new = earlier.hyperparameters_of(row), self.hyperparameters_of(row)
+            if row not in ("single", *self.methods):
+                new = both.hyperparameters_of(row)
+            if row not in ("single", *earlier.methods):
+                old = both.hyperparameters_of(row)
+            if old != new or both.hyperparameters_of(row) != new:
+                differences.append(f"{row}'s hyperparameters are {old} there and {new} here")
+        if differences:
+            raise SettingsError(
+                f"{place} holds a comparison with other settings: {'; '.join(differences)}. "
+                f"Take {another}, the same settings, or --overwrite, which begins anew without the runs that are there."
+            )
+        return both
 
 
 def parse_hyperparameters(assignments: Iterable[str], file: Path | None) -> dict[str, dict[str, Any]]:

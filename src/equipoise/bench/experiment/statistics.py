@@ -35,6 +35,9 @@ LEVEL = 0.05
 ROUNDING = 1e-12
 """Differences that vary by less than this share of the values are the same."""
 
+TINY = float(np.finfo(np.float64).tiny)
+"""The smallest normal float64: what a reference of 0 counts as."""
+
 RESAMPLES = 9999
 """Bootstrap samples."""
 
@@ -45,7 +48,13 @@ def relative_gain(value: float, reference: float, higher_is_better: bool) -> flo
     A reference of 0 (an error that vanished) counts as the smallest normal float64.
     """
     difference = value - reference if higher_is_better else reference - value
-    return difference / max(abs(reference), float(np.finfo(np.float64).tiny))
+    return difference / max(abs(reference), TINY)
+
+
+def gains_of_seeds(values: pd.Series[float], references: pd.Series[float], higher_is_better: bool) -> pd.Series[float]:
+    """Returns a row's gain of every seed that both have, relative to the references' mean over all seeds."""
+    gains = (values - references).dropna() * (1 if higher_is_better else -1)
+    return gains / max(abs(float(references.mean())), TINY)
 
 
 def paired_p_value(first: ArrayLike, second: ArrayLike) -> float:
@@ -197,10 +206,10 @@ class Summary:
 def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], methods: Sequence[str]) -> Summary:
     """Computes means, deviations, Δm and ranks.
 
-    Δm is taken seed by seed: each run against the single-task runs of its own seed. A task of which one of those did
-    not go through is left out of Δm, in every seed; if all are, Δm is over the run of the same seed with equal weights,
-    relative to their mean over seeds: a rival's noise in the denominator would favour whoever it is compared with, and
-    the more so the more tasks there are. Its column says so.
+    Δm is taken seed by seed: each run less the single-task runs of its own seed, relative to their mean over seeds
+    (noise in the denominator would favour whoever is compared with it, and the more so the more tasks there are). Its
+    mean over seeds is Δm of the measures' means, as papers have it. A task of which a single-task run did not go
+    through is left out of Δm, in every seed; if all are, Δm is over equal weights, and its column says so.
 
     Args:
         records: one per run, as `training.train` returns them.
@@ -229,7 +238,7 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
     against = rows[reference] if reference in rows else {column: column_of(reference, column) for column in columns}
     for method in methods:
         gains = [
-            _gains(rows[method][column], against[column], column.measure.higher_is_better, mean=reference == EQUAL)
+            gains_of_seeds(rows[method][column], against[column], column.measure.higher_is_better)
             for column in columns
             if column.main and column.task in (usable or names)
         ]
@@ -263,17 +272,6 @@ def _delta(usable: int, tasks: int) -> Measure:
     if usable == tasks:
         return DELTA
     return replace(DELTA, name=f"Δm of {usable} of {tasks} tasks" if usable else f"Δm over {EQUAL}")
-
-
-def _gains(
-    values: pd.Series[float], references: pd.Series[float], higher_is_better: bool, mean: bool
-) -> pd.Series[float]:
-    """Gain seed by seed, over the seeds that both have, relative to the reference of the seed, or to their mean."""
-    both = pd.concat([values, references], axis=1).dropna()
-    if mean and len(both):
-        typical = float(both[1].mean())
-        return (both[0] - both[1]).map(lambda gain: relative_gain(typical + gain, typical, higher_is_better))
-    return both.apply(lambda row: relative_gain(row[0], row[1], higher_is_better), axis=1)
 
 
 def _best(contenders: Mapping[str, Cell], higher_is_better: bool) -> str | None:

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from equipoise.bench.experiment.batches import Batches, again_and_again, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
-from equipoise.bench.experiment.statistics import relative_gain
-from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
+from equipoise.bench.experiment.scoring import main_measures, score
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values, selected
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
 from equipoise.bench.problems._base import Batch
 from equipoise.bench.problems._errors import problem_code
@@ -81,7 +81,8 @@ def train(
     every = max(1, min(outputs.monitor_every, steps // MIN_SAMPLES))
     epochs: list[dict[str, Any]] = []
     record: Record = {**trial.head, "epochs": epochs}
-    best = -math.inf
+    reference, best = trial.reference, -math.inf
+    alone = not trial.single and not trial.reference
     chosen: dict[str, Tensor] = {}
     checkpoint = outputs.checkpoint
     saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
@@ -110,9 +111,9 @@ def train(
         values = learner.evaluate(data.validation)
         accuracy = accuracies(problem, values)
         learner.method.end_epoch(accuracy)
-        first = epochs[0]["validation"] if epochs else values
-        reference = None if trial.single else trial.reference or main_measures(problem, first)
-        value = score(problem, values, reference)
+        if alone:  # over the best epoch so far: that is where the runs which this one is the reference of are scored
+            reference, best = main_measures(problem.tasks, selected(record)["validation"] if chosen else values), 0.0
+        value = score(problem.tasks, values, reference)
         epochs.append({"loss": losses, "weights": weights, "validation": values, "accuracy": accuracy, "score": value})
         if value > best or not chosen:
             best = value
@@ -137,6 +138,10 @@ def train(
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
+    if alone:
+        final = main_measures(problem.tasks, selected(record)["validation"])
+        for each in epochs:
+            each["score"] = score(problem.tasks, each["validation"], final)
     if trial.shares and outputs.monitor is not None:
         record["shares"] = read_monitor(outputs.monitor).shares()
     if trial.single is None and trial.strategy != SHARDED:
@@ -191,31 +196,6 @@ class Averages:
         steps = samples > 0
         means = torch.where(steps, totals / samples, 0).sum(0) / steps.sum(0)
         return {name: float(mean) for name, mean, there in zip(self._tasks, means, steps.any(0), strict=True) if there}
-
-
-def score(problem: Problem, values: Values, reference: Mapping[str, float] | None) -> float:
-    """Returns what an epoch is selected by, higher is better.
-
-    Args:
-        problem: whose tasks.
-        values: what was measured on validation.
-        reference: task → main measure. The score is the mean over its tasks of the relative gain over it; without, as
-            for a single-task run, the main measure itself, negated where lower is better.
-    """
-    scores = []
-    for task in problem.tasks:
-        main = task.measures[0]
-        if reference is None and task.name in values:
-            value = values[task.name][main.name]
-            scores.append(value if main.higher_is_better else -value)
-        elif reference is not None and task.name in reference:
-            scores.append(relative_gain(values[task.name][main.name], reference[task.name], main.higher_is_better))
-    return sum(scores) / len(scores)
-
-
-def main_measures(problem: Problem, values: Values) -> dict[str, float]:
-    """Returns every task's main measure, of the tasks that have values."""
-    return {task.name: values[task.name][task.measures[0].name] for task in problem.tasks if task.name in values}
 
 
 def accuracies(problem: Problem, values: Values) -> dict[str, float]:

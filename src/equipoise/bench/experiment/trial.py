@@ -56,7 +56,7 @@ class Trial:
             states over them by `fully_shard`.
         reference: main measures on validation by task, against which epochs are scored: of single-task runs of the
             same seed, or of equal weights. None where there is nothing of the kind: a single-task run is scored by its
-            measure itself, another one by its gain over its own first epoch.
+            measure itself, another one by its gain over its own best epoch.
         potentials: each task's validation accuracy by the single-task run, for the methods that need it.
         priorities: task → how much it is wanted; none for a single-task run.
         source: a digest of the file that the method is in, if that is a person's own.

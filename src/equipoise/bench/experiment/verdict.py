@@ -64,7 +64,6 @@ def judge(
     level: float = LEVEL,
     planned: int | None = None,
     front: Sequence[FrontPoint] = (),
-    selection_seed: int | None = None,
     length: TrainingLength = TRAINED,
     remarks: Sequence[str] = (),
 ) -> Verdict:
@@ -82,7 +81,6 @@ def judge(
         level: the probability of a false claim that this look may spend; see `sequential.level`.
         planned: seeds at the last look of a sequential plan; None if this is the only one.
         front: the fixed weightings among which `fixed` was found.
-        selection_seed: the seed that it was chosen with, if that is among the comparison's.
         length: whether runs were trained to their end.
         remarks: what else has to be known, a sentence each.
     """
@@ -93,7 +91,7 @@ def judge(
         if summary.complete(summary.cells[method].get(delta)) and np.isfinite(summary.cells[method][delta].values).all()
     }
     judged = {method: mean for method, mean in complete.items() if replayed_by(method) is None}
-    tests = paired_tests(summary, list(complete), level, selection_seed)
+    tests = paired_tests(summary, list(complete), level)
     tasks = [str(column.task) for column in summary.columns if column.main and column.task]
     use = recommend(judged, tests, costs, tasks, summary.seeds, planned, length)
     sentences = _Writer(judged, tests, costs, tasks, len(front)).write(summary.seeds, planned is not None)

@@ -31,6 +31,7 @@ from equipoise.bench.experiment.pictures import (
 from equipoise.bench.experiment.protocol import what_it_does
 from equipoise.bench.experiment.report.repeat import command, facts
 from equipoise.bench.experiment.report.why import balance, conflicts_chart, layers_chart, recordings, steps_chart
+from equipoise.bench.experiment.statistics import SINGLE
 from equipoise.bench.experiment.tables import (
     MEMORY,
     RANK,
@@ -87,6 +88,8 @@ def to_html(result: Result) -> str:
     shown = shown_columns(result)
     found = judge_result(result)
     recorded, damaged = recordings(result)
+    over = "single-task training" if summary.reference == SINGLE else "equal weights"
+    line = "; the dashed line is single-task training" if SINGLE in summary.cells else ""
     style = _part("report.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_part("report.html.jinja")).render(
@@ -106,9 +109,9 @@ def to_html(result: Result) -> str:
         notes=notes(result),
         tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
         sections=_sections(
-            (results_chart(result), RESULTS),
-            (tradeoff_chart(result), TRADEOFF),
-            (front_chart(result), FRONT),
+            (results_chart(result), RESULTS.format(line=line)),
+            (tradeoff_chart(result), TRADEOFF.format(over=over)),
+            (front_chart(result), FRONT.format(over=over)),
             (training_chart(result), TRAINING),
             (tuning_chart(result), TUNING),
         ),
@@ -127,22 +130,20 @@ def to_html(result: Result) -> str:
     )
 
 
-RESULTS = (
-    "What every method reaches on test. A column's best mean is a diamond; the dashed line is single-task training."
-)
+RESULTS = "What every method reaches on test. A column's best mean is a diamond{line}."
 TRADEOFF = (
-    "How much a method gains over single-task training, and what a step costs. Up is better, left is cheaper. "
+    "How much a method gains over {over}, and what a step costs. Up is better, left is cheaper. "
     "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
 )
 FRONT = (
-    "Gains over single-task training on two tasks: up and right is better, + is single-task training itself. Dots are "
+    "Gains over {over} on two tasks: up and right is better, + is what gains are over. Dots are "
     "runs whose weights were fixed, the line what the best of them reach; a method helps where it lies beyond it. Bars "
     "are one standard deviation over seeds; fixed weights were run with one seed."
 )
 TRAINING = "After every epoch, on validation: the mean over seeds, and a band of one standard deviation around it."
 TUNING = (
-    "Every method at every learning rate that was tried. The ringed one has the best score on validation with the "
-    "first seed and is what the method was compared at."
+    "Every method at every learning rate that was tried, with one seed. The ringed one has the best score on "
+    "validation and is what the method was compared at."
 )
 LAYERS = (
     "How far each task moves an element of each shared layer in a step, mean over training (first seed). Lines that "
