@@ -22,6 +22,7 @@ from equipoise.bench.experiment.protocol import announced
 from equipoise.bench.experiment.settings import PRIORITIES, SettingsError
 from equipoise.bench.outcome import Outcome
 from equipoise.bench.problems import Problem, is_object, name_object, with_model
+from equipoise.registry import METHODS
 
 PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
 """Options of the command line that Python writes otherwise."""
@@ -29,7 +30,7 @@ PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
 
 def compare(
     problem: str | Problem | type[Problem],
-    methods: str | Iterable[str] = defaults.METHODS,
+    methods: str | Iterable[str | type] = defaults.METHODS,
     seeds: int = defaults.SEEDS,
     *,
     model: str | None = None,
@@ -72,6 +73,7 @@ def compare(
     Args:
         problem: what is trained: an object, a class, or a name as `equipoise.bench.problems.load_problem` takes it.
         methods: names from `equipoise.list_methods()`, or `FILE.py:NAME`; several, or one text with commas; "all".
+            Among several, classes that stand in a file: that is where worker processes find them.
         seeds: how many; with `until_decided` at first.
         model: the network, for a named problem that has several.
         until_decided: add seeds, at looks planned in advance, until the verdict decides.
@@ -105,7 +107,7 @@ def compare(
         SettingsError: an option is wrong, options contradict each other or the run folder; nothing has changed then.
         ProblemError: the problem cannot be had.
         FolderError: the folder cannot be used.
-        TypeError: what is given is no problem.
+        TypeError: what is given is no problem, or no method that worker processes can find.
 
     Example:
         >>> from equipoise.bench import compare
@@ -122,7 +124,7 @@ def compare(
             raise SettingsError(f'--match takes "epochs" or "time"; found {match!r}.')
         settings = read_settings(
             problem=name,
-            methods=methods,
+            methods=methods if isinstance(methods, str) else [_row_of(method) for method in methods],
             seeds=seeds,
             lr=lr,
             weight_decay=weight_decay,
@@ -175,6 +177,24 @@ def _named(problem: object, model: str | None, quick: bool) -> tuple[str, Path]:
         raise SettingsError("model is for a problem that is named; an object has its own network.")
     name = name_object(problem)
     return name, default_folder(name.partition("#")[0], None, quick)
+
+
+def _row_of(method: str | type) -> str:
+    """A method's name; of a class the library's own, or that of the file which it stands in."""
+    if isinstance(method, str):
+        return method
+    known = next((name for name, spec in METHODS.items() if spec.takes is method), None)
+    if known is not None:
+        return known
+    module = inspect.getmodule(method)
+    file = getattr(module, "__file__", None)  # a notebook has none
+    if file is None or not inspect.isclass(method) or getattr(module, method.__name__, None) is not method:
+        raise TypeError(
+            f"methods takes names, or classes that stand in a file, which worker processes can read: put {method!r} "
+            "into a file, at its top, and name it as FILE.py:NAME."
+        )
+    place, here = Path(file).resolve(), Path.cwd()
+    return f"{place.relative_to(here) if place.is_relative_to(here) else place}:{method.__name__}"
 
 
 @contextmanager

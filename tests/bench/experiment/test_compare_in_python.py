@@ -1,5 +1,6 @@
 """`equipoise.bench.compare`: a comparison from Python, and what it returns."""
 
+import importlib
 import inspect
 import re
 import sys
@@ -11,6 +12,7 @@ import torch
 from comparisons import Errors, make_result, tuned
 from torch import nn
 
+import equipoise as eq
 from equipoise.bench import Outcome, compare
 from equipoise.bench.cli.compare import compare as command
 from equipoise.bench.comparing import _console
@@ -323,3 +325,38 @@ def test_clearing_a_folder_leaves_what_is_not_a_comparisons(tmp_path):
         own
     )
     assert not (tmp_path / "errors").exists()
+
+
+OWN = """
+import equipoise as eq
+
+
+class Inverse(eq.Weighting):
+    def forward(self, losses):
+        return 1 / (1 + losses)
+"""
+
+
+def test_methods_may_be_classes(tmp_path, monkeypatch):
+    """The library's go by their names, one's own by the file, as on the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("mine")
+    try:
+        outcome = compare(Lines, ["ew", eq.EMA, mine.Inverse], seeds=1, out=tmp_path / "run", progress=False)
+    finally:
+        del sys.modules["mine"]
+    assert outcome.result.settings.methods == ("ew", "ema", "mine.py:Inverse")
+    assert not outcome.result.summary.failures
+
+
+def test_methods_that_no_other_process_can_find_are_refused(tmp_path):
+    class Nested(eq.EMA):
+        pass
+
+    interactive = type("Interactive", (eq.EMA,), {"__module__": "__main__"})
+    for method in (Nested, interactive, eq.EMA()):
+        with pytest.raises(TypeError, match=r"into a file, at its top, and name it as FILE\.py:NAME"):
+            compare(Lines, ["ew", method], seeds=1, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
