@@ -2,10 +2,10 @@
 
 import copy
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
+from default_device import default_device
 
 from equipoise.aggregators import (
     IMTLG,
@@ -248,15 +248,6 @@ def test_the_iterations_are_enough(method, name, count, monkeypatch):
                 found.append(STATELESS[method]()(jacobian))
         scale = jacobian.norm(dim=1).min() if method == "mgda" else count**0.5
         assert (found[0] - found[1]).norm() <= 1e-7 * scale
-
-
-@contextmanager
-def default_device(device):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("method", STATELESS)

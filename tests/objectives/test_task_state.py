@@ -7,6 +7,7 @@ import pytest
 import torch
 from catalogue import METHODS
 from conftest import TASKS
+from default_device import default_device
 
 from equipoise import _state
 from equipoise._adam import Adam
@@ -197,30 +198,24 @@ def test_what_is_undecided_is_decided_in_order(elsewhere):
     assert not same(LOOKS["state_dict"](method), before)
 
 
-@pytest.fixture
-def meta_by_default():
-    """A default device on which nothing can be computed: all that is made has to say where it lies."""
-    constants.cache_clear()
-    torch.set_default_device("meta")
-    yield
-    torch.set_default_device(None)
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_a_default_device_changes_nothing(drive, batches, meta_by_default, name):
+def test_a_default_device_changes_nothing(drive, batches, name):
+    """On meta nothing can be computed: all that is made has to say where it lies."""
+    constants.cache_clear()
     generator = torch.default_generator.get_state()
-    found = drive(METHODS[name]())
-    results = [found.step(losses) for losses in batches]
-    torch.set_default_device(None)
+    with default_device("meta"):
+        found = drive(METHODS[name]())
+        results = [found.step(losses) for losses in batches]
     torch.default_generator.set_state(generator)
     assert all(tensor.device.type == "cpu" for tensor in [*found.objective.buffers(), *found.parameters])
     expected = drive(METHODS[name]())
     assert results == [expected.step(losses) for losses in batches]
 
 
-def test_parameters_are_made_where_the_state_is(meta_by_default):
+def test_parameters_are_made_where_the_state_is():
     method = UW(classification=["a"])
-    method.bind(TASKS)
+    with default_device("meta"):
+        method.bind(TASKS)
     assert {tensor.device.type for tensor in (*method.parameters(), *method.buffers())} == {"cpu"}
 
 
