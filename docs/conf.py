@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from method_pages import write_pages
+import example_pages
+import method_pages
 
 project = "equipoise"
 author = "the equipoise authors"
@@ -18,10 +19,12 @@ release = metadata.version("equipoise")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = "equipoise"
 html_copy_source = False
 html_show_copyright = False
-exclude_patterns = ["_build", "_parts", "package-index.md"]
+exclude_patterns = ["_build", "_parts", "package-index.md", "release.md"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -45,8 +48,12 @@ def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
 
 
 def link_files(app: Any, docname: str, source: list[str]) -> None:
-    """Links to files of the repository that are no page become their names: the site may stand anywhere."""
+    """Links to files of the repository that are no page become their names: the site may stand anywhere.
+
+    Examples have pages.
+    """
     here = (Path(app.srcdir) / docname).parent
+    up = "../" * docname.count("/")
 
     def plain(match: re.Match[str]) -> str:
         text, target = match.groups()
@@ -54,13 +61,16 @@ def link_files(app: Any, docname: str, source: list[str]) -> None:
         inside = place.is_relative_to(app.srcdir)
         if "://" in target or target.startswith("#") or inside or not place.exists():
             return match.group(0)
+        if place.parent == example_pages.EXAMPLES:
+            return f"[{text}]({up}examples/{place.stem}.md)"
         return text if "/" in text or "." in text else f"{text} (`{place.relative_to(ROOT)}`)"
 
     source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", plain, source[0])
 
 
 def setup(app: Any) -> None:
-    """Makes a page a method before anything is read."""
-    write_pages(Path(app.srcdir) / "methods")
+    """Makes a page a method, and an example, before anything is read."""
+    method_pages.write_pages(Path(app.srcdir) / "methods")
+    example_pages.write_pages(Path(app.srcdir) / "examples")
     app.connect("autodoc-process-docstring", to_rst)
     app.connect("source-read", link_files)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import equipoise as eq
 from equipoise.monitor.diagnosis.regimes import OPPOSED, SIZE, SPEED
 from equipoise.monitor.diagnosis.rules import BY_SCALE, RULES
 from equipoise.objectives import GeometricMean
@@ -87,15 +88,18 @@ def page(name: str, spec: MethodSpec) -> str:
         lines += ["It needs `potentials`: every task's single-task accuracy.", ""]
     lines += when(name)
     lines += ["```python", f'method = eq.make_method("{name}", model, tasks, lr=1e-3)', "```", ""]
+    lines += [
+        "`model` is your network, `tasks` the names of its losses: [the quick start](../quick-start.md#by-name).",
+        "",
+    ]
     if tuned:
         lines += ["| hyperparameter | default | tuned within |", "|---|---|---|", tuned]
     parts = [part for part in (shown, spec.aggregator) if inspect.isclass(part)]
     for part in dict.fromkeys(parts):
-        lines += ["```{eval-rst}", f".. autoclass:: {part.__module__}.{part.__name__}", "   :no-index:", "```", ""]
+        lines += ["```{eval-rst}", f".. autoclass:: {public(part)}", "   :no-index:", "```", ""]
     if "geometric mean" in spec.description:
         lines += ["Its weights go into the weighted geometric mean:", ""]
-        module = f"{GeometricMean.__module__}.{GeometricMean.__name__}"
-        lines += ["```{eval-rst}", f".. autoclass:: {module}", "   :no-index:", "```", ""]
+        lines += ["```{eval-rst}", f".. autoclass:: {public(GeometricMean)}", "   :no-index:", "```", ""]
     return "\n".join([*lines, *results(name)])
 
 
@@ -111,7 +115,7 @@ def when(name: str) -> list[str]:
     return [
         "**When.** [Diagnosing](../diagnose.md) recommends it where it finds",
         "",
-        *(f"- {r};" for r in reasons),
+        *(f"- {reason}" for reason in reasons),
         "",
     ]
 
@@ -130,6 +134,11 @@ def results(name: str) -> list[str]:
         return []
     head = ["| problem | Δm % | place | time × |", "|---|---:|---:|---:|"]
     return ["**On the [leaderboard](../leaderboard.md):**", "", *head, *found, ""]
+
+
+def public(part: type) -> str:
+    """Where a class is found: `equipoise.CAGrad`, where it is among the public names."""
+    return f"{'equipoise' if getattr(eq, part.__name__, None) is part else part.__module__}.{part.__name__}"
 
 
 def shown_class(name: str, spec: MethodSpec) -> object:
