@@ -12,7 +12,6 @@ from equipoise.monitor.diagnosis.regimes import OPPOSED, SIZE, SPEED
 from equipoise.monitor.diagnosis.rules import BY_SCALE, RULES
 from equipoise.objectives import GeometricMean
 from equipoise.registry import METHODS, MethodSpec
-from equipoise.search_space import Range
 
 FAMILIES = {
     "objective": "Objectives: the losses decide, one backward pass",
@@ -73,7 +72,8 @@ def page(name: str, spec: MethodSpec) -> str:
     """A method's page."""
     shown = shown_class(name, spec)
     tuned = "".join(
-        f"| `{key}` | {default(value)} | {space(spec, key)} |\n" for key, value in spec.hyperparameters.items()
+        f"| `{key}` | {default(value)} | {spec.search_space.get(key, '')} |\n"
+        for key, value in spec.hyperparameters.items()
     )
     cost = (
         "One backward pass a step, as without balancing."
@@ -157,13 +157,3 @@ def promises(spec: MethodSpec) -> list[str]:
 def default(value: object) -> str:
     """A default as it stands in a table."""
     return "" if value is inspect.Parameter.empty else f"`{value!r}`"
-
-
-def space(spec: MethodSpec, key: str) -> str:
-    """Where a hyperparameter is looked for when it is tuned."""
-    found = spec.search_space.get(key)
-    if found is None:
-        return ""
-    if isinstance(found, Range):
-        return f"{found.low:g} to {found.high:g}{', by its logarithm' if found.log else ''}"
-    return ", ".join(f"`{value!r}`" for value in found.values)

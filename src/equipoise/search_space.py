@@ -33,6 +33,9 @@ class Range:
         check_number("low", self.low, above=0 if self.log else None)
         check_number("high", self.high, above=self.low)
 
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', by its logarithm' if self.log else ''}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -55,6 +58,9 @@ class Choice:
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ValueError(f"A Choice is between at least two values, found {self.values!r}.")
+
+    def __str__(self) -> str:
+        return ", ".join(repr(value) for value in self.values)
 
 
 SearchSpace = dict[str, Range | Choice]

@@ -326,6 +326,10 @@ def test_lists_and_help(tmp_path):
     problems = run("problems", cwd=tmp_path).stdout
     assert "digits" in problems
     assert "left, right, sum" in problems
+    mao = run("methods", "mao", cwd=tmp_path).stdout
+    assert all(words in mao for words in ("MAO: Adam", "Source: ", "--set mao.eps", "in a step: K."))
+    health = run("problems", "health", cwd=tmp_path).stdout
+    assert all(words in health for words in ("RAND", "inpatient", "D² ↑", "20 epochs at batch size 256"))
     assert "my_problem.py:problem" in run("compare", "--help", cwd=tmp_path).stdout
     assert "compare" in run(cwd=tmp_path, code=2).stdout
 

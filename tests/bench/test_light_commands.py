@@ -22,6 +22,8 @@ ANSWERS = {
     ("init", "no-name.txt"): (2, "no-name.txt cannot be imported: take a name such as my_problem.py."),
     ("check", "digts"): (2, "Did you mean digits"),
     ("methods",): (0, "Kendall et al. 2018"),
+    ("methods", "emma"): (2, "Unknown method 'emma'. Did you mean ema"),
+    ("problems", "digts"): (2, "Unknown problem 'digts'. Did you mean digits"),
     ("compare", "digits", "--seed", "3"): (2, "--seeds"),
     ("compre",): (2, "compare"),
     ("compare", "digts"): (2, "Unknown problem 'digts'. Did you mean digits"),

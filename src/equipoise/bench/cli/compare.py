@@ -56,9 +56,10 @@ def compare(
         str,
         typer.Option(
             autocompletion=complete_rows,
-            help="Comma-separated, from `equipoise methods`; `all` for all of them. `fixed`: fixed weights that are "
-            "searched. `ema@sgd`, `ema@muon`: another optimizer than AdamW. `replay:ema`: the mean weights of ema, "
-            "fixed.",
+            show_default=False,
+            help="Comma-separated, from `equipoise methods`; `all` for all of them; default: "
+            f"`{METHODS}`. `fixed`: fixed weights that are searched. `ema@sgd`, `ema@muon`: another optimizer than "
+            "AdamW. `replay:ema`: the mean weights of ema, fixed.",
         ),
     ] = METHODS,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds; with --until-decided at first.")] = SEEDS,
