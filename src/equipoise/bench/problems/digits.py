@@ -71,15 +71,15 @@ class Digits(Problem):
 
     def picture(self, predictions: Predictions, batch: Batch) -> Figure:
         """Draws ten examples with the truth and what was predicted."""
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
         left, right = predictions["left"].argmax(1), predictions["right"].argmax(1)
         for index, axes in enumerate(figure.subplots(2, 5).flat):
             axes.imshow(batch["input"][index, 0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(
-                f"is {batch['left'][index]} and {batch['right'][index]}, sum {batch['sum'][index]:.0f}\n"
-                f"says {left[index]} and {right[index]}, sum {predictions['sum'][index].item():.1f}",
+                f"truth: {batch['left'][index]} and {batch['right'][index]}, sum {batch['sum'][index]:.0f}\n"
+                f"network: {left[index]} and {right[index]}, sum {predictions['sum'][index].item():.1f}",
                 fontsize=9,
             )
         return figure

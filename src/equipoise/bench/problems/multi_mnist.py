@@ -79,13 +79,13 @@ class MultiMNIST(Problem):
 
     def picture(self, predictions: Predictions, batch: Batch) -> Figure:
         """Draws ten examples with the truth and what was predicted."""
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
         left, right = predictions["left"].argmax(1), predictions["right"].argmax(1)
         for index, axes in enumerate(figure.subplots(2, 5).flat):
             axes.imshow(batch["input"][index, 0].numpy(force=True), cmap="gray")
             axes.set_axis_off()
             axes.set_title(
-                f"is {batch['left'][index]} and {batch['right'][index]}\nsays {left[index]} and {right[index]}",
+                f"truth: {batch['left'][index]} and {batch['right'][index]}\nnetwork: {left[index]} and {right[index]}",
                 fontsize=9,
             )
         return figure
