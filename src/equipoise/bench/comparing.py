@@ -183,9 +183,9 @@ def _row_of(method: str | type) -> str:
     """A method's name; of a class the library's own, or that of the file which it stands in."""
     if isinstance(method, str):
         return method
-    known = next((name for name, spec in METHODS.items() if spec.takes is method), None)
-    if known is not None:
-        return known
+    for name, spec in METHODS.items():
+        if [part for part in (spec.objective, spec.aggregator, spec.optimizer) if part is not None] == [method]:
+            return name
     module = inspect.getmodule(method)
     file = getattr(module, "__file__", None)  # a notebook has none
     if file is None or not inspect.isclass(method) or getattr(module, method.__name__, None) is not method:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.bench.experiment.comparison import Result
-from equipoise.bench.experiment.plan import start_of
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.statistics import summarise
+from equipoise.bench.experiment.trials import start_of
 from equipoise.bench.problems import Measure, Problem, Regression
 from equipoise.monitor.costs import Cost
 

@@ -8,7 +8,7 @@ from planned import PLAIN
 from scipy import stats
 
 from equipoise.bench.experiment.front import FrontPoint
-from equipoise.bench.experiment.plan import selection_seed
+from equipoise.bench.experiment.trials import selection_seed
 
 LEVEL = 0.05
 FRONT = [FrontPoint({"a": 1.0}, {}, {}, 0.0)] * 24

@@ -8,6 +8,7 @@ import pytest
 from bench.experiment.planned import (
     BASE,
     GRID,
+    NAMES,
     PLAIN,
     SINGLES,
     TASKS,
@@ -199,70 +200,89 @@ def test_a_baseline_that_diverges_gives_no_reference_and_the_rest_goes_on():
     found, records, _ = carry_out(PLAIN, lambda trial: None if trial.single == "b" else 0.0)
     assert all(trial.reference == {"a": 2.0} for trial in found.final["ew"].values())
     assert all(records[trial.key]["status"] == "finished" for trial in found.final["mao"].values())
-    assert set(found.references[1]) == {"a"}
+    with_fixed, _, _ = carry_out(
+        replace(PLAIN, methods=("ew", "fixed")), lambda trial: None if trial.single == "b" else 0.0
+    )
+    assert set(with_fixed.reference) == {"a"}
 
 
 def test_where_no_baseline_works_equal_weights_take_their_place():
     found, _, stages = carry_out(replace(PLAIN, methods=("mao",)), lambda trial: None if trial.single else 0.5)
-    assert stages[1] == {("ew", seed, 1e-3) for seed in range(3)}
-    assert all(trial.reference == {"a": 1.5, "b": 1.5} for trial in found.final["mao"].values())
-    assert {trial.method for trial in found.references[2].values()} == {"ew"}
+    assert stages[1] == {("ew", 0, 1e-3)}
+    assert all(trial.reference == {"a": 1.5, "b": 1.5} for row in ("ew", "mao") for trial in found.final[row].values())
     everything, _, _ = carry_out(PLAIN, lambda trial: 0.5 if trial.method == "mao" else None)
     assert all(trial.reference == {} for trial in everything.final["mao"].values())
 
 
-def test_without_baselines_gains_are_over_equal_weights():
-    """Whose own runs are scored against themselves."""
+def test_without_baselines_all_runs_are_scored_against_one_run_with_equal_weights():
+    """Those with equal weights too: scores, curves and choices are on one scale, that of the best each task reached."""
     settings = replace(PLAIN, baselines=False, methods=("mao",))
     found, records, stages = carry_out(settings, lambda trial: 0.5)
-    assert stages == [{("ew", seed, 1e-3) for seed in range(3)}, {("mao", seed, 1e-3) for seed in range(3)}]
+    assert stages == [{("ew", 0, 1e-3)}, {(row, seed, 1e-3) for row in ("ew", "mao") for seed in range(3)}]
     assert found.settings.methods == ("ew", "mao")
-    assert [trial.reference for trial in found.final["ew"].values()] == [None] * 3
-    assert all(trial.reference == {"a": 1.5, "b": 1.5} for trial in found.final["mao"].values())
-    assert len(records) == found.expected == 6
+    assert all(trial.reference == {"a": 1.5, "b": 1.5} for row in ("ew", "mao") for trial in found.final[row].values())
+    assert len(records) == found.expected == 7
 
 
-@pytest.mark.parametrize("searched", [{"tune": True}, {"budget": 4}])
-def test_without_baselines_equal_weights_that_are_searched_are_what_gains_are_over(searched):
-    """They are searched first, among themselves; then they are the reference, and no run is made that is not shown."""
-    settings = replace(PLAIN, baselines=False, methods=("mao", "ew"), **searched)
+@pytest.mark.parametrize("searched", [{"tune": True}, {"budget": 4}, {}])
+@pytest.mark.parametrize("fixed", [(), ("fixed",)])
+def test_without_baselines_every_row_is_searched_on_that_scale(searched, fixed):
+    settings = replace(PLAIN, baselines=False, methods=("mao", "ew", *fixed), **searched)
     found, records, stages = carry_out(settings, peak_at(1e-4))
-    assert {row for row, _, _ in stages[0]} == {"ew"}
-    assert rates(found)["ew"] == max((one.configuration.lr for one in found.tried["ew"]), key=peak_at_rate(1e-4))
-    assert all(one.trial.reference is None for one in found.tried["ew"])
-    chosen = rates(found)["ew"]
-    for seed in range(3):
-        assert found.final["ew"][seed].reference is None
-        expected = 2.0 - peak_at_rate(1e-4)(chosen)
-        assert found.final["mao"][seed].reference == pytest.approx({"a": expected, "b": expected})
-        assert [trial.key for trial in found.references[seed].values()] == 2 * [found.final["ew"][seed].key]
+    assert len(stages[0]) == 1
+    (scale,) = [trial for trial in found.runs if trial.reference is None]
+    expected = 2.0 - peak_at(1e-4)(scale)
+    for trial in found.runs:
+        assert trial is scale or trial.reference == pytest.approx({"a": expected, "b": expected})
     shown = {trial.key for runs in found.final.values() for trial in runs.values()}
     tried = {one.trial.key for row in found.tried.values() for one in row}
-    assert {trial.key for trial in found.runs} == shown | tried
+    beside = {trial.key for trial in found.reference.values()}
+    assert {trial.key for trial in found.runs} == shown | tried | beside | {scale.key}
+    assert {(trial.method, trial.seed) for trial in found.reference.values()} == (
+        {("ew", 1_000_000)} if fixed else set()
+    )
     assert len(records) == found.expected
+    if "tune" in searched:
+        assert rates(found)["ew"] == rates(found)["mao"] == 1e-4
+    for row in ("mao", "ew"):
+        choices = {one.configuration.lr for one in found.tried.get(row, ())}
+        assert rates(found)[row] == max(choices, key=lambda lr: -abs(math.log10(lr / 1e-4)), default=1e-3)
 
 
-def peak_at_rate(best):
-    return lambda lr: -abs(math.log10(lr / best))
+def test_where_equal_weights_diverge_the_scale_is_that_of_a_smaller_rate():
+    def score(trial):
+        return None if trial.method == "ew" and trial.lr >= 1e-3 else peak_at(1e-4)(trial)
+
+    found, _, stages = carry_out(replace(PLAIN, baselines=False, methods=("ew", "mao"), tune=True), score)
+    assert stages[:2] == [{("ew", 0, 1e-3)}, {("ew", 0, 1e-4)}]
+    assert rates(found) == {"ew": 1e-4, "mao": 1e-4}
 
 
-def test_a_search_without_a_reference_goes_by_the_first_run_that_works():
-    """Equal weights diverge at the largest rates, where the search begins with a budget too."""
+def test_a_measure_without_a_number_in_some_epochs_does_not_decide():
+    """A correlation of constant predictions, where training is slow."""
+
+    def record(trial, value):
+        found = record_of(trial, value)
+        if trial.reference is None:
+            found["epochs"][0]["validation"] = {task: {"MSE": math.nan} for task in NAMES}
+        return found
+
+    settings = replace(PLAIN, baselines=False, methods=("ew", "mao"), tune=True)
+    found, _, _ = carry_out(settings, peak_at(1e-4), record_of=record)
+    assert rates(found) == {"ew": 1e-4, "mao": 1e-4}
+
+
+def test_a_search_without_potentials_is_none():
+    """The single-task run of the seed that chooses did not go through: nothing was tried, and nothing is compared."""
 
     def score(trial):
-        if trial.method == "ew" and trial.lr >= 1e-3:
-            return None
-        return peak_at(1e-4)(trial)
+        return None if (trial.single, trial.seed) == ("b", 1_000_000) else 0.0
 
-    found, _, _ = carry_out(replace(PLAIN, baselines=False, methods=("ew", "mao"), budget=8), score)
-    rates_tried = [one.configuration.lr for one in found.tried["ew"] if one.configuration.lr < 1e-3]
-    assert rates(found)["ew"] == max(rates_tried, key=peak_at_rate(1e-4))
-    nothing, _, _ = carry_out(
-        replace(PLAIN, baselines=False, methods=("ew", "mao"), tune=True),
-        lambda trial: None if trial.method == "ew" else peak_at(1e-4)(trial),
-    )
-    assert rates(nothing)["mao"] == 1e-4
-    assert all(trial.reference == {} for trial in nothing.final["mao"].values())
+    settings = replace(PLAIN, methods=("ew", "amtl-a", "fixed"), tune=True, hyperparameters={"single": {"lr": 1e-3}})
+    found, records, _ = carry_out(settings, score)
+    assert "amtl-a" not in found.tried
+    said = [record["message"] for record in found.records(records) if record["method"] == "amtl-a"]
+    assert said == ["single:b did not finish, whose accuracy it needs"] * 3
 
 
 def rising_until(epochs):

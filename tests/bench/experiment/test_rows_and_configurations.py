@@ -16,9 +16,9 @@ from bench.experiment.planned import (
 )
 
 from equipoise.bench.experiment import tuning
-from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED
 from equipoise.bench.experiment.replay import weights_to_replay
 from equipoise.bench.experiment.rows import gives_weights, spec_of
+from equipoise.bench.experiment.trials import FIXED_BUDGET, SELECTION_SEED
 from equipoise.bench.experiment.tuning import UNIFORM, WEIGHT, Configuration, search_space
 from equipoise.registry import METHODS
 from equipoise.search_space import Choice, Range

@@ -10,9 +10,9 @@ from torch import nn
 
 from equipoise.bench.errors import did_you_mean
 from equipoise.bench.experiment.learner import build_method, make_fabric
-from equipoise.bench.experiment.plan import make_trial, start_of
 from equipoise.bench.experiment.rows import BASELINE, FIXED, STATIC, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.settings import OWN, PRIORITIES, Settings, SettingsError
+from equipoise.bench.experiment.trials import make_trial, start_of
 from equipoise.bench.problems import Problem, Splits
 from equipoise.bench.problems._errors import in_own_code
 from equipoise.registry import BASE_OPTIMIZERS

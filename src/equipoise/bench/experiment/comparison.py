@@ -28,7 +28,7 @@ from equipoise.bench.experiment.execution import (
 )
 from equipoise.bench.experiment.folder import FolderError, RunFolder, file_name
 from equipoise.bench.experiment.front import FrontPoint, front_of
-from equipoise.bench.experiment.plan import Plan, make_trial, start_of
+from equipoise.bench.experiment.plan import Plan
 from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.progress import Progress
 from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, source_of
@@ -36,6 +36,7 @@ from equipoise.bench.experiment.settings import Settings, SettingsError
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store, read_records
 from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
+from equipoise.bench.experiment.trials import make_trial, start_of
 from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.experiment.view import View
 from equipoise.bench.problems import Problem, load_problem

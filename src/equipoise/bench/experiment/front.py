@@ -56,8 +56,7 @@ def front_of(found: Plan, records: Records, tasks: Sequence[Task]) -> tuple[Fron
             measures = {task.name: task.measures[0] for task in tasks}
             values = {name: record["test"][name][measure.name] for name, measure in measures.items()}
             against = {
-                name: records[trial.key]["test"][name][measures[name].name]
-                for name, trial in found.references[one.trial.seed].items()
+                name: records[trial.key]["test"][name][measures[name].name] for name, trial in found.reference.items()
             }
             gains = {
                 name: relative_gain(values[name], reference, measures[name].higher_is_better)

@@ -20,29 +20,21 @@ from equipoise.bench.experiment.rows import (
     spec_of,
     task_of,
 )
-from equipoise.bench.experiment.scoring import main_measures, score
-from equipoise.bench.experiment.settings import OWN, Settings
+from equipoise.bench.experiment.scoring import best_measures, main_measures
+from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.trial import Record, Records, Trial, finished, selected, value_of
+from equipoise.bench.experiment.trials import FIXED_BUDGET, has_fixed, make_trial, selection_seed, start_of
 from equipoise.bench.experiment.tuning import (
+    MIN_RATE,
     Configuration,
+    decade,
     defaults_of,
     search_grid,
     search_space,
     space_of,
-    start_rate,
 )
 from equipoise.bench.problems import Task
 from equipoise.registry import BASE_OPTIMIZERS
-
-TUNING_SEED = 0
-"""The seed that learning rates alone are chosen with; its run at the chosen rate is one of the comparison's."""
-
-SELECTION_SEED = 1_000_000
-"""The seed that configurations are chosen with where many are tried: the best of many is lucky with its seed, and that
-seed must not count as evidence. No comparison has so many seeds."""
-
-FIXED_BUDGET = 16
-"""Weightings that `fixed` tries unless a budget is given."""
 
 MIN_POTENTIAL = 0.01
 """The least single-task accuracy that is handed to accuracy-based methods: they divide by it."""
@@ -59,7 +51,8 @@ class Plan:
         final: row → seed → the run that the comparison reports, baselines included.
         tried: row → the configurations that were tried, with their scores and runs; rows that were searched alone.
         configurations: row → what was chosen, where it is settled; baselines included.
-        references: seed → task → the run whose main measure gains are against.
+        reference: task → the run with the selection seed whose main measure gains are against; tasks without are left
+            out.
         impossible: row and seed → why there can be no such run.
         settings: what was asked, with the rows, seeds and epochs that it comes to.
     """
@@ -70,7 +63,7 @@ class Plan:
     final: Mapping[str, Mapping[int, Trial]]
     tried: Mapping[str, tuple[Tried, ...]]
     configurations: Mapping[str, Configuration]
-    references: Mapping[int, Mapping[str, Trial]]
+    reference: Mapping[str, Trial]
     impossible: Mapping[tuple[str, int], str]
     settings: Settings
 
@@ -107,12 +100,10 @@ class Given:
     Attributes:
         reference: task → main measure on validation that epochs are scored against.
         potentials: task → single-task accuracy on validation.
-        trials: task → the run that both are of.
     """
 
     reference: Mapping[str, float]
     potentials: Mapping[str, float]
-    trials: Mapping[str, Trial]
 
 
 def draw_up(settings: Settings, tasks: Sequence[Task], records: Records, times: Mapping[str, float]) -> Plan:
@@ -131,59 +122,13 @@ def draw_up(settings: Settings, tasks: Sequence[Task], records: Records, times: 
     return _Draft(settings, tasks, records, times).plan()
 
 
-def start_of(settings: Settings, row: str) -> Configuration:
-    """Returns a row's configuration where nothing is searched, and where a search begins."""
-    given = settings.hyperparameters_of(row)
-    _, optimizer = parts_of(row)
-    own = {name: value for name, value in given.items() if name not in OWN}
-    return Configuration(
-        lr=float(given.get("lr", start_rate(optimizer, settings.lr))),
-        weight_decay=float(given.get("weight_decay", settings.weight_decay)),
-        epochs=settings.epochs,
-        hyperparameters=own,
-    )
-
-
-def make_trial(settings: Settings, row: str, seed: int, configuration: Configuration, **given: Any) -> Trial:
-    """Returns a run of a row; `given`: what `Trial` has besides the settings and the configuration."""
-    return Trial(
-        method=row,
-        seed=seed,
-        epochs=configuration.epochs,
-        batch_size=settings.batch_size,
-        evaluation_batch_size=settings.evaluation_batch_size,
-        lr=configuration.lr,
-        weight_decay=configuration.weight_decay,
-        schedule=settings.schedule,
-        hyperparameters=configuration.hyperparameters,
-        priorities=settings.priorities if _takes_priorities(row) else {},
-        device=settings.device,
-        devices=settings.devices,
-        precision=settings.precision,
-        strategy=settings.strategy,
-        source="" if replayed_by(row) is not None else settings.sources.get(parts_of(row)[0], ""),
-        **given,
-    )
-
-
-def _takes_priorities(row: str) -> bool:
-    """Whether what is wanted more is told to a row: a single task has nothing to prefer, replayed weights have it."""
-    return task_of(row) is None and replayed_by(row) is None
-
-
-def selection_seed(settings: Settings) -> int:
-    """Returns the seed that configurations are chosen with."""
-    many = settings.budget is not None or any(parts_of(row)[0] == FIXED for row in settings.methods)
-    return SELECTION_SEED if many else TUNING_SEED
-
-
 class _Draft:
     """A plan in the making: every run that is asked for is noted, whether it has a record or not."""
 
     def __init__(self, settings: Settings, tasks: Sequence[Task], records: Records, times: Mapping[str, float]) -> None:
         self._settings, self._tasks, self._records, self._times = settings, tasks, records, times
         self._names = [task.name for task in tasks]
-        self._selection = selection_seed(settings)
+        self._selection, self._has_fixed = selection_seed(settings), has_fixed(settings)
         self._runs: dict[str, Trial] = {}
         self._tried: dict[str, dict[str, Tried]] = {}
         self._configurations: dict[str, Configuration] = {}
@@ -206,6 +151,7 @@ class _Draft:
             self._choose(row)
             for seed in seeds:
                 self._run(row, seed)
+        reference = self._reference_run(over_singles=settings.baselines and rows == settings.methods)
         runs = tuple(self._runs.values())
         return Plan(
             runs=runs,
@@ -214,7 +160,7 @@ class _Draft:
             final=self._final,
             tried={row: tuple(tried.values()) for row, tried in self._tried.items()},
             configurations=self._configurations,
-            references={seed: given.trials for seed, given in self._given.items() if given is not None},
+            reference=reference,
             impossible=self._impossible,
             settings=replace(settings, methods=rows),
         )
@@ -258,18 +204,18 @@ class _Draft:
                 return
             configuration = replace(configuration, hyperparameters={"weights": weights})
         trial = self._trial(row, seed, configuration)
-        potentials = None if trial is None else trial.potentials
-        lacking = [name for name in self._names if potentials is not None and name not in potentials]
+        if trial is None:
+            return
+        chooses = self._trial(row, self._selection, configuration) if self._is_searched(row) else None
+        lacking = self._lacking(trial) or (self._lacking(chooses) if chooses is not None else [])
         if lacking:
             self._impossible[row, seed] = f"single:{lacking[0]} did not finish, whose accuracy it needs"
-        elif trial is not None:
+        else:
             self._record(trial)
             self._final.setdefault(row, {})[seed] = trial
 
     def _trial(self, row: str, seed: int, configuration: Configuration) -> Trial | None:
         """A run of a method; None as long as is not known what it is given."""
-        if row == REFERENCE and self._singles(seed) == {}:  # it is what the others are given
-            return make_trial(self._settings, row, seed, configuration)
         given = self._given_to(seed)
         if given is None:
             return None
@@ -285,6 +231,10 @@ class _Draft:
             shares=f"{REPLAY}{row}" in self._settings.methods and not gives_weights(row),
         )
 
+    def _lacking(self, trial: Trial) -> list[str]:
+        """The tasks whose single-task accuracy a run wants and there is none."""
+        return [name for name in self._names if trial.potentials is not None and name not in trial.potentials]
+
     def _given_to(self, seed: int) -> Given | None:
         """What the runs of a seed are given; None as long as something of it has no record.
 
@@ -292,8 +242,11 @@ class _Draft:
         """
         if self._given.get(seed) is None:
             singles = self._singles(seed)
-            if singles is not None:
-                self._given[seed] = self._from_singles(singles) if singles else self._from_equal_weights(seed)
+            if singles:
+                self._given[seed] = self._from_singles(singles)
+            elif singles is not None:
+                scale = self._scale()
+                self._given[seed] = None if scale is None else Given(scale, {})
         return self._given.get(seed)
 
     def _singles(self, seed: int) -> Mapping[str, Trial] | None:
@@ -309,28 +262,40 @@ class _Draft:
         return {name: trial for name, trial in trials.items() if finished(self._records[trial.key])}
 
     def _from_singles(self, singles: Mapping[str, Trial]) -> Given:
-        potentials = {
-            name: max(MIN_POTENTIAL, selected(self._records[trial.key])["accuracy"].get(name, 0.0))
-            for name, trial in singles.items()
-        }
-        return Given(self._reference(singles), potentials, singles)
+        epochs = {name: selected(self._records[trial.key]) for name, trial in singles.items()}
+        measured = {name: main_measures(self._tasks, epoch["validation"])[name] for name, epoch in epochs.items()}
+        reference = {name: value for name, value in measured.items() if math.isfinite(value)}
+        potentials = {name: max(MIN_POTENTIAL, epoch["accuracy"].get(name, 0.0)) for name, epoch in epochs.items()}
+        return Given(reference, potentials)
 
-    def _from_equal_weights(self, seed: int) -> Given | None:
-        """From the run with equal weights, which itself is given nothing."""
-        self._choose(REFERENCE)
-        if REFERENCE not in self._configurations:
-            return None
-        trial = make_trial(self._settings, REFERENCE, seed, self._configurations[REFERENCE])
-        record = self._record(trial)
-        if record is None:
-            return None
-        usable = dict.fromkeys(self._names, trial) if finished(record) else {}
-        return Given(self._reference(usable), {}, usable)
+    def _scale(self) -> Mapping[str, float] | None:
+        """The best that each task reached in a run with equal weights that is made for this alone; None without record.
 
-    def _reference(self, trials: Mapping[str, Trial]) -> dict[str, float]:
-        """Main measures on validation, each by its run."""
-        epochs = {name: selected(self._records[trial.key])["validation"] for name, trial in trials.items()}
-        return {name: main_measures(self._tasks, values)[name] for name, values in epochs.items()}
+        It is where their search would begin, or, as long as that diverges, at a tenth of the rate. All runs are scored
+        against it, those with equal weights too, so that scores and curves are on one scale.
+        """
+        start = self._start(REFERENCE)
+        while True:
+            trial = make_trial(self._settings, REFERENCE, self._selection, start)
+            record = self._record(trial)
+            if record is None:
+                return None
+            if finished(record) or decade(start.lr, -1) < MIN_RATE:
+                return best_measures(self._tasks, record["epochs"]) if finished(record) else {}
+            start = replace(start, lr=decade(start.lr, -1))
+
+    def _reference_run(self, over_singles: bool) -> Mapping[str, Trial]:
+        """What the gains of weightings that were tried are over: with the same seed, what Δm is over."""
+        if not self._has_fixed:
+            return {}
+        if over_singles:
+            return self._singles(self._selection) or {}
+        chosen = self._configurations.get(REFERENCE)
+        trial = None if chosen is None else self._trial(REFERENCE, self._selection, chosen)
+        record = None if trial is None else self._record(trial)
+        if trial is None or record is None or not finished(record):
+            return {}
+        return dict.fromkeys(self._names, trial)
 
     # How configurations are chosen.
 
@@ -339,7 +304,7 @@ class _Draft:
         start = start_of(self._settings, row)
         if row not in self._times:
             return start
-        dearest = max(self._times[other] for other in self._settings.methods if other in self._times)
+        dearest = max(self._times[other] for other in (row, *self._settings.methods) if other in self._times)
         return replace(start, epochs=round(start.epochs * dearest / self._times[row]))
 
     def _is_searched(self, row: str) -> bool:
@@ -371,6 +336,9 @@ class _Draft:
         settings, start = self._settings, self._start(row)
         method, optimizer = parts_of(row)
         score_of = partial(self._score, row)
+        first = None if task_of(row) is not None else self._trial(row, self._selection, start)
+        if first is not None and self._lacking(first):  # and so has every other configuration
+            return start
         if method == FIXED:
             start = replace(start, hyperparameters={"weights": dict.fromkeys(self._names, 1.0)})
         if settings.budget is not None:
@@ -408,24 +376,14 @@ class _Draft:
         if trial is None:
             return None
         record = self._record(trial)
-        value = None if record is None else self._value(row, trial, record)
+        value = None if record is None else value_of(record)
         self._tried.setdefault(row, {})[trial.key] = Tried(configuration, trial, value)
         return value
-
-    def _value(self, row: str, trial: Trial, record: Mapping[str, Any]) -> float:
-        """A run's score, by which configurations are chosen; of runs without a reference, over the first that works."""
-        if trial.single is not None or trial.reference or not finished(record):
-            return value_of(record)
-        tried = [self._records.get(one.trial.key) for one in self._tried.get(row, {}).values()]
-        first = next((earlier for earlier in tried if earlier is not None and finished(earlier)), record)
-        reference = main_measures(self._tasks, selected(first)["validation"])
-        value = score(self._tasks, selected(record)["validation"], reference)
-        return -math.inf if math.isnan(value) else value
 
     def _expected(self, rows: Iterable[str], searched: Sequence[str]) -> int:
         """How many runs there will be, if no grid is extended."""
         seeds = len({*range(self._settings.seeds), self._selection} if searched else range(self._settings.seeds))
-        total = 0
+        total = 0 if self._settings.baselines else 1 + self._has_fixed * (REFERENCE not in searched)
         for row in rows:
             runs = seeds if task_of(row) is not None else self._settings.seeds
             if row in searched:

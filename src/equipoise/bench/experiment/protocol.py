@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from equipoise.bench.experiment.plan import FIXED_BUDGET, SELECTION_SEED, selection_seed
 from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.settings import Settings
+from equipoise.bench.experiment.trials import FIXED_BUDGET, SELECTION_SEED, selection_seed
 from equipoise.bench.experiment.tuning import Configuration
 from equipoise.bench.experiment.wording import join
 from equipoise.registry import BASE_OPTIMIZERS, DEFAULT_OPTIMIZER

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from equipoise.bench.experiment.statistics import relative_gain
 from equipoise.bench.experiment.trial import Values
@@ -32,3 +34,14 @@ def score(tasks: Sequence[Task], values: Values, reference: Mapping[str, float] 
 def main_measures(tasks: Sequence[Task], values: Values) -> dict[str, float]:
     """Returns every task's main measure, of the tasks that have values."""
     return {task.name: values[task.name][task.measures[0].name] for task in tasks if task.name in values}
+
+
+def best_measures(tasks: Sequence[Task], epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the best that every task's main measure was at the end of any epoch, of tasks that have a number."""
+    measured = [main_measures(tasks, epoch["validation"]) for epoch in epochs]
+    found = {}
+    for task in tasks:
+        values = [values[task.name] for values in measured if math.isfinite(values.get(task.name, math.nan))]
+        if values:
+            found[task.name] = max(values) if task.measures[0].higher_is_better else min(values)
+    return found

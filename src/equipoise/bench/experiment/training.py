@@ -17,7 +17,7 @@ from equipoise.bench.experiment.batches import Batches, again_and_again, share
 from equipoise.bench.experiment.checkpoints import load_checkpoint, save_checkpoint
 from equipoise.bench.experiment.learner import DivergedError, Learner
 from equipoise.bench.experiment.scoring import main_measures, score
-from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values, selected
+from equipoise.bench.experiment.trial import SHARDED, Record, Trial, Values
 from equipoise.bench.problems import SCHEDULES, Problem, Splits
 from equipoise.bench.problems._base import Batch
 from equipoise.bench.problems._errors import problem_code
@@ -82,7 +82,6 @@ def train(
     epochs: list[dict[str, Any]] = []
     record: Record = {**trial.head, "epochs": epochs}
     reference, best = trial.reference, -math.inf
-    alone = not trial.single and not trial.reference
     chosen: dict[str, Tensor] = {}
     checkpoint = outputs.checkpoint
     saved = None if checkpoint is None else load_checkpoint(checkpoint, trial, outputs.origin)
@@ -111,11 +110,11 @@ def train(
         values = learner.evaluate(data.validation)
         accuracy = accuracies(problem, values)
         learner.method.end_epoch(accuracy)
-        if alone:  # over the best epoch so far: that is where the runs which this one is the reference of are scored
-            reference, best = main_measures(problem.tasks, selected(record)["validation"] if chosen else values), 0.0
+        if trial.single is None and not reference:
+            reference = main_measures(problem.tasks, epochs[0]["validation"] if epochs else values)
         value = score(problem.tasks, values, reference)
         epochs.append({"loss": losses, "weights": weights, "validation": values, "accuracy": accuracy, "score": value})
-        if value > best or not chosen:
+        if value > best or not chosen or (math.isnan(best) and not math.isnan(value)):
             best = value
             chosen = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
             record["selected"] = epoch
@@ -138,10 +137,6 @@ def train(
         on_epoch(epoch, value)
     if monitor is not None:
         monitor.detach()
-    if alone:
-        final = main_measures(problem.tasks, selected(record)["validation"])
-        for each in epochs:
-            each["score"] = score(problem.tasks, each["validation"], final)
     if trial.shares and outputs.monitor is not None:
         record["shares"] = read_monitor(outputs.monitor).shares()
     if trial.single is None and trial.strategy != SHARDED:

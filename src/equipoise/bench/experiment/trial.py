@@ -55,8 +55,8 @@ class Trial:
             each takes its share of every batch. The strategy `SHARDED` spreads parameters, gradients and optimizer
             states over them by `fully_shard`.
         reference: main measures on validation by task, against which epochs are scored: of single-task runs of the
-            same seed, or of equal weights. None where there is nothing of the kind: a single-task run is scored by its
-            measure itself, another one by its gain over its own best epoch.
+            same seed, or the best of a run with equal weights. None where there is nothing of the kind: a single-task
+            run is scored by its measure itself, another one by its gain over its own first epoch.
         potentials: each task's validation accuracy by the single-task run, for the methods that need it.
         priorities: task → how much it is wanted; none for a single-task run.
         source: a digest of the file that the method is in, if that is a person's own.

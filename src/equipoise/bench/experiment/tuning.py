@@ -85,10 +85,10 @@ def search_grid(start: Configuration, grid: Sequence[float], score: Score) -> Co
         best = max(rates, key=lambda lr: (scores[lr], lr not in (rates[0], rates[-1]), -lr))
         if scores[best] == -math.inf:
             best = rates[0]
-        if best == rates[0] and _decade(best, -1) >= MIN_RATE:
-            rates.insert(0, _decade(best, -1))
-        elif best == rates[-1] and _decade(best, 1) <= MAX_RATE and scores[best] > -math.inf:
-            rates.append(_decade(best, 1))
+        if best == rates[0] and decade(best, -1) >= MIN_RATE:
+            rates.insert(0, decade(best, -1))
+        elif best == rates[-1] and decade(best, 1) <= MAX_RATE and scores[best] > -math.inf:
+            rates.append(decade(best, 1))
         else:
             return replace(start, lr=best)
 
@@ -144,7 +144,7 @@ def space_of(
     space: SearchSpace = {f"{WEIGHT}{task}": UNIFORM for task in tasks}
     if rates:
         grid = BASE_OPTIMIZERS[optimizer].grid
-        space |= {"lr": Range(_decade(min(grid), -1), _decade(max(grid), 1), log=True), "weight_decay": WEIGHT_DECAYS}
+        space |= {"lr": Range(decade(min(grid), -1), decade(max(grid), 1), log=True), "weight_decay": WEIGHT_DECAYS}
         space |= {} if spec is None else spec.search_space
     return {name: values for name, values in space.items() if name not in given}
 
@@ -166,8 +166,8 @@ def start_rate(optimizer: str, own: float) -> float:
     return own if grid == BASE_OPTIMIZERS[DEFAULT_OPTIMIZER].grid else grid[len(grid) // 2]
 
 
-def _decade(lr: float, direction: int) -> float:
-    """Ten times as much or a tenth, as a person would write it, so that a rate is the same number every time."""
+def decade(lr: float, direction: int) -> float:
+    """Returns ten times as much or a tenth, as a person would write it: a rate is the same number every time."""
     return float(f"{lr * 10.0**direction:.12g}")
 
 
