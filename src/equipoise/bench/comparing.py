@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from equipoise.aggregators import Aggregator
 from equipoise.bench import defaults
 from equipoise.bench.experiment.asking import check_count, default_folder, default_workers, read_settings
 from equipoise.bench.experiment.comparison import Comparison
@@ -22,7 +23,12 @@ from equipoise.bench.experiment.protocol import announced
 from equipoise.bench.experiment.settings import PRIORITIES, SettingsError
 from equipoise.bench.outcome import Outcome
 from equipoise.bench.problems import Problem, is_object, name_object, with_model
+from equipoise.objectives import Objective, Weighting
+from equipoise.optim import BalancingOptimizer
 from equipoise.registry import METHODS
+
+KINDS = (Objective, Weighting, Aggregator, BalancingOptimizer)
+"""What methods are."""
 
 PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
 """Options of the command line that Python writes otherwise."""
@@ -179,16 +185,16 @@ def _named(problem: object, model: str | None, quick: bool) -> tuple[str, Path]:
     return name, default_folder(name.partition("#")[0], None, quick)
 
 
-def _row_of(method: str | type) -> str:
+def _row_of(method: Any) -> Any:
     """A method's name; of a class the library's own, or that of the file which it stands in."""
-    if isinstance(method, str):
-        return method
+    if not isinstance(method, KINDS) and not (inspect.isclass(method) and issubclass(method, KINDS)):
+        return method  # a name, or nothing that could be a method, which is refused with the settings
     for name, spec in METHODS.items():
         if [part for part in (spec.objective, spec.aggregator, spec.optimizer) if part is not None] == [method]:
             return name
-    module = inspect.getmodule(method)
+    module: Any = inspect.getmodule(method)
     file = getattr(module, "__file__", None)  # a notebook has none
-    if file is None or not inspect.isclass(method) or getattr(module, method.__name__, None) is not method:
+    if file is None or vars(module).get(getattr(method, "__name__", "")) is not method:
         raise TypeError(
             f"methods takes names, or classes that stand in a file, which worker processes can read: put {method!r} "
             "into a file, at its top, and name it as FILE.py:NAME."

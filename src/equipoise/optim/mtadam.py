@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from equipoise.gradients.gramian import wide_dtype
 from equipoise.gradients.jacobian import TaskRows
 from equipoise.gradients.shards import local, total_norm
-from equipoise.gradients.sparse import coalesced
+from equipoise.gradients.sparse import coalesced, values_of
 from equipoise.optim._adam_by_task import EPSILONS, AdamByTask
 from equipoise.optim._base import KIND, NO_TASK
 from equipoise.optim.moments import Lists
@@ -137,7 +137,7 @@ class MTAdam(AdamByTask):
         moments = {task: self._listing.moments(task, parameter, group, state) for task in gradients}
         norms = state.setdefault("norm", torch.zeros_like(state["step"], dtype=wide))
         for task, gradient in gradients.items():
-            norm, own = total_norm([coalesced(gradient)]), norms[self.tasks.index(task)]
+            norm, own = total_norm(values_of([coalesced(gradient)])), norms[self.tasks.index(task)]
             _put(own, torch.where(moments[task].steps == 0, norm, beta3 * own + (1 - beta3) * norm), takes.get(task))
         anchor = _first([norms[self.tasks.index(task)] for task in gradients], [takes.get(task) for task in gradients])
         total, denominator = torch.zeros_like(target, dtype=wide), torch.zeros_like(target, dtype=wide)

@@ -198,7 +198,7 @@ def test_names_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings("digits", ("ew", "mao"), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant"),
+        Settings("digits", ("ew", "mao"), 3, False, 8, 64, 1000, 1e-3, 0.0, "cosine"),
         Settings(
             problem="digits",
             methods=("ew", "ema"),
@@ -209,7 +209,7 @@ def test_names_are_escaped(tmp_path):
             evaluation_batch_size=1000,
             lr=0.00012345678,
             weight_decay=5e-4,
-            schedule="constant",
+            schedule="cosine",
             hyperparameters={
                 "ema": {"lr": 3e-4, "list": [0.9, 0.99], "text": "a 'b' \"c\" $d"},
                 "single": {"on": True},
@@ -220,11 +220,11 @@ def test_names_are_escaped(tmp_path):
             strategy="ddp",
             monitor_every=7,
         ),
-        Settings("digits", ("mao",), 1, False, 8, 64, 1000, 1e-3, 0.0, "constant", tune=True, grid=(1e-5, 0.003)),
+        Settings("digits", ("mao",), 1, False, 8, 64, 1000, 3e-3, 0.0, "cosine", tune=True, grid=(1e-5, 0.003)),
         Settings(
-            "digits", ("ew", "fixed"), 20, False, 8, 64, 1000, 1e-3, 0.0, "constant", budget=8, looks=(8, 11, 15, 20)
+            "digits", ("ew", "fixed"), 20, False, 8, 64, 1000, 3e-3, 0.0, "cosine", budget=8, looks=(8, 11, 15, 20)
         ),
-        Settings("digits", ("ew",), 3, False, 8, 64, 1000, 1e-3, 0.0, "constant", baselines=False, match_time=True),
+        Settings("digits", ("ew",), 3, False, 8, 64, 1000, 1e-3, 0.0, "cosine", baselines=False, match_time=True),
     ],
 )
 def test_the_command_asks_for_the_same(settings, monkeypatch):
