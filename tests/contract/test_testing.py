@@ -1,5 +1,7 @@
 """`equipoise.testing` finds what is wrong with a method, by name."""
 
+import re
+
 import pytest
 import torch
 
@@ -95,8 +97,9 @@ def test_what_cannot_be_made_fails_one_check(method, words):
     assert check.name == "can_be_made"
     with pytest.raises(ContractError, match=f"^making it, and a step of three tasks, {words}"):
         check()
-    with pytest.raises(ContractError, match=f"^1 of 1 checks failed:\n  can_be_made: .*{words}") as found:
+    with pytest.raises(ContractError) as found:
         check_method(method)
+    assert re.match(f"1 of 1 checks failed: can_be_made: making it, .*{words}", " ".join(str(found.value).split()))
     assert list(found.value.failures) == ["can_be_made"]
     assert type(found.value.__cause__).__name__ in words
 
@@ -105,13 +108,15 @@ def test_the_error_names_every_check_that_failed_the_most_telling_first():
     with pytest.raises(ContractError, match=r"^3 of \d+ checks failed:\n") as found:
         check_method(Counting)
     assert list(found.value.failures) == ["resumes_bit_for_bit", "goes_back_to_a_saved_state", "grad_scaler"]
-    lines = str(found.value).splitlines()[1:]
-    assert lines[0].startswith("  resumes_bit_for_bit: after load_state_dict step 1 differs")
-    assert lines[0].endswith(
-        "declare it with add_state, and use it as self.state.<name>. Attributes that changed while training: steps."
+    assert max(map(len, str(found.value).splitlines())) <= 88
+    first, second, third = " ".join(str(found.value).split()).split(" checks failed: ")[1].split(". g")
+    assert first.startswith("resumes_bit_for_bit: after load_state_dict step 1 differs")
+    assert first.endswith(
+        "declare it with add_state, and use it as self.state.<name>. Attributes that changed while training: steps"
     )
-    assert all(line.endswith("likely of the same cause as resumes_bit_for_bit.") for line in lines[1:])
-    assert "trunk.weight by up to" in lines[2]
+    assert second.endswith("likely of the same cause as resumes_bit_for_bit")
+    assert third.endswith("likely of the same cause as resumes_bit_for_bit.")
+    assert "trunk.weight by up to" in third
     assert "training: steps" in found.value.failures["grad_scaler"]
 
 

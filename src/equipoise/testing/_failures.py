@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -65,6 +66,11 @@ FIRST = (
     "goes_back_to_a_saved_state",
 )
 """The checks that say the most of a cause which other checks fail of, too."""
+
+
+LAYOUT = textwrap.TextWrapper(
+    88, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+)
 
 
 class ContractError(AssertionError):
@@ -137,7 +143,7 @@ def summary(failures: Mapping[str, Failure], count: int) -> ContractError:
         failure = failures[name]
         first = told.setdefault(failure.cause or failure.found, name)
         said = failure.sentence if first == name else f"{failure.found}: likely of the same cause as {first}."
-        lines.append(f"  {name}: {said}")
+        lines += LAYOUT.wrap(f"{name}: {said}")
     sentences = {name: failures[name].sentence for name in order}
     return ContractError("\n".join([f"{len(failures)} of {count} checks failed:", *lines]), sentences)
 
