@@ -142,6 +142,16 @@ def test_an_error_in_the_method_is_told_with_its_place_and_without_a_guess():
     assert "add_state" not in words
 
 
+def test_what_cannot_be_copied_is_told_without_a_line_of_pythons_own():
+    method = Inverse()
+    method.stamp = lambda: 0
+    words = said(method, "goes_on_as_a_copy")
+    assert re.match(r"raised \w+Error: .*lambda", words)
+    assert "pickle.py" not in words
+    assert "copy.py" not in words
+    assert words.endswith("cannot be pickled, such as a lambda.")
+
+
 class Unit(eq.GramianAggregator):
     """Says that it is homogeneous, which sums of unit vectors are not, and divides by 0."""
 

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import equipoise
 from equipoise.testing._properties import PROMISES
 from equipoise.testing._subject import Subject
 from equipoise.testing._training import draws_from_its_own
@@ -68,6 +66,9 @@ FIRST = (
 """The checks that say the most of a cause which other checks fail of, too."""
 
 
+LIBRARIES = (Path(__file__).parents[1], Path(torch.__file__).parent)
+PYTHON = Path(traceback.__file__).parent
+
 LAYOUT = textwrap.TextWrapper(
     88, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
 )
@@ -108,10 +109,11 @@ class Failure:
 def failure_of(name: str, error: Exception, subject: Subject | None) -> Failure:
     """Says why a method does not pass a check that raised this."""
     text = str(error).partition("\n")[0].rstrip(".")
-    if type(error) is AssertionError and text:
+    place = _place(error)
+    if type(error) is AssertionError and text and not place:
         return Failure(text, _cause(name, subject), error)
     done = "making it, and a step of three tasks, " if name == "can_be_made" else ""
-    found = f"{done}raised {type(error).__name__}{': ' if text else ''}{text}{_place(error)}"
+    found = f"{done}raised {type(error).__name__}{': ' if text else ''}{text}{place}"
     return Failure(found, COPY if name == "goes_on_as_a_copy" else "", error)
 
 
@@ -122,10 +124,12 @@ def _cause(name: str, subject: Subject | None) -> str:
         return f"the class says {name} = True; mend the formula, or leave the promise out"
     if subject is None or cause not in (STATE, ACROSS, COPY):
         return cause
-    with suppress(Exception):  # of a method that fails, anything may
-        changed = ", ".join(dict.fromkeys(subject.changed_attributes()))
-        if changed:
-            return f"{STATE}. Attributes that changed while training: {changed}"
+    changed: list[str] = []
+    if cause == STATE:
+        with suppress(Exception):  # of a method that fails, anything may
+            changed = list(dict.fromkeys(subject.changed_attributes()))
+    if changed:
+        return f"{STATE}. Attributes that changed while training: {', '.join(changed)}"
     return cause if draws_from_its_own(subject) else RANDOM
 
 
@@ -149,9 +153,10 @@ def summary(failures: Mapping[str, Failure], count: int) -> ContractError:
 
 
 def _place(error: Exception) -> str:
-    """File and line, in brackets, of the innermost code of neither this library nor PyTorch; empty: there is none."""
-    libraries: list[Any] = [Path(str(module.__file__)).parent for module in (equipoise, torch)]
+    """File and line, in brackets, of the innermost code that is no library's; empty: there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not any(library in Path(frame.filename).parents for library in libraries):
+        path = Path(frame.filename)
+        in_python = PYTHON in path.parents and "site-packages" not in path.parts
+        if not in_python and not any(library in path.parents for library in LIBRARIES):
             return f" ({frame.filename}, line {frame.lineno})"
     return ""
