@@ -124,13 +124,13 @@ def _cause(name: str, subject: Subject | None) -> str:
         return f"the class says {name} = True; mend the formula, or leave the promise out"
     if subject is None or cause not in (STATE, ACROSS, COPY):
         return cause
-    changed: list[str] = []
-    if cause == STATE:
-        with suppress(Exception):  # of a method that fails, anything may
-            changed = list(dict.fromkeys(subject.changed_attributes()))
-    if changed:
-        return f"{STATE}. Attributes that changed while training: {', '.join(changed)}"
-    return cause if draws_from_its_own(subject) else RANDOM
+    with suppress(Exception):  # of a method that fails, anything may
+        changed = ", ".join(dict.fromkeys(subject.changed_attributes())) if cause == STATE else ""
+        if changed:
+            return f"{STATE}. Attributes that changed while training: {changed}"
+        if not draws_from_its_own(subject):
+            return RANDOM
+    return cause
 
 
 def summary(failures: Mapping[str, Failure], count: int) -> ContractError:
