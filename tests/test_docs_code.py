@@ -2,15 +2,18 @@
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from scenery import run, scenery
 
+from equipoise.testing import method_checks
+
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["quick-start.md", "own-method.md", "own-problem.md", "from-another-library.md"]
-ELSEWHERE = ["diagnose.md", "package-index.md"]  # run in tests/monitor; the README's own
+PAGES = ["quick-start.md", "own-problem.md", "from-another-library.md"]
+ELSEWHERE = ["diagnose.md", "package-index.md", "own-method.md"]  # run in tests/monitor; the README's own; below
 
 LIBRARIES = {"lightning": "lightning", "fabric": "lightning", "accelerat": "accelerate", "Training": "transformers"}
 LIBRARIES |= {"torchjd": "torchjd", "deepspeed": "deepspeed", "tensorboard": "tensorboard"}
@@ -51,9 +54,28 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     if page == "quick-start.md":
         assert printed in (DOCS / page).read_text(encoding="utf-8")
-    if page == "own-method.md":
-        assert "3 of 18 checks failed:" in printed
-        names["test_contract"](names["method_checks"](names["Shortest"])[-1])
     if page == "own-problem.md":
         assert "wrong" not in printed
         assert "fine     sharing" in printed
+
+
+def test_the_page_about_own_methods_puts_each_block_into_a_file(tmp_path, monkeypatch, capsys):
+    """The last file's name before a block, in its sentence, is where the block goes."""
+    text = (DOCS / "own-method.md").read_text(encoding="utf-8")
+    files = {}
+    for before, block in re.findall(r"([^\n]*(?:\n[^\n]+)*)\n\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        (name,) = re.findall(r"`(\w+\.py)`:$", before)
+        files.setdefault(name, []).append(block)
+    assert list(files) == ["my_method.py", "train.py", "check.py", "test_my_method.py", "counting.py"]
+    for name, blocks in files.items():
+        (tmp_path / name).write_text("\n\n".join(blocks), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_method", raising=False)
+    found = {name: vars(import_module(name.removesuffix(".py"))) for name in files}
+    for name in files:
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"))
+    found["test_my_method.py"]["test_contract"](method_checks(found["my_method.py"]["Shortest"])[-1])
+    passed, printed = capsys.readouterr().out.split("3 of ")
+    assert re.fullmatch(r"\d+ checks passed\n\d+ checks passed\n", passed)
+    shown = re.findall(r"```text\n3 of (.*?)```", text, re.DOTALL)
+    assert [re.sub(r"by up to \S+", "", printed)] == [re.sub(r"by up to \S+", "", output) for output in shown]

@@ -394,3 +394,11 @@ def test_every_aggregator_that_can_be_tuned_says_so():
     """Those without have nothing but a seed, or a choice that is not tuned."""
     without = [name for name in AGGREGATORS if not METHODS[name].search_space]
     assert without == ["imtl-g", "pcgrad", "nash-mtl", "config", "upgrad", "dualproj"]
+
+
+@pytest.mark.parametrize(("name", "near"), [("Ema", "'EMA'"), ("Balancr", "'Balancer'"), ("mgda", "'MGDA'")])
+def test_a_misspelled_name_of_the_package_says_what_is_near(name, near):
+    with pytest.raises(AttributeError, match=f"module 'equipoise' has no attribute {name!r}. Did you mean {near}[?]"):
+        getattr(eq, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'quarterly'\.$"):
+        eq.quarterly  # noqa: B018

@@ -25,7 +25,15 @@ def __getattr__(name: str) -> Any:
             return getattr(public, name)
         if name in globals():  # a part of the package, imported meanwhile
             return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_nearest(name, public.__all__)}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """Which name was meant, as a question, if one is near in any case of letters."""
+    lowered = {known.lower(): known for known in names}
+    near = import_module("difflib").get_close_matches(name.lower(), lowered, n=1)
+    return f" Did you mean {lowered[near[0]]!r}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def as_objective(objective: nn.Module | None) -> Objective:
             return library.objective(objective)
     raise TypeError(
         f"objective must be an equipoise Objective or Weighting instance, found {objective!r}. "
-        "Aggregators go into aggregator=; a class needs to be called: eq.EMA()."
+        f"Aggregators go into aggregator={_called(objective)}."
     )
 
 
@@ -65,8 +66,13 @@ def as_aggregator(aggregator: nn.Module | None) -> Aggregator | None:
             return library.aggregator(aggregator)
     raise TypeError(
         f"aggregator must be an equipoise Aggregator instance, found {aggregator!r}. "
-        "Objectives and weightings go into objective=; a class needs to be called: eq.PCGrad()."
+        f"Objectives and weightings go into objective={_called(aggregator)}."
     )
+
+
+def _called(given: object) -> str:
+    """What is to be done with a class where an instance is wanted."""
+    return f"; a class needs to be called: {given.__name__}()" if inspect.isclass(given) else ""
 
 
 def describe(module: nn.Module) -> str:

@@ -5,15 +5,21 @@ import io
 import pytest
 import torch
 from networks import assert_same, snapshot
-from registry import SUBJECTS, every_method, make, train
+from registry import NAMES, SUBJECTS, every_method, make, train
 
 from equipoise.testing import CHECKS
+from equipoise.testing._promises import check_masked
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @every_method
 def test_contract(name, check):
     check(SUBJECTS[name])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if SUBJECTS[name].masked])
+def test_what_says_that_it_minds_masks_does(name):
+    check_masked(SUBJECTS[name])
 
 
 @every_method

@@ -25,16 +25,20 @@ import torch
 from equipoise._method import Method
 from equipoise.aggregators import Aggregator
 from equipoise.registry import METHODS, find_own
-from equipoise.testing import _devices, _state, _training
+from equipoise.testing import _devices, _promises, _state, _training
+from equipoise.testing._failures import ContractError, Failure, failure_of, summary
 from equipoise.testing._properties import ALWAYS, PROMISES, Ready
 from equipoise.testing._ranks import check_ranks
 from equipoise.testing._subject import Network, Subject, batch
 
-CHECKS: tuple[Callable[[Subject], None], ...] = tuple(
-    value
-    for module in (_training, _state)
-    for name, value in vars(module).items()
-    if name.startswith("check_") and value.__module__ == module.__name__
+CHECKS: tuple[Callable[[Subject], None], ...] = (
+    _promises.check_promises_are_known,
+    *(
+        value
+        for module in (_training, _state)
+        for name, value in vars(module).items()
+        if name.startswith("check_") and value.__module__ == module.__name__
+    ),
 )
 """What every method has to pass, each a function of a `Subject`."""
 
@@ -45,15 +49,32 @@ class Check:
 
     Attributes:
         name: what it checks.
-        run: raises AssertionError if the method does not pass.
+        run: raises an error if the method does not pass.
+        subject: the method, if it is one that is trained.
     """
 
     name: str
-    run: Callable[[], None]
+    run: Callable[[], object]
+    subject: Subject | None = None
 
     def __call__(self) -> None:
-        """Runs it."""
-        self.run()
+        """Runs it.
+
+        Raises:
+            ContractError: the method does not pass.
+        """
+        failure = self.failure()
+        if failure is not None:
+            said = failure.sentence
+            raise ContractError(said, {self.name: said}) from failure.error
+
+    def failure(self) -> Failure | None:
+        """Runs it; returns why the method does not pass, None if it does."""
+        try:
+            self.run()
+        except Exception as error:
+            return failure_of(self.name, error, self.subject)
+        return None
 
     def __str__(self) -> str:
         return self.name
@@ -78,24 +99,30 @@ def method_checks(
         **hyperparameters: what it is made with.
 
     Returns:
-        The checks of `CHECKS`, those of what an aggregator's class promises, and those asked for.
+        The checks of `CHECKS`, those of what its class promises, and those asked for. Of what cannot be made, or makes
+        no step, the first alone, `can_be_made`, which says why when it is called.
 
     Example:
         >>> import equipoise as eq
         >>> from equipoise.testing import method_checks
         >>> [check.name for check in method_checks(eq.EMA)][:2]
-        ['trains_and_stays_finite', 'loss_falls_on_one_batch']
+        ['can_be_made', 'promises_are_known']
     """
-    subject = Subject(make, always=always, **hyperparameters)
-    checks = [Check(check.__name__.removeprefix("check_"), partial(check, subject)) for check in CHECKS]
+    made = partial(Subject, make, always=always, **hyperparameters)
+    checks = [Check("can_be_made", made)]
+    try:
+        subject = made()
+    except Exception:  # which the check raises again
+        return checks
+    own = (*CHECKS, _promises.check_masked) if subject.masked else CHECKS
+    checks += [Check(check.__name__.removeprefix("check_"), partial(check, subject), subject) for check in own]
     aggregator = _aggregator(make)
     if aggregator is not None:
         checks += aggregator_checks(partial(aggregator, **hyperparameters))
     if ranks:
-        checks.append(Check("ranks", partial(check_ranks, subject)))
+        checks.append(Check("ranks", partial(check_ranks, subject), subject))
     there = () if subject.draws else devices
-    checks += [Check(f"device_{device}", partial(_devices.check_device, subject, device)) for device in there]
-    return checks
+    return checks + [Check(f"device_{device}", partial(_devices.check_device, subject, device)) for device in there]
 
 
 def aggregator_checks(make: Callable[[], Aggregator]) -> list[Check]:
@@ -158,8 +185,8 @@ def check_method(
         The names of the checks that it passed, which are all.
 
     Raises:
-        AssertionError: it failed some; the message names each with the first line of why, and the first one's error
-            is its cause.
+        ContractError: it failed some; an AssertionError that names each with what was done and found, and what that
+            usually comes from. The error of the first is its cause.
 
     Example:
         >>> import equipoise as eq
@@ -168,18 +195,20 @@ def check_method(
         True
     """
     checks = method_checks(make, ranks=ranks, devices=devices, always=always, **hyperparameters)
-    failed: dict[str, Exception] = {}
-    for check in checks:
-        try:
-            check()
-        except Exception as error:
-            failed[check.name] = error
-    if failed:
-        lines = [f"  {name}: {type(e).__name__}: {str(e).partition(chr(10))[0]}" for name, e in failed.items()]
-        raise AssertionError("\n".join([f"{len(failed)} of {len(checks)} checks failed:", *lines])) from next(
-            iter(failed.values())
-        )
+    failures = {check.name: failure for check in checks if (failure := check.failure()) is not None}
+    if failures:
+        raise summary(failures, len(checks)) from next(iter(failures.values())).error
     return [check.name for check in checks]
 
 
-__all__ = ["CHECKS", "Check", "Network", "Subject", "aggregator_checks", "batch", "check_method", "method_checks"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "ContractError",
+    "Network",
+    "Subject",
+    "aggregator_checks",
+    "batch",
+    "check_method",
+    "method_checks",
+]

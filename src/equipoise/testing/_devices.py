@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from equipoise.testing._comparing import assert_near
 from equipoise.testing._subject import Network, Subject, batch
 
 
@@ -25,5 +26,4 @@ def check_device(subject: Subject, device: str) -> None:
                 with torch.no_grad():
                     method.after_step(model.losses(batch(index).to(place)))
         found.append({name: value.cpu() for name, value in model.state_dict().items()})
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-8, atol=1e-10, msg=name)
+    assert_near(found[1], found[0], f"three steps on {device} are not those on the CPU", rtol=1e-8, atol=1e-10)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from equipoise.testing._comparing import assert_near
 from equipoise.testing._subject import TASKS, Network, Subject, batch
 
 WORLD_SIZE = 2
@@ -43,12 +44,10 @@ def check_ranks(subject: Subject) -> None:
     model, method = subject.make(dtype=torch.float64)
     for index in range(STEPS):
         _step(model, model, method, torch.cat([_share(index, rank) for rank in range(WORLD_SIZE)]))
-    expected = {name: value.numpy() for name, value in model.state_dict().items()}
     for state in found:
-        for name, value in state.items():
-            torch.testing.assert_close(
-                torch.from_numpy(value), torch.from_numpy(expected[name]), rtol=1e-8, atol=1e-10, msg=name
-            )
+        there = {name: torch.from_numpy(value) for name, value in state.items()}
+        what = "two processes do not learn what one learns from both batches"
+        assert_near(there, model.state_dict(), what, rtol=1e-8, atol=1e-10)
 
 
 def _answers(queue: Any, processes: Sequence[Any]) -> list[Any]:

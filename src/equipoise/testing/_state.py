@@ -14,7 +14,8 @@ from torch import Tensor
 
 from equipoise._method import Method
 from equipoise.aggregators import RowStateAggregator
-from equipoise.testing._subject import PRESENT, TASKS, Network, Subject, assert_same, batch, snapshot, step, train
+from equipoise.testing._comparing import assert_same, snapshot
+from equipoise.testing._subject import PRESENT, TASKS, Network, Subject, batch, step, train
 
 Both = tuple[Network, Method]
 
@@ -30,11 +31,13 @@ def check_resumes_bit_for_bit(subject: Subject) -> None:
     twin, resumed = subject.make(seed=77, lr=9.0)
     twin.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["method"])
-    assert_same(resumed.state_dict(), method.state_dict())
-    train(model, method, 6)
-    train(twin, resumed, 6)
-    assert_same(twin.state_dict(), model.state_dict())
-    assert_same(resumed.state_dict(), method.state_dict())
+    assert_same(resumed.state_dict(), method.state_dict(), "load_state_dict does not take over what was saved")
+    for index in range(6, len(PRESENT)):
+        train(model, method, index, index + 1)
+        train(twin, resumed, index, index + 1)
+        what = f"after load_state_dict step {index - 5} differs from that of the method that was saved"
+        assert_same(twin.state_dict(), model.state_dict(), what)
+        assert_same(resumed.state_dict(), method.state_dict(), what)
 
 
 def check_goes_on_as_a_copy(subject: Subject) -> None:
@@ -46,9 +49,11 @@ def check_goes_on_as_a_copy(subject: Subject) -> None:
         twin, other = how((model, method))
         before = snapshot(model, method)
         train(twin, other, 6)
-        assert_same(snapshot(model, method), before)
+        copied = "copy.deepcopy" if how is copy.deepcopy else "pickle"
+        assert_same(snapshot(model, method), before, f"training what {copied} made changes the first")
         train(model, method, 6)
-        assert_same(snapshot(twin, other), snapshot(model, method))
+        what = f"what {copied} made does not go on as the first does"
+        assert_same(snapshot(twin, other), snapshot(model, method), what)
 
 
 def check_goes_back_to_a_saved_state(subject: Subject) -> None:
@@ -60,9 +65,10 @@ def check_goes_back_to_a_saved_state(subject: Subject) -> None:
     expected = copy.deepcopy((model.state_dict(), method.state_dict()))
     model.load_state_dict(saved[0])
     method.load_state_dict(copy.deepcopy(saved[1]))
-    assert_same(method.state_dict(), saved[1])
+    assert_same(method.state_dict(), saved[1], "load_state_dict does not take over what was saved")
     train(model, method, 3)
-    assert_same((model.state_dict(), method.state_dict()), expected)
+    what = "back at a saved state, the same steps end elsewhere than before"
+    assert_same((model.state_dict(), method.state_dict()), expected, what)
 
 
 def check_saving_changes_nothing(subject: Subject) -> None:
@@ -75,7 +81,7 @@ def check_saving_changes_nothing(subject: Subject) -> None:
             if save:
                 method.state_dict()
         runs.append(snapshot(model, method))
-    assert_same(runs[0], runs[1])
+    assert_same(runs[1], runs[0], "with state_dict() called between them, steps differ from those without")
 
 
 def check_a_balancers_state_is_tensors_whose_sizes_stay(subject: Subject) -> None:
@@ -90,7 +96,9 @@ def check_a_balancers_state_is_tensors_whose_sizes_stay(subject: Subject) -> Non
     for stop in (3, 12):
         train(model, method, stop=stop)
         shapes.append({key: value.shape for key, value in method.balancer.state_dict().items()})
-    assert shapes[0] == shapes[1] == shapes[2]
+    for later in shapes[1:]:
+        changed = [name for name in {**shapes[0], **later} if shapes[0].get(name) != later.get(name)]
+        assert not changed, f"the state's sizes change while training: {', '.join(changed)}"
 
 
 def check_the_state_of_an_absent_task_is_untouched(subject: Subject) -> None:
@@ -106,7 +114,8 @@ def check_the_state_of_an_absent_task_is_untouched(subject: Subject) -> None:
             step(model, method, index, [t for t in TASKS if t != absent])
             method.end_epoch({t: 0.5 for t in TASKS if t != absent})
         assert bool(before) == subject.keeps, "what is kept of a task was not found"
-        assert_same(_state_of(method, absent), before)
+        what = f"three steps without task {absent!r} changed what is kept of it"
+        assert_same(_state_of(method, absent), before, what)
 
 
 def check_state_never_becomes_narrower(subject: Subject) -> None:
@@ -123,7 +132,8 @@ def check_state_never_becomes_narrower(subject: Subject) -> None:
                     method.balancer.to(dtype)
                 train(model, method, start, start + 6)
             results.append((model.state_dict(), method.state_dict()))
-        assert_same(results[0], results[1])
+        what = f"a method that was moved by .to({dtype}) does not go on as one that was not"
+        assert_same(results[0], results[1], what)
 
 
 def check_errors_change_nothing(subject: Subject) -> None:
@@ -156,12 +166,13 @@ def check_errors_change_nothing(subject: Subject) -> None:
         except (ValueError, TypeError):
             pass
         else:
-            raise AssertionError(f"{what}: no ValueError or TypeError was raised")
-        assert_same(snapshot(model, method), before, what)
+            raise AssertionError(f"a wrong call ({what}) raised no ValueError or TypeError")
+        assert_same(snapshot(model, method), before, f"a call that raised ({what}) changed something")
     for m, one in ((model, method), (twin, undisturbed)):
         one.step()
         train(m, one, 5, 8)
-    assert_same(snapshot(model, method), snapshot(twin, undisturbed))
+    what = "after calls that raised, steps differ from those of a method without such calls"
+    assert_same(snapshot(model, method), snapshot(twin, undisturbed), what)
 
 
 def _pickled(both: Both) -> Both:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from equipoise._method import Method
 from equipoise._state import TaskModule
 from equipoise.methods import make_method
 from equipoise.objectives import Equal, WeightedSum
+from equipoise.testing._comparing import frozen, is_same
 
 TASKS = ("a", "b", "c")
 METRICS = [{"a": 0.5, "b": 0.3, "c": 0.7}, {"a": 0.6, "c": 0.9}, {"b": 0.55}]
@@ -24,6 +24,10 @@ PRESENT = ["abc", "ac", "abc", "b", "ab", "abc", "c", "bc", "abc", "a", "abc", "
 
 VALIDATION = 1000
 """Of the first validation batch; smaller ones are trained on."""
+
+
+OWN = {*vars(TaskModule()), "_preferences", "_kept_rows", "columns"}
+"""Attributes that every part of a method has, and looks after."""
 
 
 class Network(nn.Module):
@@ -81,6 +85,7 @@ class Subject:
         learns: it has weights that are learned with the model.
         draws: it draws random numbers.
         keeps: it keeps something of a task.
+        masked: its objective or its aggregator promises to be.
         adds_up: two halves of a batch are by definition what the batch is: no objective looks at each.
     """
 
@@ -99,18 +104,33 @@ class Subject:
         step(model, method, 0, TASKS)  # what depends on the tasks is there at last
         self.is_instance = isinstance(make, TaskModule)
         self.is_optimizer = method.balancer is None
-        modules: Iterable[nn.Module] = () if method.balancer is None else method.balancer.modules()
         plain = method.balancer is None or all(
             isinstance(part, (WeightedSum, Equal)) for part in method.balancer.objective.modules()
         )
         self.adds_up = plain and single is None
-        self.parts = [part for part in modules if isinstance(part, TaskModule)]
+        aggregator = None if method.balancer is None else method.balancer.aggregator
+        self.masked = (aggregator is not None and aggregator.masked) or (
+            not plain and all(part.masked for part in method.balancer.objective.task_modules())  # type: ignore[union-attr]
+        )
+        self.parts = parts_of(method)
         self.learns = any(part._learned for part in self.parts)
         self.draws = any(part.generator is not None for part in self.parts)
         self.keeps = self.is_optimizer or any([*p._learned, *p.buffers(recurse=False)] for p in self.parts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "parts": []}  # their class may be of a file that another process has not imported
+
+    def changed_attributes(self) -> list[str]:
+        """The names of plain attributes that training changes: what they say is neither saved nor undone."""
+        model, method = self.make()
+        before = [(part, frozen(vars(part))) for part in parts_of(method)]
+        train(model, method, 0, 4)
+        return [
+            name
+            for part, old in before
+            for name, value in vars(part).items()
+            if name not in OWN and not is_same(frozen(value), old.get(name))
+        ]
 
     def make(
         self,
@@ -130,6 +150,12 @@ class Subject:
         if isinstance(name, str) and name.startswith("amtl"):
             options["potentials"] = {task: POTENTIALS[task] for task in tasks}
         return network, make_method(name, network, tasks, **options)
+
+
+def parts_of(method: Method) -> list[TaskModule]:
+    """The objective, the aggregator and all inside them."""
+    modules: Iterable[nn.Module] = () if method.balancer is None else method.balancer.modules()
+    return [part for part in modules if isinstance(part, TaskModule)]
 
 
 def is_maker(given: object) -> bool:
@@ -158,52 +184,3 @@ def train(model: Network, method: Method, start: int = 0, stop: int = 12, presen
         if index % 3 == 2:
             evaluated = METRICS[index // 3 % len(METRICS)]
             method.end_epoch({task: value for task, value in evaluated.items() if task in method.tasks})
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor | None]:
-    """Returns a copy of every `.grad`."""
-    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-def snapshot(*things: Any) -> list[Any]:
-    """Returns a deep copy of states: of modules, optimizers and methods with their `.grad`."""
-    taken = []
-    for thing in things:
-        taken.append(copy.deepcopy(thing.state_dict()))
-        if isinstance(thing, nn.Module):
-            taken.append(gradients(thing))
-    return taken
-
-
-def assert_same(found: Any, expected: Any, path: str = "") -> None:
-    """Asserts equality bit for bit, through mappings and sequences."""
-    assert type(found) is type(expected), path
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), path
-        for key in expected:
-            assert_same(found[key], expected[key], f"{path}[{key!r}]")
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), path
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same(one, other, f"{path}[{index}]")
-    elif isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype, path
-        assert torch.equal(found, expected), f"{path}: {found} != {expected}"
-    else:
-        assert found == expected, path
-
-
-def is_finite(state: Any) -> bool:
-    """Whether every number in a state is finite."""
-    return all(bool(t.isfinite().all()) for t in _tensors(state) if t.is_floating_point())
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _tensors(value)
-    elif isinstance(state, (list, tuple)):
-        for value in state:
-            yield from _tensors(value)
