@@ -95,6 +95,8 @@ def close(found, expected):
 )
 def test_two_devices_give_what_one_gives(problem, method, strategy, tmp_path):
     """Also where one of them has more labels of a task than the other, but for fully_shard, which wants all."""
+    if strategy == "fsdp" and torch.__version__ < "2.7":
+        pytest.skip("a backward pass a task under fully_shard takes PyTorch 2.7")
     if strategy != "fsdp":
         problem = problem.replace(":problem", ":partial")
     loaded = load_problem(problem)
