@@ -157,8 +157,8 @@ def compare(
         with _options_as_in_python():
             place = folder if out is None else Path(out)
             comparison = Comparison(settings, place, storage, study, overwrite)
-        for sentence in announced(comparison.settings):
-            console.print(sentence, markup=False, highlight=False)
+        for sentence in announced(comparison.settings, comparison.asked, place):
+            console.print(_as_in_python(sentence), markup=False, highlight=False)
         with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as shown:
             result = comparison.run(workers, max(1, threads // max(1, workers)), shown)
     return Outcome(result)
@@ -203,8 +203,13 @@ def _options_as_in_python() -> Iterator[None]:
     try:
         yield
     except (SettingsError, FolderError) as error:
-        error.args = (re.sub(r"--[a-z][a-z-]*", _in_python, str(error)),)
+        error.args = (_as_in_python(str(error)),)
         raise
+
+
+def _as_in_python(text: str) -> str:
+    """Returns a message with options as they are written in Python."""
+    return re.sub(r"--[a-z][a-z-]*", _in_python, text)
 
 
 def _in_python(option: re.Match[str]) -> str:

@@ -219,7 +219,7 @@ class Unmade(Inverse):
 '''
 
 
-def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch):
+def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch, capsys):
     """An edited file is another method; an error in one says where it stands."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "own" / "my_method.py"
@@ -241,7 +241,10 @@ def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch):
     assert len(monitors) == 3
     assert any(name.startswith("own-my_method.py-Inverse-") for name in monitors)
     place.write_text(METHOD.replace("-self.power", "-2"))
-    again = compare(problem, rows[:3], **given)
+    again = compare(problem, rows[:3], **given | {"progress": True})
+    assert "has own/my_method.py:Lacking already, and is finished with all that it has; another folder with `out`" in (
+        " ".join(capsys.readouterr().out.split())
+    )
     edited = {record["method"]: record for record in again.result.records}
     assert edited["ew"] == records["ew"]
     assert edited[row]["run"] != records[row]["run"]

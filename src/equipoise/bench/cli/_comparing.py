@@ -31,7 +31,7 @@ def carry_out(
     """Carries a comparison out; writes and shows what came of it, unless the numbers mean nothing."""
     comparison = Comparison(settings, folder, storage, study, overwrite)
     if not smoke:
-        for sentence in announced(comparison.settings):
+        for sentence in announced(comparison.settings, comparison.asked, folder):
             console.print(sentence, markup=False, highlight=False)
     cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
     if workers is None:

@@ -117,6 +117,9 @@ class Comparison:
         overwrite: begin anew, whatever is there. What holds no run that has come to its end is begun anew in any case,
             if it was begun with other settings.
 
+    Attributes:
+        asked: the settings without what the study already has.
+
     Raises:
         SettingsError: a method or hyperparameter is unknown or out of range, or the comparison was begun with others.
         FolderError: the folder cannot be used.
@@ -135,6 +138,7 @@ class Comparison:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
         settings = replace(settings, source=source_of(settings.problem), sources=_sources(settings.methods))
         check(settings, self.problem, self.data)
+        self.asked = settings
         self.folder = RunFolder(path)
         if storage is None:
             self.folder.create()
