@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,10 @@ from equipoise.bench.experiment.folder import FolderError
 from equipoise.bench.experiment.progress import ConsoleProgress
 from equipoise.bench.experiment.protocol import announced
 from equipoise.bench.experiment.settings import PRIORITIES, SettingsError
+from equipoise.bench.experiment.wording import in_python
 from equipoise.bench.outcome import Outcome
 from equipoise.bench.problems import Problem, is_object, name_object, with_model
 from equipoise.registry import METHODS
-
-PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
-"""Options of the command line that Python writes otherwise."""
-
 
 def compare(
     problem: str | Problem | type[Problem],
@@ -158,7 +154,7 @@ def compare(
             place = folder if out is None else Path(out)
             comparison = Comparison(settings, place, storage, study, overwrite)
         for sentence in announced(comparison.settings, comparison.asked, place):
-            console.print(_as_in_python(sentence), markup=False, highlight=False)
+            console.print(in_python(sentence), markup=False, highlight=False)
         with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as shown:
             result = comparison.run(workers, max(1, threads // max(1, workers)), shown)
     return Outcome(result)
@@ -203,17 +199,8 @@ def _options_as_in_python() -> Iterator[None]:
     try:
         yield
     except (SettingsError, FolderError) as error:
-        error.args = (_as_in_python(str(error)),)
+        error.args = (in_python(str(error)),)
         raise
-
-
-def _as_in_python(text: str) -> str:
-    """Returns a message with options as they are written in Python."""
-    return re.sub(r"--[a-z][a-z-]*", _in_python, text)
-
-
-def _in_python(option: re.Match[str]) -> str:
-    return f"`{PYTHON.get(option[0]) or option[0].removeprefix('--').replace('-', '_')}`"
 
 
 @contextmanager

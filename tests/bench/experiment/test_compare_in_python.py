@@ -73,7 +73,7 @@ def test_a_comparison_from_python(tmp_path, monkeypatch, capsys):
     assert "[4/4] ema, seed 0, lr 0.001" in capsys.readouterr().out
     assert outcome.result.problem is problem
     assert list(outcome.table.method) == ["single-task", "ew", "ema"]
-    assert outcome.verdict[0].startswith("Use: ")
+    assert outcome.verdict[0] == "Use: nothing yet. Add seeds, in a new comparison with `seeds=5` and another `out`."
     assert outcome.result.settings.hyperparameters == {"ema": {"beta": 0.5}}
     assert outcome.result.settings.priorities == {"a": 2}
     call = repeated(outcome.result.settings)
@@ -84,6 +84,7 @@ def test_a_comparison_from_python(tmp_path, monkeypatch, capsys):
     assert again.result.records == outcome.result.records
     assert outcome.report() == outcome.result.folder / "report.html"
     assert (tmp_path / "runs" / "two-lines" / "report.html").read_text().startswith("<!doctype html>")
+    assert outcome.verdict[0] in (tmp_path / "runs" / "two-lines" / "report.html").read_text()
     assert Outcome.load("runs/two-lines").verdict == outcome.verdict
     with pytest.raises(SettingsError, match=r"problem is 'two-lines#.* there and 'two-lines#.*`out`"):
         compare(Lines, "ew", progress=False, **given)
