@@ -52,6 +52,7 @@ class Verdict:
         sentences: the first is the verdict itself, the others say what else is known.
         claims: all that the sentences claim to be different.
         tests: all that was tested.
+        rising: whether the answer rests on curves that were still rising at their end.
     """
 
     use: str
@@ -59,6 +60,7 @@ class Verdict:
     sentences: tuple[str, ...]
     claims: tuple[PairedTest, ...]
     tests: PairedTests
+    rising: bool
 
 
 def judge(
@@ -118,7 +120,7 @@ def judge(
             f"is at most {LEVEL:.0%}, provided that {fixed} fixed before any result was seen"
             f"{NORMAL if summary.seeds < ENOUGH_SEEDS else ''}."
         )
-    return Verdict(f"Use: {use.text}", use.decided, tuple(sentences), claims, tests)
+    return Verdict(f"Use: {use.text}", use.decided, tuple(sentences), claims, tests, bool(judged and length.rising))
 
 
 class _Writer:
