@@ -107,7 +107,9 @@ def test_legends_have_room_for_their_own_words():
                     assert text.get_window_extent().x1 <= key.bbox.x1
 
 
-@pytest.mark.parametrize(("number", "spread", "whole"), [(2, 0.3, True), (7, 0.02, False), (7, 0.0, True), (14, 0.3, True)])
+@pytest.mark.parametrize(
+    ("number", "spread", "whole"), [(2, 0.3, True), (7, 0.02, False), (7, 0.0, True), (14, 0.3, True)]
+)
 def test_tradeoff_labels_cover_nothing_and_are_not_cut(number, spread, whole):
     """Long names of one's own: within the axes, off each other and the markers, as the picture is in the end."""
     names = ["ew", *(f"my_method.py:InverseSquareRoot{letter}" for letter in "ABCDEFGHIJKLM"[: number - 1])]
@@ -121,7 +123,8 @@ def test_tradeoff_labels_cover_nothing_and_are_not_cut(number, spread, whole):
     [axes] = figure.axes
     labels = {label.get_text(): Text.get_window_extent(label) for label in axes.texts}
     assert labels.keys() == {name.removeprefix("my_method.py:") for name in names}
-    markers = [axes.transData.transform(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() in "oD"]
+    dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() in ("o", "D")]
+    markers = [axes.transData.transform(dot) for dot in dots]
     assert len(markers) == number
     for box in labels.values():
         assert axes.bbox.x0 <= box.x0

@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,9 +87,18 @@ def test_a_comparison_from_python(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "two-lines" / "report.html").read_text().startswith("<!doctype html>")
     assert outcome.verdict[0] in (tmp_path / "runs" / "two-lines" / "report.html").read_text()
     assert Outcome.load("runs/two-lines").verdict == outcome.verdict
-    with pytest.raises(SettingsError, match=r"problem is 'two-lines#.* there and 'two-lines#.*`out`"):
-        compare(Lines, "ew", progress=False, **given)
-    assert "two-lines#" not in capsys.readouterr().out
+    capsys.readouterr()
+    other = compare(Lines, "ew", **given)  # as the same script does in another process
+    out = capsys.readouterr().out
+    assert "runs/two-lines holds another problem's results: this comparison is in runs/two-lines-2." in out
+    assert other.result.folder == Path("runs/two-lines-2")
+    assert "two-lines#" not in out
+    for name in ("two-lines", "two-lines-2"):
+        named = (
+            r"is gone on with by this process alone: name it, as FILE\.py:NAME, take another folder with `out`, or `ov"
+        )
+        with pytest.raises(SettingsError, match=named):
+            compare(Lines, "ew", progress=False, out=f"runs/{name}", **given)
 
 
 @pytest.mark.parametrize(

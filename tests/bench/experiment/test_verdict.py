@@ -86,7 +86,9 @@ def test_differences_that_are_not_certain_are_told_with_their_size():
     values["mao"] -= np.stack([np.full(5, 0.5), ahead, -behind], axis=1)
     _, verdict = make(values)
     first = verdict.sentences[0]
-    assert re.search(r"; on task2 it is 0\.0\d\d behind, within noise; on task1 it leads by 0\.2\d\d, not certain \(p = 0\.", first)
+    assert re.search(
+        r"; on task2 it is 0\.0\d\d behind, within noise; on task1 it leads by 0\.2\d\d, not certain \(p = 0\.", first
+    )
     six = noisy({"ew": 1.0, "mao": 1.0}, tasks=6, spread=0.001)
     six["mao"][:, 1:] += behind[:, None]
     _, verdict = make(six | {"mao": six["mao"] - [0.5, 0, 0, 0, 0, 0]})

@@ -24,7 +24,7 @@ class _Begun:
 
 
 class Estimate:
-    """Seconds that remain, from mean seconds per epoch, by method, of finished runs and of epochs under way.
+    """Seconds that remain, from mean seconds per epoch, by method: of finished runs, else of epochs under way.
 
     A method of which nothing is known yet is taken to need, per backward pass, what the others need on average.
 
@@ -57,7 +57,8 @@ class Estimate:
         self._begun = {run: known.get(run) or _Begun(now, epochs, now, epochs) for run, epochs in runs.items()}
         for run, begun in self._begun.items():
             if runs[run] != begun.epochs:
-                if begun.epochs == begun.before and runs[run] > begun.before + 1:  # gone on with from a checkpoint
+                first = begun.epochs == begun.before
+                if first and (begun.before > 0 or runs[run] > 1):  # when this epoch began was not seen
                     begun.since, begun.before = now, runs[run]
                 begun.last, begun.epochs = now, runs[run]
 
@@ -97,7 +98,7 @@ class Estimate:
         """By method; nothing as long as no epoch of any was seen."""
         found = {name: list(values) for name, values in self._measured.items()}
         for run, begun in self._begun.items():
-            if begun.epochs > begun.before:
+            if begun.epochs > begun.before and run.method not in self._measured:
                 found.setdefault(run.method, []).append((begun.last - begun.since) / (begun.epochs - begun.before))
         means = {name: fmean(values) for name, values in found.items()}
         if not means:

@@ -63,25 +63,26 @@ def label_points(
     options = [_options(axes, spot, short(name), unit) for name, spot in zip(points, spots, strict=True)]
     leaders = [_along(spot, _nearest(spot, boxes)) for spot, boxes in zip(spots, options, strict=True)]
     chosen: dict[int, int] = {}
-    for _, name in itertools.product(range(ROUNDS), range(len(spots))):
-        boxes, lines_to = options[name], leaders[name]
-        others = {other: place for other, place in chosen.items() if other != name}
+    for _, index in itertools.product(range(ROUNDS), range(len(spots))):
+        boxes, lines_to = options[index], leaders[index]
+        others = {other: place for other, place in chosen.items() if other != index}
         names = np.array([options[other][place] for other, place in others.items()]).reshape(-1, 4)
-        solid = np.concatenate([names, np.delete(markers, name, axis=0)])
+        solid = np.concatenate([names, np.delete(markers, index, axis=0)])
         crossing = np.array([leaders[other][place] for other, place in others.items()]).reshape(-1, len(STEPS), 2)
-        cost = np.linalg.norm(lines_to[:, -1] - spots[name], axis=1) / unit
-        cost += COVERS * _overlaps(boxes, np.concatenate([solid, markers[name : name + 1]])).sum(axis=1)
+        cost = np.linalg.norm(lines_to[:, -1] - spots[index], axis=1) / unit
+        cost += COVERS * _overlaps(boxes, np.concatenate([solid, markers[index : index + 1]])).sum(axis=1)
         cost += CROSSES * _inside(lines_to[:, :, None], solid).any(axis=1).sum(axis=1)
         cost += CROSSES * _inside(crossing[:, :, None], boxes).any(axis=1).sum(axis=0)
         cost += TOUCHES * _inside(drawn[:, None], boxes).any(axis=0)
-        chosen[name] = int(np.argmin(cost))
+        chosen[index] = int(np.argmin(cost))
     for index, name in enumerate(points):
         box, end = options[index][chosen[index]], leaders[index][chosen[index]][-1]
+        x, y = axes.transAxes.inverted().transform((box[0], (box[1] + box[3]) / 2))
         leader = {"arrowstyle": "-", "color": theme.muted, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
         label = axes.annotate(
             short(name),
             xy=points[name],
-            xytext=axes.transAxes.inverted().transform((box[0], (box[1] + box[3]) / 2)),
+            xytext=(x, y),
             textcoords="axes fraction",
             fontsize=SIZE,
             va="center",
@@ -113,9 +114,13 @@ def _along(start: Numbers, end: Numbers) -> Numbers:
 
 
 def _inside(dots: Numbers, boxes: Numbers) -> NDArray[np.bool_]:
-    return np.all((dots > boxes[:, :2]) & (dots < boxes[:, 2:]), axis=-1)
+    inside: NDArray[np.bool_] = np.all((dots > boxes[:, :2]) & (dots < boxes[:, 2:]), axis=-1)
+    return inside
 
 
 def _overlaps(boxes: Numbers, others: Numbers) -> NDArray[np.bool_]:
     """Which boxes overlap which others [boxes, others]."""
-    return np.all((boxes[:, None, :2] < others[:, 2:]) & (others[:, :2] < boxes[:, None, 2:]), axis=-1)
+    overlap: NDArray[np.bool_] = np.all(
+        (boxes[:, None, :2] < others[:, 2:]) & (others[:, :2] < boxes[:, None, 2:]), axis=-1
+    )
+    return overlap

@@ -34,8 +34,8 @@ def announced(settings: Settings, asked: Settings, folder: Path) -> list[str]:
     more += [count(settings.seeds, "seed")] if settings.seeds > asked.seeds else []
     if more:
         lines.append(
-            f"The comparison in {folder} has {join(more)} already, and is finished with all that it has; another folder "
-            "with --out compares only what is asked for."
+            f"The comparison in {folder} has {join(more)} already, and is finished with all that it has; another "
+            "folder with --out compares only what is asked for."
         )
     if settings.looks:
         lines.append(_looks(settings))

@@ -82,14 +82,16 @@ def recommend(
         rows = join(length.rising) if len(length.rising) <= MANY else f"{len(length.rising)} rows"
         were = "was" if len(length.rising) == 1 else "were"
         return Recommendation(
-            f"nothing yet. Train longer, with --epochs auto or --epochs {length.longer} and another --out; {rows} {were} "
-            "still rising at the end.",
+            f"nothing yet. Train longer, with --epochs auto or --epochs {length.longer} and another --out; {rows} "
+            f"{were} still rising at the end.",
             True,
         )
     if seeds < MIN_SEEDS:
-        return Recommendation(f"nothing yet. Add seeds, in a new comparison with --seeds {FIRST_SEEDS} and another --out.", False)
+        return Recommendation(
+            f"nothing yet. Add seeds, in a new comparison with --seeds {FIRST_SEEDS} and another --out.", False
+        )
     if len(judged) == 1:
-        return Recommendation("nothing follows: one method alone was judged.", True)
+        return Recommendation("nothing follows, as one method alone was judged.", True)
     if REFERENCE not in judged:
         equals = _unbeaten(judged, tests)
         if len(equals) > 1 and planned is not None and seeds < planned:
@@ -112,8 +114,8 @@ def recommend(
     if needed:
         method = min(needed, key=lambda name: (needed[name], -judged[name]))
         return Recommendation(
-            f"{keep} so far, and add seeds. A new comparison with --seeds {needed[method]} and another --out would decide "
-            f"between them and {name_of(method)}.",
+            f"{keep} so far, and add seeds. A new comparison with --seeds {needed[method]} and another --out would "
+            f"decide between them and {name_of(method)}.",
             False,
             REFERENCE,
         )

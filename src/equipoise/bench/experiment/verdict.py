@@ -107,16 +107,17 @@ def judge(
         reasons = [f"{name_of(method)} ({_state(summary, method)})" for method in left_out]
         sentences.append(f"Not judged: {join(reasons)}.")
     sentences += remarks
-    if not length.known:
+    if judged and not length.known:
         sentences.append(
             "Whether longer training would change this is not known: flat curves prove nothing in few epochs, or under "
             "a falling learning rate."
         )
     claims = tuple(test for test in tests if test.certain)
     if any(not math.isnan(test.raw) for test in tests):
+        all_of = "the one comparison" if len(tests) == 1 else f"all {len(tests)} comparisons"
         fixed = "the number of seeds was" if planned is None else "the plan of looks was"
         sentences.append(
-            f"p-values are corrected for all {len(tests)} comparisons made here (Holm): the chance of any false claim "
+            f"p-values are corrected for {all_of} made here (Holm): the chance of any false claim "
             f"is at most {LEVEL:.0%}, provided that {fixed} fixed before any result was seen"
             f"{NORMAL if summary.seeds < ENOUGH_SEEDS else ''}."
         )
@@ -155,7 +156,8 @@ class _Writer:
             return self._too_few(leader, seeds)
         rest = [method for method in self._order[1:] if REFERENCE not in (leader, method)]
         if len(self._order) == 1:
-            head = f"{name_of(leader)} alone was judged: nothing says whether another method serves better"
+            was = verb_of([leader], "was", "were")
+            head = f"{name_of(leader)} alone {was} judged: nothing says whether another method serves better"
         elif leader == REFERENCE:
             head = "Equal weights have the highest Δm, and no method is shown to beat them in it"
             rest = self._order[1:]
