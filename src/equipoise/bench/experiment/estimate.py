@@ -15,12 +15,16 @@ from equipoise.registry import PASS_PER_TASK
 
 @dataclass
 class _Begun:
-    """A run under way: since when it is watched and its last epoch, each with how many epochs were behind it then."""
+    """A run under way: since when it is watched and its last epoch, each with how many epochs were behind it then.
+
+    Of one that has epochs behind it when it is first seen, the first epoch that is seen began before.
+    """
 
     since: float
     before: int
     last: float
     epochs: int
+    watched: bool
 
 
 class Estimate:
@@ -54,12 +58,14 @@ class Estimate:
     def under_way(self, runs: Mapping[Run, int]) -> None:
         """Takes which runs are under way, and how many epochs are behind each."""
         now, known = self._clock(), self._begun
-        self._begun = {run: known.get(run) or _Begun(now, epochs, now, epochs) for run, epochs in runs.items()}
+        self._begun = {
+            run: known.get(run) or _Begun(now, epochs, now, epochs, epochs == 0) for run, epochs in runs.items()
+        }
         for run, begun in self._begun.items():
             if runs[run] != begun.epochs:
-                first = begun.epochs == begun.before
-                if first and (begun.before > 0 or runs[run] > 1):  # when this epoch began was not seen
-                    begun.since, begun.before = now, runs[run]
+                jumped = begun.epochs == begun.before and runs[run] > begun.before + 1  # gone on with from a checkpoint
+                if jumped or not begun.watched:
+                    begun.since, begun.before, begun.watched = now, runs[run], True
                 begun.last, begun.epochs = now, runs[run]
 
     def first(self) -> float | None:

@@ -87,7 +87,7 @@ def failures(result: Result) -> list[str]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for row, reasons in result.summary.failures.items():
         alike.setdefault(reasons, []).append(row)
-    runs = count(result.summary.seeds, "run")
+    runs = f"{result.summary.seeds} runs"
     return [
         f"{join(rows)} failed in {len(reasons)} of {runs}{' each' if len(rows) > 1 else ''} ({reasons[0]})."
         for reasons, rows in alike.items()
