@@ -208,7 +208,7 @@ def test_interrupted_and_gone_on_with(tmp_path, workers):
     assert "Traceback" not in output
     kept = runs.read_text().splitlines()
     assert 7 <= len(kept) < 12
-    assert f"{len(kept)} finished runs" in output
+    assert f"{len(kept)} of 12 runs are finished and kept in cut" in output
     run(*arguments, "--out", "cut", cwd=tmp_path)
     assert set(kept) <= set(runs.read_text().splitlines())
     run(*arguments, "--out", "whole", cwd=tmp_path)
@@ -234,14 +234,14 @@ def test_interrupted_while_workers_start(tmp_path):
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     lines = [process.stdout.readline() for _ in range(3)]
-    assert [lines[0], lines[2]] == ["Loading PyTorch and mine.py:problem.\n", "3 runs, 2 workers.\n"]
+    assert [lines[0], lines[2]] == ["Loading PyTorch and mine.py:problem.\n", "3 runs, starting 2 workers.\n"]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while children.exists() and len(children.read_text().split()) < 3:  # two workers, the resource tracker
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 130, output
-    assert output == "Interrupted. 0 finished runs are kept in out; the same command goes on from there.\n"
+    assert output == "Interrupted. 0 of 3 runs are finished and kept in out; the same command goes on from there.\n"
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What the command line makes of options, without a process each."""
 
+from pathlib import Path
+
 import pytest
 
 from equipoise.bench.experiment.asking import read_settings
@@ -112,10 +114,12 @@ def test_rows_that_cannot_be(options, message):
         check(read(**{"batch_size": 4, **options}), Line(), Splits(split, split, split))
 
 
+def said(settings, asked=None):
+    return " ".join(announced(settings, asked or settings, Path("runs/x")))
+
+
 def test_what_will_be_done_is_said():
-    text = " ".join(
-        announced(read(methods="ew,fixed", seeds=6, budget=8, until_decided=True, max_seeds=20, epochs="auto"))
-    )
+    text = said(read(methods="ew,fixed", seeds=6, budget=8, until_decided=True, max_seeds=20, epochs="auto"))
     for part in (
         "Compares ew and fixed over 6 seeds, ",
         "twice as many as long as runs still rise",
@@ -125,7 +129,17 @@ def test_what_will_be_done_is_said():
         "with a seed of its own (1000000)",
     ):
         assert part in text
-    text = " ".join(announced(read(methods="ew,mao", baselines=False, match_time=True, tune=True)))
+    text = said(read(methods="ew,mao", baselines=False, match_time=True, tune=True))
     assert "as many epochs as take the dearest one's time" in text
     assert "No single-task runs" in text
     assert "several learning rates with seed 0" in text
+
+
+def test_what_is_finished_beside_what_is_asked_for_is_said():
+    """A comparison may have more methods and seeds from before."""
+    there, also = read(methods="ew,mao,ema", seeds=2), "is finished with all that it has; another folder with --out"
+    fewer = read(methods="ew,mao", seeds=1)
+    assert f"The comparison in runs/x has ema and 2 seeds already, and {also}" in said(there, fewer)
+    assert "has ema already" in said(there, read(methods="mao,ew", seeds=2))
+    assert "has 2 seeds already" in said(there, read(methods="ew,mao,ema", seeds=1))
+    assert "already" not in said(there)

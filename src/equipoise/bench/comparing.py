@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +18,12 @@ from equipoise.bench import defaults
 from equipoise.bench.experiment.asking import check_count, default_folder, default_workers, read_settings
 from equipoise.bench.experiment.comparison import Comparison
 from equipoise.bench.experiment.folder import FolderError
+from equipoise.bench.experiment.processes import check_guard
 from equipoise.bench.experiment.progress import ConsoleProgress
 from equipoise.bench.experiment.protocol import announced
 from equipoise.bench.experiment.settings import PRIORITIES, SettingsError
+from equipoise.bench.experiment.stored import holds_other_results
+from equipoise.bench.experiment.wording import in_python
 from equipoise.bench.outcome import Outcome
 from equipoise.bench.problems import Problem, is_object, name_object, with_model
 from equipoise.objectives import Objective, Weighting
@@ -29,9 +32,6 @@ from equipoise.registry import METHODS
 
 KINDS = (Objective, Weighting, Aggregator, BalancingOptimizer)
 """What methods are."""
-
-PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
-"""Options of the command line that Python writes otherwise."""
 
 
 def compare(
@@ -91,7 +91,8 @@ def compare(
         quick: less data and fewer epochs.
         hyperparameters: method → name → value; `lr` and `weight_decay` may be among them.
         priorities: task → how much it is wanted.
-        out: the run folder; None: `runs/NAME`.
+        out: the run folder; None: `runs/NAME`, for an object the first of `runs/NAME`, `runs/NAME-2`, … that holds no
+            other problem's results.
         overwrite: begin anew; what a comparison has left in the run folder and its study is lost.
         tune: choose each method's learning rate on validation.
         grid: the rates to try first; None: each optimizer's own.
@@ -113,6 +114,7 @@ def compare(
         SettingsError: an option is wrong, options contradict each other or the run folder; nothing has changed then.
         ProblemError: the problem cannot be had.
         FolderError: the folder cannot be used.
+        GuardError: a script calls this outside of `if __name__ == "__main__":`, and worker processes would run it anew.
         TypeError: what is given is no problem, or no method that worker processes can find.
 
     Example:
@@ -121,6 +123,7 @@ def compare(
         >>> print(outcome)                                               # doctest: +SKIP
         >>> outcome.report("report.html")                                # doctest: +SKIP
     """
+    check_guard()
     if inspect.isclass(problem) and issubclass(problem, Problem):
         problem = problem()
     name, folder = _named(problem, model, quick)
@@ -159,12 +162,14 @@ def compare(
     if workers is None:
         workers = 1 if is_object(name) else default_workers(settings.device)
     console = _console(progress)
+    place = Path(out) if out is not None else _free(folder, name) if is_object(name) and not overwrite else folder
+    if place != folder and out is None:
+        console.print(f"{folder} holds another problem's results: this comparison is in {place}.", markup=False)
     with _as_it_was(settings.device) as threads:
         with _options_as_in_python():
-            place = folder if out is None else Path(out)
             comparison = Comparison(settings, place, storage, study, overwrite)
-        for sentence in announced(comparison.settings):
-            console.print(sentence, markup=False, highlight=False)
+        for sentence in announced(comparison.settings, comparison.asked, place):
+            console.print(in_python(sentence), markup=False, highlight=False)
         with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as shown:
             result = comparison.run(workers, max(1, threads // max(1, workers)), shown)
     return Outcome(result)
@@ -183,6 +188,12 @@ def _named(problem: object, model: str | None, quick: bool) -> tuple[str, Path]:
         raise SettingsError("model is for a problem that is named; an object has its own network.")
     name = name_object(problem)
     return name, default_folder(name.partition("#")[0], None, quick)
+
+
+def _free(folder: Path, name: str) -> Path:
+    """The folder, or the first of that name with -2, -3, … behind it that holds no results of another problem."""
+    places = (folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    return next(place for place in places if not holds_other_results(place, name))
 
 
 def _row_of(method: Any) -> Any:
@@ -209,12 +220,8 @@ def _options_as_in_python() -> Iterator[None]:
     try:
         yield
     except (SettingsError, FolderError) as error:
-        error.args = (re.sub(r"--[a-z][a-z-]*", _in_python, str(error)),)
+        error.args = (in_python(str(error)),)
         raise
-
-
-def _in_python(option: re.Match[str]) -> str:
-    return f"`{PYTHON.get(option[0]) or option[0].removeprefix('--').replace('-', '_')}`"
 
 
 @contextmanager

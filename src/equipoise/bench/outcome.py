@@ -33,6 +33,7 @@ from equipoise.bench.experiment.tables import (
     unfinished,
     verdict,
 )
+from equipoise.bench.experiment.wording import in_python
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +82,11 @@ class Outcome:
 
     @property
     def verdict(self) -> tuple[str, ...]:
-        """What to use ("Use: …"), what follows from the comparison and what does not, a sentence each."""
-        return verdict(self.result)
+        """What to use ("Use: …"), what follows from the comparison and what does not, a sentence each.
+
+        Options are named as `equipoise.bench.compare` has them.
+        """
+        return tuple(map(in_python, verdict(self.result)))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -102,7 +102,11 @@ def test_on_a_phone_the_table_is_a_card_a_method(browser, reports):
     assert all(after["y"] >= before["y"] + before["height"] for before, after in itertools.pairwise(boxes))
     head = "getComputedStyle(document.querySelector('#table tbody tr:last-child td'), '::before').content"
     assert page.evaluate(head) == '"left MSE\u00a0↓"'
-    assert page.get_by_role("row", name="mao").first.get_by_role("cell").count() == 6  # still a table to who hears it
+    cells = cards.last.get_by_role("cell")
+    assert cells.count() == 6  # still a table to who hears it
+    assert len({cell.bounding_box()["x"] for cell in cells.all()}) == 2  # all in two columns, costs too
+    for small in cards.locator("td small").all():
+        assert small.evaluate("beside => getComputedStyle(beside).display") == "block"  # below its number
     page.context.close()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from equipoise.bench.experiment.chart import DARK, LIGHT, save, short
@@ -106,17 +107,31 @@ def test_legends_have_room_for_their_own_words():
                     assert text.get_window_extent().x1 <= key.bbox.x1
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.3])
-def test_tradeoff_labels_do_not_overlap(spread):
-    names = [f"method {number}" for number in range(10)]
-    result = make_result(methods=names, levels={name: 1 + 0.001 * n for n, name in enumerate(names)})
-    for number, cost in enumerate(result.costs.values()):
-        object.__setattr__(cost, "relative_time", 1 + spread * (number % 3) / 3)
-    labels = drawn(tradeoff_chart(result)).texts
-    boxes = [(label.xyann[0], label.xyann[1]) for label in labels]
-    assert len(boxes) == 10
-    for (x, y), (other, height) in itertools.combinations(boxes, 2):
-        assert abs(x - other) > 0.1 or abs(y - height) >= 0.05
+@pytest.mark.parametrize(
+    ("number", "spread", "whole"), [(2, 0.3, True), (7, 0.02, False), (7, 0.0, True), (14, 0.3, True)]
+)
+def test_tradeoff_labels_cover_nothing_and_are_not_cut(number, spread, whole):
+    """Long names of one's own: within the axes, off each other and the markers, as the picture is in the end."""
+    names = ["ew", *(f"my_method.py:InverseSquareRoot{letter}" for letter in "ABCDEFGHIJKLM"[: number - 1])]
+    result = make_result(methods=names, levels={name: 1 + 0.01 * n for n, name in enumerate(names)})
+    for place, cost in enumerate(result.costs.values()):
+        object.__setattr__(cost, "relative_time", 1 + spread * (place % 3) / 3)
+    chart = tradeoff_chart(result)
+    with LIGHT.applied():
+        figure = chart.whole(LIGHT, "head") if whole else chart.alone(chart.panels[0], LIGHT)
+        figure.draw_without_rendering()
+    [axes] = figure.axes
+    labels = {label.get_text(): Text.get_window_extent(label) for label in axes.texts}
+    assert labels.keys() == {name.removeprefix("my_method.py:") for name in names}
+    dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() in ("o", "D")]
+    markers = [axes.transData.transform(dot) for dot in dots]
+    assert len(markers) == number
+    for box in labels.values():
+        assert axes.bbox.x0 <= box.x0
+        assert box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1
+        assert not any(box.contains(*marker) for marker in markers)
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(labels.values(), 2))
 
 
 def test_weights_are_shares_and_methods_without_are_left_out():
@@ -204,6 +219,9 @@ def test_long_names_are_cut():
     assert short("a\n b") == "a b"
     assert short("x" * 20) == "x" * 20
     assert short("x" * 21) == "x" * 19 + "…"
+    assert short("own/my_method.py:InverseRoot@sgd") == "InverseRoot@sgd"
+    assert short("replay:my_method.py:InverseRoot") == "replay:InverseRoot"
+    assert short("my.py:Inverse") == "my.py:Inverse"
 
 
 def test_pictures_are_the_same_every_time():

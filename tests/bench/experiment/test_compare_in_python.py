@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_a_comparison_from_python(tmp_path, monkeypatch, capsys):
     assert "[4/4] ema, seed 0, lr 0.001" in capsys.readouterr().out
     assert outcome.result.problem is problem
     assert list(outcome.table.method) == ["single-task", "ew", "ema"]
-    assert outcome.verdict[0].startswith("Use: ")
+    assert outcome.verdict[0] == "Use: nothing yet. Add seeds, in a new comparison with `seeds=5` and another `out`."
     assert outcome.result.settings.hyperparameters == {"ema": {"beta": 0.5}}
     assert outcome.result.settings.priorities == {"a": 2}
     call = repeated(outcome.result.settings)
@@ -84,10 +85,20 @@ def test_a_comparison_from_python(tmp_path, monkeypatch, capsys):
     assert again.result.records == outcome.result.records
     assert outcome.report() == outcome.result.folder / "report.html"
     assert (tmp_path / "runs" / "two-lines" / "report.html").read_text().startswith("<!doctype html>")
+    assert outcome.verdict[0] in (tmp_path / "runs" / "two-lines" / "report.html").read_text()
     assert Outcome.load("runs/two-lines").verdict == outcome.verdict
-    with pytest.raises(SettingsError, match=r"problem is 'two-lines#.* there and 'two-lines#.*`out`"):
-        compare(Lines, "ew", progress=False, **given)
-    assert "two-lines#" not in capsys.readouterr().out
+    capsys.readouterr()
+    other = compare(Lines, "ew", **given)  # as the same script does in another process
+    out = capsys.readouterr().out
+    assert "runs/two-lines holds another problem's results: this comparison is in runs/two-lines-2." in out
+    assert other.result.folder == Path("runs/two-lines-2")
+    assert "two-lines#" not in out
+    for name in ("two-lines", "two-lines-2"):
+        named = (
+            r"is gone on with by this process alone: name it, as FILE\.py:NAME, take another folder with `out`, or `ov"
+        )
+        with pytest.raises(SettingsError, match=named):
+            compare(Lines, "ew", progress=False, out=f"runs/{name}", **given)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +230,7 @@ class Unmade(Inverse):
 '''
 
 
-def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch):
+def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch, capsys):
     """An edited file is another method; an error in one says where it stands."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "own" / "my_method.py"
@@ -241,7 +252,10 @@ def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch):
     assert len(monitors) == 3
     assert any(name.startswith("own-my_method.py-Inverse-") for name in monitors)
     place.write_text(METHOD.replace("-self.power", "-2"))
-    again = compare(problem, rows[:3], **given)
+    again = compare(problem, rows[:3], **given | {"progress": True})
+    assert "has own/my_method.py:Lacking already, and is finished with all that it has; another folder with `out`" in (
+        " ".join(capsys.readouterr().out.split())
+    )
     edited = {record["method"]: record for record in again.result.records}
     assert edited["ew"] == records["ew"]
     assert edited[row]["run"] != records[row]["run"]

@@ -82,6 +82,38 @@ def test_epochs_under_way_are_measured_from_the_first_that_is_seen():
     assert estimate.first() == pytest.approx(2)
 
 
+def test_after_a_resume_recorded_times_count_and_not_how_long_workers_take_to_start():
+    """Of a run that is gone on with the first epoch begins long after the run is seen; what is recorded is better."""
+    clock = Clock()
+    estimate, resumed = Estimate(["ew"], 2, 10, clock), Run("ew-1", "ew")
+    estimate.under_way({resumed: 7})  # its worker loads the data
+    clock.now = 20.0
+    estimate.under_way({resumed: 8})
+    assert estimate.first() is None
+    clock.now = 22.0
+    estimate.under_way({resumed: 9})
+    assert estimate.first() == pytest.approx(2)
+    estimate = Estimate(["ew"], 2, 4, clock)
+    estimate.finished(record("ew", 4))
+    estimate.under_way({resumed: 0})
+    clock.now += 20
+    estimate.under_way({resumed: 1})
+    assert estimate.first() == pytest.approx(3)
+
+
+def test_nothing_is_foretold_before_a_worker_has_taken_a_run():
+    written = io.StringIO()
+    with ConsoleProgress(Console(file=written), Errors(("a",)), ["ew"], 2) as progress:
+        progress.start(3, [record("ew", 120)], 4)
+        progress.state(3, {})
+        assert "first results" not in written.getvalue()
+        progress.state(3, {Run("ew-1", "ew"): 2})
+    assert written.getvalue().splitlines()[1:] == [
+        "2 runs, starting 2 workers.",
+        "The first results in about 60 s, all in about 2 min.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.1, "5 s"), (18, "20 s"), (88, "90 s"), (90, "2 min"), (5000, "83 min"), (5400, "2 h"), (1e6, "278 h")],
@@ -100,7 +132,7 @@ def test_a_log_file_has_a_line_a_run_and_what_is_left():
         progress.run(record("ew", 240, 1))
     assert written.getvalue().splitlines() == [
         "1 of 4 runs are in the folder already.",
-        "3 runs, 2 workers.",
+        "3 runs, starting 2 workers.",
         "The first results in about 60 s, all in about 2 min.",
         "[2/4] single:a, seed 1, lr 0.001 (120.0 s): a MSE 0.500; about 2 min left",
         "[3/4] ew, seed 0, lr 0.001 (diverged: a loss became nan); about 2 min left",
@@ -112,7 +144,7 @@ def test_nothing_that_is_done_is_told_as_to_be_done():
     written = io.StringIO()
     with ConsoleProgress(Console(file=written), Errors(("a",)), ["ew"], 1) as progress:
         progress.start(1, [record("single:a", 120)], 4)
-    assert written.getvalue().splitlines() == ["1 of 1 runs are in the folder already."]
+    assert written.getvalue().splitlines() == ["1 of 1 run is in the folder already."]
 
 
 def test_an_interrupt_does_not_reach_a_process_that_starts():

@@ -11,6 +11,7 @@ from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.recommendation import cheapest, recommend
 from equipoise.bench.experiment.sequential import level, looks
 from equipoise.bench.experiment.training_length import TRAINED, TrainingLength
+from equipoise.bench.experiment.wording import in_python
 from equipoise.monitor.costs import Cost
 
 LEVEL = 0.05
@@ -75,19 +76,25 @@ def test_equal_weights_are_kept():
 def test_more_seeds_are_advised_where_they_would_decide():
     said, decided = use(noisy({"ew": 1.0, "mao": 0.955}, seeds=3, tasks=2, spread=0.02, seed=1))
     assert re.fullmatch(
-        r"Use: keep equal weights so far, and add seeds: a new comparison with \d+ would decide between them and mao.",
+        r"Use: keep equal weights so far, and add seeds\. A new comparison with --seeds \d+ and another --out would "
+        r"decide between them and mao\.",
         said,
     )
     assert not decided
     for seeds in (1, 2):
         said, decided = use(noisy({"ew": 1.0, "mao": 0.1}, seeds=seeds))
-        assert (said, decided) == ("Use: nothing yet: add seeds, a new comparison with 5.", False)
+        assert said == "Use: nothing yet. Add seeds, in a new comparison with --seeds 5 and another --out."
+        assert not decided
 
 
 def test_longer_training_comes_first():
-    rising = TrainingLength(("ema", "mao"))
+    rising = TrainingLength(("ema", "mao"), longer=16)
     said, decided = use(noisy({"ew": 1.0, "ema": 0.8, "mao": 0.5}), length=rising)
-    assert said == "Use: nothing yet: train longer. ema and mao were still rising at the end."
+    assert said == (
+        "Use: nothing yet. Train longer, with --epochs auto or --epochs 16 and another --out; ema and mao were still "
+        "rising at the end."
+    )
+    assert 'Train longer, with `epochs="auto"` or `epochs=16` and another `out`;' in in_python(said)
     assert decided
 
 

@@ -251,6 +251,17 @@ def test_with_few_seeds_there_are_no_stars(seeds):
     assert not re.search(r"\d\*", text.split("</style>")[1])
 
 
+def test_curves_are_open_where_the_answer_rests_on_them(plain):
+    """Of a comparison that says to train longer the picture over training shows why."""
+    short = make_result(epochs=10)
+    for record in short.records:
+        record["epochs"] = [{**record["epochs"][0], "score": number / 10} for number in range(10)]
+    for text, shown in ((to_html(short), True), (plain, False)):
+        assert ("Train longer, with --epochs auto or --epochs 20" in text) == shown
+        before, _ = text.split("<h3>Validation over training</h3>")
+        assert before.rstrip().removesuffix("<summary>").rstrip().endswith(" open>") == shown
+
+
 def test_nothing_finished_is_a_page_too():
     found = page(make_result(diverged=[(method, seed) for method in METHODS for seed in range(4)]))
     assert "No method finished every seed: there is nothing to judge." in found.texts

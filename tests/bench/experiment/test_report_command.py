@@ -30,7 +30,7 @@ def compared(tmp_path_factory):
 def test_compare_ends_with_the_verdict_and_the_path(compared):
     folder, output = compared
     *_, use, verdict, seen, length, empty, path = output.rstrip("\n").splitlines()
-    assert use == "Use: nothing yet: add seeds, a new comparison with 5."
+    assert use == "Use: nothing yet. Add seeds, in a new comparison with --seeds 5 and another --out."
     assert verdict.startswith("1 seed is too few for a paired t-test, which needs at least 3: no difference")
     assert seen.startswith("Mean Δm, highest first: ")
     assert length.startswith("Whether longer training would change this is not known")

@@ -3,11 +3,13 @@ import re
 import shutil
 import subprocess
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from comparisons import METHODS, Errors, make_result, tuned
 from rich.console import Console
 
+from equipoise.bench.cli._comparing import _show
 from equipoise.bench.experiment.judgement import judge_result
 from equipoise.bench.experiment.tables import (
     entries,
@@ -84,10 +86,29 @@ def test_the_look_is_told_and_its_p_values_are_corrected_for_it():
 
 def test_failures_are_told():
     result = make_result(diverged=[("mao", 1)])
-    assert "mao failed in 1 of 4 runs (seed 1: a loss became nan)." in notes(result)
+    assert notes(result)[0] == "mao failed in 1 of 4 runs (seed 1: a loss became nan)."
     assert "A result of fewer seeds is neither compared, nor ranked, nor called best." in notes(result)
     assert not any("fewer seeds" in note for note in notes(make_result()))
     assert "Not judged: mao (finished 3 of 4 seeds, failed in 1)." in verdict(result)
+
+
+def test_where_nothing_finished_the_reason_comes_first_and_nothing_is_explained(capsys):
+    every = [(row, seed) for row in ("single:left", "ew", "mao") for seed in range(4)]
+    result = make_result(methods=("ew", "mao"), diverged=every)
+    _show(result, Path("runs/x"))
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "single:left, ew and mao failed in 4 of 4 runs each (seed 0: a loss became nan)."
+    text = " ".join(rest)
+    for nothing in ("Δm", "│", "p-values", "Whether longer training", "failed in 4 of 4"):
+        assert nothing not in text
+    assert "Use: nothing of this. No method finished every seed." in text
+
+
+def test_why_baselines_failed_stands_before_the_table(capsys):
+    _show(make_result(diverged=[("single:left", 2)]), Path("runs/x"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "single:left failed in 1 of 4 runs (seed 2: a loss became nan)."
+    assert "without left, of which single-task runs failed." in " ".join(lines)
 
 
 def terminal(result):

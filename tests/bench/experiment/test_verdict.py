@@ -9,6 +9,10 @@ import pytest
 from outcomes import judged, make, noisy
 from scipy import stats
 
+from equipoise.bench.experiment.paired import PairedTest
+from equipoise.bench.experiment.wording import doubt, gap_of
+from equipoise.bench.problems import Measure
+
 LEVEL = 0.05
 
 
@@ -73,6 +77,29 @@ def test_a_difference_on_one_task_alone_is_told():
     assert ("mao", "ew", None) not in pairs_of(verdict)
     assert "mao beats equal weights on task0 (p < 0.0" in verdict.sentences[0]
     assert "in Δm is within noise" in verdict.sentences[0]
+
+
+def test_differences_that_are_not_certain_are_told_with_their_size():
+    """Both directions, in the measure's own unit; of more tasks than a sentence has room for their names."""
+    values = noisy({"ew": 1.0, "mao": 1.0}, spread=0.001)
+    ahead, behind = np.array([0.1, 0.3, 0.2, 0.45, 0.2]), np.array([-0.5, 0.6, -0.4, 0.5, 0.05])
+    values["mao"] -= np.stack([np.full(5, 0.5), ahead, -behind], axis=1)
+    _, verdict = make(values)
+    first = verdict.sentences[0]
+    assert re.search(
+        r"; on task2 it is 0\.0\d\d behind, within noise; on task1 it leads by 0\.2\d\d, not certain \(p = 0\.", first
+    )
+    six = noisy({"ew": 1.0, "mao": 1.0}, tasks=6, spread=0.001)
+    six["mao"][:, 1:] += behind[:, None]
+    _, verdict = make(six | {"mao": six["mao"] - [0.5, 0, 0, 0, 0, 0]})
+    assert any("; on task1, task2, task3, task4 and task5 it is behind, not certain" in s for s in verdict.sentences)
+
+
+def test_differences_of_shares_are_points():
+    percent, days = Measure("accuracy", True, "%", 100, 1), Measure("MAE", False, "days", 1, 1)
+    test = PairedTest("mao", "ew", "readmit", 0.207, 0.1, 5, 0.01, 0.053)
+    assert (gap_of(test, percent), gap_of(test, days)) == ("20.7 points", "0.2 days")
+    assert doubt(test, briefly=True) == "not certain (p = 0.053)"
 
 
 def test_what_beats_equal_weights_on_a_task_is_told_though_they_lead():

@@ -1,5 +1,6 @@
 """Workers of their own on one study: killed, interrupted, too early, on a PostgreSQL server and on SQLite."""
 
+import multiprocessing
 import os
 import platform
 import signal
@@ -23,6 +24,7 @@ from equipoise.bench.experiment.comparison import Comparison, load_result
 from equipoise.bench.experiment.database import sqlite_url
 from equipoise.bench.experiment.execution import DONE, STATE, WorkerError, serve
 from equipoise.bench.experiment.planning import Planner
+from equipoise.bench.experiment.processes import NAME, UNGUARDED, GuardError, check_guard
 from equipoise.bench.experiment.settings import Settings
 from equipoise.bench.experiment.store import Store
 from equipoise.bench.experiment.tables import to_frame
@@ -353,3 +355,37 @@ def test_a_server_that_goes_away_ends_a_worker_in_one_line(tmp_path):
     assert "Traceback" not in output
     assert "cannot be used" in output.splitlines()[-1]
     assert list((tmp_path / "checkpoints").rglob("checkpoint.pt"))
+
+
+UNGUARDED_SCRIPT = """
+import equipoise.bench
+
+if __name__ != "__main__":
+    print("begun anew")
+equipoise.bench.compare("mine.py:problem", "ew", seeds=1, workers=2, out="out", progress=False)
+"""
+
+
+def test_a_script_without_a_guard_is_told_so_in_one_line(tmp_path):
+    """Its workers import it anew and would compare themselves: they end without a word, and it says why."""
+    (tmp_path / "mine.py").write_text(PROBLEM.replace("SECONDS", "0"))
+    (tmp_path / "script.py").write_text(UNGUARDED_SCRIPT)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "equipoise.bench.experiment.processes.GuardError: Worker processes import the script anew, which calls "
+        '`compare` outside of `if __name__ == "__main__":`. Put the call below that line'
+    )
+    assert "begun anew" in done.stdout
+
+
+def test_another_spawned_process_is_told_of_the_guard(monkeypatch):
+    process = multiprocessing.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    with pytest.raises(GuardError, match="if __name__"):
+        check_guard()
+    monkeypatch.setattr(process, "_name", NAME)
+    with pytest.raises(SystemExit) as ended:
+        check_guard()
+    assert ended.value.code == UNGUARDED

@@ -10,13 +10,22 @@ import typer
 from equipoise.bench.cli._console import console
 from equipoise.bench.defaults import REPORT
 from equipoise.bench.experiment.asking import default_workers
-from equipoise.bench.experiment.comparison import Comparison, Result
+from equipoise.bench.experiment.comparison import TIMES, Comparison, Result
 from equipoise.bench.experiment.pictures import draw_all
+from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.progress import ConsoleProgress
-from equipoise.bench.experiment.protocol import announced
+from equipoise.bench.experiment.protocol import announced, count
 from equipoise.bench.experiment.report import to_html
 from equipoise.bench.experiment.settings import Settings
-from equipoise.bench.experiment.tables import notes, to_frame, to_markdown, to_rich, verdict
+from equipoise.bench.experiment.tables import (
+    anything_finished,
+    failures,
+    notes,
+    to_frame,
+    to_markdown,
+    to_rich,
+    verdict,
+)
 
 
 def carry_out(
@@ -31,7 +40,7 @@ def carry_out(
     """Carries a comparison out; writes and shows what came of it, unless the numbers mean nothing."""
     comparison = Comparison(settings, folder, storage, study, overwrite)
     if not smoke:
-        for sentence in announced(comparison.settings):
+        for sentence in announced(comparison.settings, comparison.asked, folder):
             console.print(sentence, markup=False, highlight=False)
     cores = torch.get_num_threads()  # OMP_NUM_THREADS decides, else the cores
     if workers is None:
@@ -40,9 +49,8 @@ def carry_out(
         with ConsoleProgress(console, comparison.problem, comparison.settings.methods, workers) as progress:
             result = comparison.run(workers, max(1, cores // max(1, workers)), progress, costs=not smoke)
     except KeyboardInterrupt:
-        finished = sum(record["status"] != "failed" for record in comparison.records().values())
         console.print(
-            f"Interrupted. {finished} finished runs are kept in {folder}; the same command goes on from there.",
+            f"Interrupted. {_kept(comparison)}; the same command goes on from there.",
             markup=False,
             soft_wrap=True,
         )
@@ -53,9 +61,22 @@ def carry_out(
     return result
 
 
+def _kept(comparison: Comparison) -> str:
+    """What an interruption leaves, of the runs that the comparison needs: it may hold those of other files too."""
+    records = comparison.records()
+    planner = Planner(comparison.settings, comparison.problem.tasks, comparison.store.get(TIMES) or {})
+    found = planner.plan(records)
+    ended = [records[trial.key]["status"] for trial in found.runs if trial.key in records]
+    failed = ended.count("failed")
+    finished = len(ended) - failed
+    are = "is" if finished == 1 else "are"
+    again = f" ({failed} failed and will be tried again)" if failed else ""
+    return f"{finished} of {count(found.expected, 'run')} {are} finished and kept in {comparison.folder.path}{again}"
+
+
 def check_some_finished(result: Result) -> None:
     """Ends with exit code 1 if every method failed; the table's notes have said why."""
-    if not any(result.summary.cells[method] for method in result.settings.methods):
+    if not anything_finished(result):
         raise typer.Exit(1)
 
 
@@ -68,12 +89,14 @@ def _write(comparison: Comparison, result: Result) -> None:
 
 
 def _show(result: Result, folder: Path) -> None:
-    console.print(to_rich(result))
-    for note in notes(result):
+    failed = failures(result)  # first, as what follows is read with it
+    for sentence in failed:
+        console.print(sentence, markup=False, highlight=False)
+    if anything_finished(result):
+        console.print(to_rich(result))
+    for note in notes(result)[len(failed) :]:
         console.print(note, markup=False, highlight=False)
-    console.print(
-        f"Everything is in {folder}: table.md, table.csv, runs.jsonl, results.png, training.png, …", markup=False
-    )
+    console.print(f"Everything is in {folder}: table.md, table.csv, runs.jsonl, report.html, pictures, …", markup=False)
     console.print()
     for sentence in verdict(result):
         console.print(sentence, markup=False, highlight=False)

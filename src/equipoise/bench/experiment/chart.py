@@ -7,6 +7,7 @@ description in words. Names are drawn as they are: `$` and `_` mean nothing in t
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ LEGEND_WIDTH = 1.6
 
 LONG = 20
 """More characters of a name are not written into a picture."""
+
+FILE = re.compile(r"[^\s:]+\.py:")
+"""Where a method of one's own stands."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,12 @@ class Chart:
         spots = list(figure.subplots(rows, columns, squeeze=False).flat)
         for spare in spots[len(self.panels) :]:
             spare.remove()
-        for axes, panel in zip(spots, self.panels, strict=False):
-            panel.draw(axes, theme)
-            axes.set_title(short(panel.title, 2 * LONG), fontsize=10)
+        figure.suptitle(short(head, 4 * LONG), fontsize=11)
         if self.legend:
             self._add_legend(figure, theme, "outside lower center")
-        figure.suptitle(short(head, 4 * LONG), fontsize=11)
+        for axes, panel in zip(spots, self.panels, strict=False):
+            axes.set_title(short(panel.title, 2 * LONG), fontsize=10)
+            panel.draw(axes, theme)  # last: labels are placed by what room there is
         return figure
 
     def alone(self, panel: Panel, theme: Theme) -> Figure:
@@ -191,8 +195,13 @@ def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def short(name: str, length: int = LONG) -> str:
-    """Returns a name on one line, its end cut off if it is long, so that it leaves room for what it is the name of."""
+    """Returns a name on one line, cut if it is long, so that it leaves room for what it is the name of.
+
+    Of a method of one's own that is the file's name first, then the end.
+    """
     line = " ".join(name.split())
+    if len(line) > length:
+        line = FILE.sub("", line)
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 

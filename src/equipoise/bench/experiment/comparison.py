@@ -35,6 +35,7 @@ from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, source
 from equipoise.bench.experiment.settings import Settings, SettingsError
 from equipoise.bench.experiment.statistics import Summary, summarise
 from equipoise.bench.experiment.store import Store, read_records
+from equipoise.bench.experiment.stored import DATABASE, stored_settings
 from equipoise.bench.experiment.trial import SHARDED, Record, Records, Run, Trial
 from equipoise.bench.experiment.trials import make_trial, start_of
 from equipoise.bench.experiment.tuning import Configuration
@@ -44,9 +45,6 @@ from equipoise.monitor.costs import Cost
 
 TIDY_SECONDS = 5.0
 """How often the coordinator looks for workers that no longer answer."""
-
-DATABASE = "study.db"
-"""The study's file in the run folder, unless it is elsewhere."""
 
 MONITOR_EVERY = 50
 """Steps between samples of the balance monitor, where a run's record needs them and no other number is asked for."""
@@ -118,6 +116,9 @@ class Comparison:
         overwrite: begin anew, whatever is there. What holds no run that has come to its end is begun anew in any case,
             if it was begun with other settings.
 
+    Attributes:
+        asked: the settings without what the study already has.
+
     Raises:
         SettingsError: a method or hyperparameter is unknown or out of range, or the comparison was begun with others.
         FolderError: the folder cannot be used.
@@ -136,6 +137,7 @@ class Comparison:
         self.problem, self.data = open_problem(settings.problem, settings.quick)
         settings = replace(settings, source=source_of(settings.problem), sources=_sources(settings.methods))
         check(settings, self.problem, self.data)
+        self.asked = settings
         self.folder = RunFolder(path)
         if storage is None:
             self.folder.create()
@@ -161,7 +163,7 @@ class Comparison:
 
     def _extended(self, settings: Settings) -> Settings:
         """The settings with what folder and study have of a comparison already."""
-        there = _stored_settings(self.folder)
+        there = stored_settings(self.folder)
         if there is not None:
             settings = settings.extend(there, str(self.folder.path), "another folder with --out")
         earlier = self.store.get("settings")
@@ -187,7 +189,7 @@ class Comparison:
             rows: list[str] = []
             with suppress(SettingsError, FolderError):
                 rows += [record["method"] for record in self.folder.runs()]
-                stored = _stored_settings(self.folder)
+                stored = stored_settings(self.folder)
                 rows += () if stored is None else stored.methods
             self.folder.clear(rows)
             self.store.begin_anew()
@@ -356,7 +358,7 @@ def load_result(path: Path) -> Result:
         ProblemError: its problem cannot be had.
     """
     folder = RunFolder(path)
-    settings = _stored_settings(folder)
+    settings = stored_settings(folder)
     if settings is None:
         raise FolderError(f"{path} holds no comparison: `equipoise compare` makes one.")
     problem = load_problem(settings.problem)
@@ -370,20 +372,6 @@ def load_result(path: Path) -> Result:
     done = sum(trial.key in records for trial in found.runs)
     unfinished = f"{done} of {found.expected} runs" if found.missing else ""
     return _result(problem, records, found, folder.read_json("costs.json"), path, unfinished)
-
-
-def _stored_settings(folder: RunFolder) -> Settings | None:
-    """What `settings.json` holds."""
-    found = folder.read_json("settings.json")
-    if found is None:
-        return None
-    try:
-        settings = dict(found["settings"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise FolderError(
-            f"{folder.path / 'settings.json'} is not a comparison's: take another folder (--out), or remove this one."
-        ) from error
-    return Settings.from_json(settings)
 
 
 def _result(

@@ -15,16 +15,20 @@ from equipoise.registry import PASS_PER_TASK
 
 @dataclass
 class _Begun:
-    """A run under way: since when it is watched and its last epoch, each with how many epochs were behind it then."""
+    """A run under way: since when it is watched and its last epoch, each with how many epochs were behind it then.
+
+    Of one that has epochs behind it when it is first seen, the first epoch that is seen began before.
+    """
 
     since: float
     before: int
     last: float
     epochs: int
+    watched: bool
 
 
 class Estimate:
-    """Seconds that remain, from mean seconds per epoch, by method, of finished runs and of epochs under way.
+    """Seconds that remain, from mean seconds per epoch, by method: of finished runs, else of epochs under way.
 
     A method of which nothing is known yet is taken to need, per backward pass, what the others need on average.
 
@@ -54,11 +58,14 @@ class Estimate:
     def under_way(self, runs: Mapping[Run, int]) -> None:
         """Takes which runs are under way, and how many epochs are behind each."""
         now, known = self._clock(), self._begun
-        self._begun = {run: known.get(run) or _Begun(now, epochs, now, epochs) for run, epochs in runs.items()}
+        self._begun = {
+            run: known.get(run) or _Begun(now, epochs, now, epochs, epochs == 0) for run, epochs in runs.items()
+        }
         for run, begun in self._begun.items():
             if runs[run] != begun.epochs:
-                if begun.epochs == begun.before and runs[run] > begun.before + 1:  # gone on with from a checkpoint
-                    begun.since, begun.before = now, runs[run]
+                jumped = begun.epochs == begun.before and runs[run] > begun.before + 1  # gone on with from a checkpoint
+                if jumped or not begun.watched:
+                    begun.since, begun.before, begun.watched = now, runs[run], True
                 begun.last, begun.epochs = now, runs[run]
 
     def first(self) -> float | None:
@@ -97,7 +104,7 @@ class Estimate:
         """By method; nothing as long as no epoch of any was seen."""
         found = {name: list(values) for name, values in self._measured.items()}
         for run, begun in self._begun.items():
-            if begun.epochs > begun.before:
+            if begun.epochs > begun.before and run.method not in self._measured:
                 found.setdefault(run.method, []).append((begun.last - begun.since) / (begun.epochs - begun.before))
         means = {name: fmean(values) for name, values in found.items()}
         if not means:

@@ -23,7 +23,7 @@ import torch
 from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.database import StorageError
 from equipoise.bench.experiment.folder import file_name
-from equipoise.bench.experiment.processes import begin_process, start_process
+from equipoise.bench.experiment.processes import GUARD, UNGUARDED, GuardError, begin_process, start_process
 from equipoise.bench.experiment.ranks import in_record, train_on_ranks
 from equipoise.bench.experiment.rows import parts_of, source_of
 from equipoise.bench.experiment.store import HEARTBEAT_SECONDS, Claim, Store, worker_name
@@ -250,11 +250,14 @@ class LocalWorkers:
         """Puts a new process in the place of one that was killed, and its run back.
 
         Raises:
+            GuardError: the processes would run the script anew.
             WorkerError: a process ended by itself and has said why, or several were killed before they took a run.
         """
         for index, (process, _) in self._processes.items():
             if process.exitcode is not None:
                 assert process.pid is not None
+                if process.exitcode == UNGUARDED:
+                    raise GuardError(GUARD)
                 if process.exitcode >= 0:
                     raise WorkerError(f"A worker process ended with exit code {process.exitcode}; see above.")
                 name = worker_name(process.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from equipoise.bench.experiment.movement import movement_remarks
@@ -9,6 +10,8 @@ from equipoise.bench.experiment.sequential import level
 from equipoise.bench.experiment.statistics import LEVEL
 from equipoise.bench.experiment.training_length import training_length
 from equipoise.bench.experiment.verdict import Verdict, judge
+from equipoise.bench.experiment.wording import in_python
+from equipoise.bench.problems import is_object
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 def judge_result(result: Result) -> Verdict:
     """Returns what follows from a comparison."""
     settings = result.settings
-    return judge(
+    found = judge(
         result.summary,
         settings.methods,
         result.costs,
@@ -27,3 +30,4 @@ def judge_result(result: Result) -> Verdict:
         length=training_length(result.records, settings.epochs, settings.schedule),
         remarks=movement_remarks(result.records, settings.methods),
     )
+    return replace(found, use=in_python(found.use)) if is_object(settings.problem) else found

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from equipoise.bench.experiment.chart import LIGHT, Chart, Panel, Theme, log_scale, said, save, short, styled
 from equipoise.bench.experiment.front_chart import front_chart
+from equipoise.bench.experiment.labels import label_points
 from equipoise.bench.experiment.protocol import count
 from equipoise.bench.experiment.statistics import SINGLE, Column, pareto
 from equipoise.bench.experiment.tables import WIDE, head_of, number
@@ -20,12 +21,6 @@ from equipoise.bench.experiment.tables import WIDE, head_of, number
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
     from equipoise.bench.experiment.trial import Record
-
-GROUP_WIDTH = 0.12
-"""Points closer than this, as a share of a panel's width, have their names in one column."""
-
-LABEL_HEIGHT = 0.055
-"""The least distance of two labels, as a share of a panel's height."""
 
 
 def draw(result: Result, names: Collection[str] = ()) -> dict[str, Figure]:
@@ -125,16 +120,19 @@ def tradeoff_chart(result: Result) -> Chart | None:
         return None
     complete = {method: point for method, point in points.items() if result.summary.complete(cells[method])}
     front = pareto(complete)
+    intervals = [
+        [(points[method][0], end) for end in cell.interval]
+        for method, cell in cells.items()
+        if method in points and cell is not None and not math.isnan(cell.interval[0])
+    ]
 
     def draw(axes: Axes, theme: Theme) -> None:
         times = [time for time, _ in points.values()]
         axes.axhline(0, color=theme.ink, linestyle="--", linewidth=1)
         axes.plot([points[method][0] for method in front], [points[method][1] for method in front], **_front(theme))
+        for interval in intervals:
+            axes.plot(*zip(*interval, strict=True), color=theme.muted, linewidth=1, zorder=2)
         for method, (time, gain) in points.items():
-            cell = cells[method]
-            assert cell is not None
-            if not math.isnan(cell.interval[0]):
-                axes.plot([time, time], cell.interval, color=theme.muted, linewidth=1, zorder=2)
             mark = _on_front if method in front else _beaten if method in complete else _partial
             axes.plot(time, gain, **mark(theme), zorder=3)
         if max(times) > 5 * min(times):
@@ -143,7 +141,8 @@ def tradeoff_chart(result: Result) -> Chart | None:
         axes.grid()
         axes.set_xlabel("time of a step, × equal weights")
         axes.set_ylabel("Δm %")
-        _label(axes, points, theme)
+        zero = [(end, 0.0) for end in axes.get_xlim()]
+        label_points(axes, points, [*intervals, zero, [points[method] for method in front]], theme)
 
     places = said((method, f"{time:.2f} × and {gain:.1f} %") for method, (time, gain) in points.items())
     text = f"Time of a step and Δm: {places} Beaten by none in both: {', '.join(front) or 'none has every seed'}."
@@ -171,48 +170,6 @@ def _beaten(theme: Theme) -> dict[str, Any]:
 
 def _partial(theme: Theme) -> dict[str, Any]:
     return {"marker": "o", "linestyle": "", "color": theme.muted, "markerfacecolor": "none", "markersize": 6}
-
-
-def _label(axes: Axes, points: dict[str, tuple[float, float]], theme: Theme) -> None:
-    """Writes names beside their points: a column of names to the right of each group of points, a line to each."""
-    axes.get_xlim(), axes.get_ylim()  # settles the limits, which the places depend on
-    to_axes = axes.transData + axes.transAxes.inverted()
-    places = sorted((*to_axes.transform(point), name) for name, point in points.items())
-    groups: list[list[tuple[float, float, str]]] = []
-    for x, y, name in places:
-        if groups and x - groups[-1][-1][0] < GROUP_WIDTH:
-            groups[-1].append((x, y, name))
-        else:
-            groups.append([(x, y, name)])
-    for group in groups:
-        column = max(x for x, _, _ in group) + 0.04
-        ordered = sorted(group, key=lambda place: place[1])
-        levels = _apart([y for _, y, _ in ordered])
-        for (x, y, name), level in zip(ordered, levels, strict=True):
-            label = axes.annotate(
-                short(name),
-                xy=(x, y),
-                xytext=(column, level),
-                xycoords="axes fraction",
-                textcoords="axes fraction",
-                fontsize=9,
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": theme.muted, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
-            )
-            label.set_in_layout(False)
-
-
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Ascending heights, moved as little as needs be to lie a label's height apart, and kept within the panel."""
-    levels = list(heights)
-    for _ in range(100):
-        for index in range(len(levels) - 1):
-            short_of = LABEL_HEIGHT - (levels[index + 1] - levels[index])
-            if short_of > 1e-9:
-                levels[index] -= short_of / 2
-                levels[index + 1] += short_of / 2
-    below = min(0.0, levels[0] - LABEL_HEIGHT / 2)
-    return [level - below for level in levels]
 
 
 def training_chart(result: Result) -> Chart | None:

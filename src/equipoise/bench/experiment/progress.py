@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from equipoise.bench.experiment.estimate import Estimate, in_words
+from equipoise.bench.experiment.protocol import count
 from equipoise.bench.experiment.trial import Record, Run
 from equipoise.bench.problems import Problem
 
@@ -76,10 +77,10 @@ class ConsoleProgress:
         for record in done:
             self._estimate.finished(record)
         if done:
-            self._say(f"{len(done)} of {runs} runs are in the folder already.")
+            self._say(f"{len(done)} of {count(runs, 'run')} {'is' if runs == 1 else 'are'} in the folder already.")
         if len(done) < runs:
-            workers = {0: "waiting for workers", 1: "1 worker"}.get(self._workers, f"{self._workers} workers")
-            self._say(f"{runs - len(done)} runs, {workers}.")
+            workers = {0: "waiting for workers", 1: "1 worker"}.get(self._workers, f"starting {self._workers} workers")
+            self._say(f"{count(runs - len(done), 'run')}, {workers}.")
         self._id = self._bar.add_task("training", runs="", left="")
         self.state(runs, {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from equipoise.bench.experiment.rows import FIXED, parts_of, replayed_by, spec_of, task_of
@@ -18,11 +19,24 @@ MANY = 8
 """Of more rows than this the table's notes do not name every configuration; `runs.jsonl` has them."""
 
 
-def announced(settings: Settings) -> list[str]:
-    """Returns what will be done, a sentence each."""
+def announced(settings: Settings, asked: Settings, folder: Path) -> list[str]:
+    """Returns what will be done, a sentence each.
+
+    Args:
+        settings: the comparison's.
+        asked: what was asked for; the comparison may have had more methods and seeds before.
+        folder: the run folder.
+    """
     seeds = count(settings.looks[0] if settings.looks else settings.seeds, "seed")
     longer = ", twice as many as long as runs still rise at their end" if settings.extend_epochs else ""
     lines = [f"Compares {join(settings.methods)} over {seeds}, {count(settings.epochs, 'epoch')} each{longer}."]
+    more = [row for row in settings.methods if row not in asked.methods]
+    more += [count(settings.seeds, "seed")] if settings.seeds > asked.seeds else []
+    if more:
+        lines.append(
+            f"The comparison in {folder} has {join(more)} already, and is finished with all that it has; another "
+            "folder with --out compares only what is asked for."
+        )
     if settings.looks:
         lines.append(_looks(settings))
     lines += [sentence for sentence in (_search(settings), _time(settings)) if sentence]

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 
 from equipoise.bench.experiment.folder import readable, storable
-from equipoise.bench.experiment.processes import begin_process, start_process
+from equipoise.bench.experiment.processes import GUARD, UNGUARDED, begin_process, start_process
 from equipoise.bench.experiment.training import Outputs, train
 from equipoise.bench.experiment.trial import Record, Trial
 from equipoise.bench.problems import load_problem
@@ -74,8 +74,8 @@ def train_on_ranks(
                 except EOFError:
                     rank = readers.pop(reader)
                     processes[rank].join()
-                    if processes[rank].exitcode:
-                        message = f"its process ended with exit code {processes[rank].exitcode}"
+                    if code := processes[rank].exitcode:
+                        message = GUARD if code == UNGUARDED else f"its process ended with exit code {code}"
                         raise RankError(rank, {"message": message}) from None
                     continue
                 if "error" in message:

@@ -65,6 +65,8 @@ def recommend(
     Every certain claim is true with a probability of at least 95 % for all of them together, so that it names a method
     as better than equal weights falsely with one of at most 5 %.
 
+    Options are named as the command line has them; `wording.in_python` says them otherwise.
+
     Args:
         judged: row → mean Δm, of the rows that may be named.
         tests: all of them.
@@ -79,15 +81,21 @@ def recommend(
     if length.rising:
         rows = join(length.rising) if len(length.rising) <= MANY else f"{len(length.rising)} rows"
         were = "was" if len(length.rising) == 1 else "were"
-        return Recommendation(f"nothing yet: train longer. {rows} {were} still rising at the end.", True)
+        return Recommendation(
+            f"nothing yet. Train longer, with --epochs auto or --epochs {length.longer} and another --out; {rows} "
+            f"{were} still rising at the end.",
+            True,
+        )
     if seeds < MIN_SEEDS:
-        return Recommendation(f"nothing yet: add seeds, a new comparison with {FIRST_SEEDS}.", False)
+        return Recommendation(
+            f"nothing yet. Add seeds, in a new comparison with --seeds {FIRST_SEEDS} and another --out.", False
+        )
     if len(judged) == 1:
-        return Recommendation("nothing follows: one method alone was judged.", True)
+        return Recommendation("nothing follows, as one method alone was judged.", True)
     if REFERENCE not in judged:
         equals = _unbeaten(judged, tests)
         if len(equals) > 1 and planned is not None and seeds < planned:
-            return Recommendation(f"nothing yet: add seeds, as planned up to {planned}.", False)
+            return Recommendation(f"nothing yet. Add seeds, as planned up to {planned}.", False)
         return _name(equals, judged, tests, costs, tasks)
     winners = _above(REFERENCE, judged, tests)
     if winners:
@@ -106,8 +114,8 @@ def recommend(
     if needed:
         method = min(needed, key=lambda name: (needed[name], -judged[name]))
         return Recommendation(
-            f"{keep} so far, and add seeds: a new comparison with {needed[method]} would decide between them and "
-            f"{name_of(method)}.",
+            f"{keep} so far, and add seeds. A new comparison with --seeds {needed[method]} and another --out would "
+            f"decide between them and {name_of(method)}.",
             False,
             REFERENCE,
         )

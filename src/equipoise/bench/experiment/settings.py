@@ -10,6 +10,7 @@ from typing import Any
 
 from equipoise.bench.errors import BenchError
 from equipoise.bench.experiment.rows import BASELINE, parts_of, replayed_by
+from equipoise.bench.problems import is_object
 from equipoise.registry import DEFAULT_OPTIMIZER
 
 if sys.version_info >= (3, 11):
@@ -139,6 +140,12 @@ class Settings:
         Raises:
             SettingsError: something that decides the outcome of the runs there is different.
         """
+        if is_object(self.problem) and self.problem != earlier.problem:
+            raise SettingsError(
+                f"{place} holds another problem's results ({earlier.problem}). A problem that is given as an object "
+                f"({self.problem}) is gone on with by this process alone: name it, as FILE.py:NAME, take {another}, or "
+                "--overwrite, which begins anew without the runs that are there."
+            )
         here, there = self.to_json(), earlier.to_json()
         differences = [
             f"{name} is {there[name]!r} there and {here[name]!r} here"

@@ -183,7 +183,7 @@ class Summary:
         cells: row → column → cell. The row `SINGLE` comes first, if there are such runs; a method without a finished
             run has no cells.
         seeds: how many the comparison has.
-        failures: method → why its runs failed or diverged, one line each.
+        failures: method or `single:TASK` → why its runs failed or diverged, one line each; those alone that did.
         ranks: method → mean rank over tasks' main measures and seeds, 1 the best, methods that are equal sharing
             theirs. Only methods that finished every seed are ranked.
         reference: the row that Δm is over: `SINGLE`, or `EQUAL` where no task has single-task runs that went through.
@@ -259,7 +259,7 @@ def summarise(records: Iterable[Mapping[str, Any]], tasks: Sequence[Task], metho
             for seed in seeds
             if runs.get((method, seed), {}).get("status") in ("diverged", "failed")
         )
-        for method in methods
+        for method in (*(f"single:{name}" for name in names), *methods)
     }
     failed = {name: lines for name, lines in failures.items() if lines}
     ranks = _ranks(columns, cells, methods, len(seeds))

@@ -17,6 +17,7 @@ from equipoise.bench.experiment.paired import PairedTest, PairedTests
 from equipoise.bench.experiment.protocol import count, protocol_notes, rates_of
 from equipoise.bench.experiment.sequential import level
 from equipoise.bench.experiment.statistics import ENOUGH_SEEDS, LEVEL, MIN_SEEDS, SINGLE, Cell, Column, stars
+from equipoise.bench.experiment.wording import join
 
 if TYPE_CHECKING:
     from equipoise.bench.experiment.comparison import Result
@@ -35,7 +36,7 @@ def verdict(result: Result) -> tuple[str, ...]:
 def notes(result: Result) -> list[str]:
     """Returns what has to be known to read the table, a sentence each."""
     settings, summary = result.settings, result.summary
-    lines = []
+    lines = failures(result)
     if settings.quick:
         lines.append(
             "QUICK: less data and fewer epochs than the problem recommends; good for a try, not for a verdict."
@@ -46,6 +47,8 @@ def notes(result: Result) -> list[str]:
         "Test split, at the epoch that is best on validation; mean ± standard deviation over seeds."
     )
     lines += protocol_notes(result)
+    if not anything_finished(result):
+        return lines
     if settings.priorities:
         lines.append(f"Priorities: {', '.join(f'{task} {factor:g}' for task, factor in settings.priorities.items())}.")
     lines.append(_delta_note(result))
@@ -76,9 +79,24 @@ def notes(result: Result) -> list[str]:
         )
     if not all(summary.complete(cell) for cells in summary.cells.values() for cell in cells.values()):
         lines.append("A result of fewer seeds is neither compared, nor ranked, nor called best.")
-    for method, reasons in summary.failures.items():
-        lines.append(f"{method} failed in {len(reasons)} of {summary.seeds} runs ({reasons[0]}).")
     return lines
+
+
+def failures(result: Result) -> list[str]:
+    """Returns which rows failed and why, a sentence for all that failed alike."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row, reasons in result.summary.failures.items():
+        alike.setdefault(reasons, []).append(row)
+    runs = f"{result.summary.seeds} runs"
+    return [
+        f"{join(rows)} failed in {len(reasons)} of {runs}{' each' if len(rows) > 1 else ''} ({reasons[0]})."
+        for reasons, rows in alike.items()
+    ]
+
+
+def anything_finished(result: Result) -> bool:
+    """Whether a method has a result: without, there is nothing to say about the table."""
+    return any(result.summary.cells[method] for method in result.settings.methods)
 
 
 def _delta_note(result: Result) -> str:
@@ -93,8 +111,8 @@ def _delta_note(result: Result) -> str:
         return f"{mean} equal weights of the same seed, as {why}: it says nothing of single-task training."
     if summary.left_out:
         return (
-            f"{mean} single-task training of the same seed, without {', '.join(summary.left_out)}: single-task runs of "
-            "theirs did not go through."
+            f"{mean} single-task training of the same seed, without {join(summary.left_out)}, of which single-task "
+            "runs failed."
         )
     return f"{mean} single-task training of the same seed."
 

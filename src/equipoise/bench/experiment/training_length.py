@@ -28,10 +28,12 @@ class TrainingLength:
         rising: rows that were still rising, if that keeps anything from following.
         known: whether curves that do not rise show that training was long enough: not in fewer than `MIN_EPOCHS`
             epochs, and not under a falling learning rate, which flattens every curve in the end.
+        longer: the number of epochs to take where rows were rising: twice as many.
     """
 
     rising: tuple[str, ...] = ()
     known: bool = True
+    longer: int = 0
 
 
 TRAINED = TrainingLength()
@@ -85,7 +87,7 @@ def training_length(records: Iterable[Mapping[str, Any]], epochs: int, schedule:
     rising = [row for row, end in ends.items() if rises[row] > 0 and end + 5 * rises[row] >= best]
     singles = [row for row in curves if row not in methods]
     slow = [row for row in singles if rises[row] > 0]
-    return TrainingLength((*rising, *(slow if len(slow) > len(singles) / 2 else ())), constant)
+    return TrainingLength((*rising, *(slow if len(slow) > len(singles) / 2 else ())), constant, 2 * epochs)
 
 
 def _rise(scores: NDArray[np.float64], constant: bool) -> float:

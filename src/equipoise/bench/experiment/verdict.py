@@ -20,6 +20,7 @@ from equipoise.bench.experiment.wording import (
     as_sentence,
     bound,
     doubt,
+    gap_of,
     join,
     name_of,
     names_of,
@@ -28,10 +29,14 @@ from equipoise.bench.experiment.wording import (
     points,
     verb_of,
 )
+from equipoise.bench.problems import Measure
 from equipoise.monitor.costs import Cost
 
 CHEAPER = 0.8
 """A method is called cheaper than another if it takes less than this share of its time or memory."""
+
+DETAILED = 3
+"""Of more tasks than this, a sentence does not say how large differences are that are not certain."""
 
 NORMAL = ", and that differences between seeds are roughly normal"
 """What a t-test rests on besides, with few seeds."""
@@ -47,6 +52,7 @@ class Verdict:
         sentences: the first is the verdict itself, the others say what else is known.
         claims: all that the sentences claim to be different.
         tests: all that was tested.
+        rising: whether the answer rests on curves that were still rising at their end.
     """
 
     use: str
@@ -54,6 +60,7 @@ class Verdict:
     sentences: tuple[str, ...]
     claims: tuple[PairedTest, ...]
     tests: PairedTests
+    rising: bool
 
 
 def judge(
@@ -92,28 +99,29 @@ def judge(
     }
     judged = {method: mean for method, mean in complete.items() if replayed_by(method) is None}
     tests = paired_tests(summary, list(complete), level)
-    tasks = [str(column.task) for column in summary.columns if column.main and column.task]
-    use = recommend(judged, tests, costs, tasks, summary.seeds, planned, length)
-    sentences = _Writer(judged, tests, costs, tasks, len(front)).write(summary.seeds, planned is not None)
+    measures = {str(column.task): column.measure for column in summary.columns if column.main and column.task}
+    use = recommend(judged, tests, costs, list(measures), summary.seeds, planned, length)
+    sentences = _Writer(judged, tests, costs, measures, len(front)).write(summary.seeds, planned is not None)
     left_out = [method for method in methods if method not in complete]
     if left_out:
         reasons = [f"{name_of(method)} ({_state(summary, method)})" for method in left_out]
         sentences.append(f"Not judged: {join(reasons)}.")
     sentences += remarks
-    if not length.known:
+    if judged and not length.known:
         sentences.append(
             "Whether longer training would change this is not known: flat curves prove nothing in few epochs, or under "
             "a falling learning rate."
         )
     claims = tuple(test for test in tests if test.certain)
     if any(not math.isnan(test.raw) for test in tests):
+        all_of = "the one comparison" if len(tests) == 1 else f"all {len(tests)} comparisons"
         fixed = "the number of seeds was" if planned is None else "the plan of looks was"
         sentences.append(
-            f"p-values are corrected for all {len(tests)} comparisons made here (Holm): the chance of any false claim "
+            f"p-values are corrected for {all_of} made here (Holm): the chance of any false claim "
             f"is at most {LEVEL:.0%}, provided that {fixed} fixed before any result was seen"
             f"{NORMAL if summary.seeds < ENOUGH_SEEDS else ''}."
         )
-    return Verdict(f"Use: {use.text}", use.decided, tuple(sentences), claims, tests)
+    return Verdict(f"Use: {use.text}", use.decided, tuple(sentences), claims, tests, bool(judged and length.rising))
 
 
 class _Writer:
@@ -123,7 +131,7 @@ class _Writer:
         judged: method → mean Δm.
         tests: all of them.
         costs: method → cost, where known.
-        tasks: the problem's, by name.
+        measures: task → its main measure.
         weightings: among how many fixed ones the best was found.
     """
 
@@ -132,11 +140,11 @@ class _Writer:
         judged: Mapping[str, float],
         tests: PairedTests,
         costs: Mapping[str, Cost],
-        tasks: Sequence[str],
+        measures: Mapping[str, Measure],
         weightings: int,
     ) -> None:
         self._order = sorted(judged, key=lambda method: -judged[method])
-        self._delta, self._costs, self._tasks, self._weightings = judged, costs, tasks, weightings
+        self._delta, self._costs, self._measures, self._weightings = judged, costs, measures, weightings
         self._tests, self._of = tests, tests.of
 
     def write(self, seeds: int, sequential: bool) -> list[str]:
@@ -148,7 +156,8 @@ class _Writer:
             return self._too_few(leader, seeds)
         rest = [method for method in self._order[1:] if REFERENCE not in (leader, method)]
         if len(self._order) == 1:
-            head = f"{name_of(leader)} alone was judged: nothing says whether another method serves better"
+            was = verb_of([leader], "was", "were")
+            head = f"{name_of(leader)} alone {was} judged: nothing says whether another method serves better"
         elif leader == REFERENCE:
             head = "Equal weights have the highest Δm, and no method is shown to beat them in it"
             rest = self._order[1:]
@@ -175,7 +184,7 @@ class _Writer:
     def _against_equal(self, leader: str) -> str:
         """The leader, which is not equal weights, against them."""
         whole = self._of(leader, REFERENCE)
-        tests = [self._of(leader, REFERENCE, task) for task in self._tasks]
+        tests = [self._of(leader, REFERENCE, task) for task in self._measures]
         won = [test for test in tests if test.certain and test.better == leader]
         lost = [test for test in tests if test.certain and test.worse == leader]
         name, time = name_of(leader), self._time(leader)
@@ -183,7 +192,7 @@ class _Writer:
             unsure = (
                 f"{name} has the highest Δm, {points(whole.gap)} above equal weights, but that lead is {doubt(whole)}"
             )
-            worse = _certain_losses(lost, len(tests))
+            worse = _certain_losses(leader, lost, len(tests))
             shown = any(test.certain and test.worse == REFERENCE for test in self._tests)
             return f"{unsure}{worse}" if shown else f"No lead over equal weights is shown: {unsure}{worse}"
         if whole.certain and len(won) == len(tests) > 1:
@@ -196,11 +205,8 @@ class _Writer:
         text = f"{name} beats equal weights {' and '.join(parts)}{time}"
         if not whole.certain:
             text += f"; its lead of {points(whole.gap)} in Δm is {doubt(whole)}"
-        text += _price(leader, tests)
-        level = [test for test in tests if not test.certain and test.better == leader]
-        if level and len(tests) > 1:
-            text += f"; {on(level, len(tests))} no difference is shown"
-        return text
+        text += self._price(leader, tests)
+        return text + (self._uncertain(leader, tests, True) if len(tests) > 1 else "")
 
     def _others_against_equal(self, leader: str) -> list[str]:
         """What the other methods do against equal weights."""
@@ -228,12 +234,12 @@ class _Writer:
         found: list[str] = []
         more: list[list[PairedTest]] = []
         for method in methods:
-            tests = [self._of(method, REFERENCE, task) for task in self._tasks]
+            tests = [self._of(method, REFERENCE, task) for task in self._measures]
             won = [test for test in tests if test.certain and test.better == method]
             if won and not self._tests.beats(method, REFERENCE):
                 if len(found) < MANY:
                     gain = f"{name_of(method)} {verb_of([method], 'beats', 'beat')} equal weights {on(won, len(tests))}"
-                    found.append(f"{gain} ({bound(won)}){_price(method, tests)}")
+                    found.append(f"{gain} ({bound(won)}){self._price(method, tests)}")
                 else:
                     more.append([test for test in tests if test.certain])
         if more:
@@ -242,6 +248,25 @@ class _Writer:
             losers = sum(any(test.better == REFERENCE for test in tests) for tests in more)
             found.append(f"{text}; {losers} of them lose{'s' if losers == 1 else ''} on others" if losers else text)
         return found
+
+    def _price(self, method: str, tests: Sequence[PairedTest]) -> str:
+        """What a method loses against equal weights on single tasks, to stand behind what it gains on others."""
+        lost = [test for test in tests if test.certain and test.worse == method]
+        return f"{_certain_losses(method, lost, len(tests))}{self._uncertain(method, tests, False)}"
+
+    def _uncertain(self, method: str, tests: Sequence[PairedTest], ahead: bool) -> str:
+        """Tasks on which a method is ahead of equal weights, or behind them, and that is not certain: by how much."""
+        found = [test for test in tests if not test.certain and (test.better == method) == ahead]
+        is_there = verb_of([method], "it leads", "they lead") if ahead else verb_of([method], "it is", "they are")
+        behind = "" if ahead else " behind"
+        if len(found) > DETAILED:
+            return f"; {on(found, len(tests))} {is_there}{behind}, not certain"
+        by = "by " if ahead else ""
+        return "".join(
+            f"; on {test.task} {is_there} {by}{gap_of(test, self._measures[str(test.task)])}{behind}, "
+            f"{doubt(test, briefly=True)}"
+            for test in found
+        )
 
     def _lead(self, leader: str, rest: Sequence[str]) -> str:
         """The leader's lead in Δm over other methods."""
@@ -371,16 +396,9 @@ class _Writer:
         return f" at {self._costs[method].relative_time:.2f} × the time" if method in self._costs else ""
 
 
-def _price(method: str, tests: Sequence[PairedTest]) -> str:
-    """What a method loses against equal weights on single tasks, to stand behind what it gains on others."""
-    lost = [test for test in tests if test.certain and test.worse == method]
-    lower = [test for test in tests if not test.certain and test.worse == method]
-    seen = f"; {on(lower, len(tests))} its mean is worse, which is not shown" if lower else ""
-    return f"{_certain_losses(lost, len(tests))}{seen}"
-
-
-def _certain_losses(lost: Sequence[PairedTest], tasks: int) -> str:
-    return f"; {on(lost, tasks)} it does worse ({bound(lost)})" if lost else ""
+def _certain_losses(method: str, lost: Sequence[PairedTest], tasks: int) -> str:
+    does = verb_of([method], "it does", "they do")
+    return f"; {on(lost, tasks)} {does} worse ({bound(lost)})" if lost else ""
 
 
 def _replayed(test: PairedTest) -> str:

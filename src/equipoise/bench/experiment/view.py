@@ -26,7 +26,7 @@ class View:
     Attributes:
         trials: all of them, by number.
         surplus: those in the queue whose run is done or stands before them.
-        under_way: runs that are worked on, or were and wait to be gone on with; how many epochs are behind each.
+        under_way: runs that are worked on, and how many epochs are behind each.
         queued: keys of runs that wait or are worked on.
     """
 
@@ -43,7 +43,7 @@ class View:
                 self.surplus.append(trial)
             elif trial.state in (TrialState.WAITING, TrialState.RUNNING):
                 self.queued.add(key)
-                if trial.state is TrialState.RUNNING or trial.intermediate_values:
+                if trial.state is TrialState.RUNNING:
                     run = Run(key, trial.user_attrs["run"]["trial"]["method"])
                     self.under_way[run] = len(trial.intermediate_values)
 

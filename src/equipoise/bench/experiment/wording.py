@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from equipoise.bench.experiment.costs import REFERENCE
 from equipoise.bench.experiment.paired import PairedTest
 from equipoise.bench.experiment.rows import FIXED
 from equipoise.bench.experiment.statistics import LEVEL, SINGLE
+from equipoise.bench.problems import Measure
 from equipoise.registry.base_optimizers import SEPARATOR
 
 MANY = 6
@@ -17,6 +19,26 @@ MANY = 6
 
 NAMES = {REFERENCE: "equal weights", FIXED: "the best fixed weights"}
 """What sentences call methods whose names say little."""
+
+
+PYTHON = {"--set": "hyperparameters", "--no-baselines": "baselines=False"}
+"""Options of the command line that Python writes otherwise."""
+
+
+def in_python(text: str) -> str:
+    """Returns a message that names options of the command line with what Python calls them.
+
+    Example:
+        >>> in_python("take --epochs auto or --epochs 16, another --out and --batch-size")
+        'take `epochs="auto"` or `epochs=16`, another `out` and `batch_size`'
+    """
+    return re.sub(r"(--[a-z][a-z-]*)(?: (auto|\d+)\b)?", _argument, text)
+
+
+def _argument(option: re.Match[str]) -> str:
+    name = PYTHON.get(option[1]) or option[1].removeprefix("--").replace("-", "_")
+    value = "" if option[2] is None else f"={option[2]}" if option[2].isdecimal() else f'="{option[2]}"'
+    return f"`{name}{value}`"
 
 
 def name_of(row: str) -> str:
@@ -78,10 +100,18 @@ def bound(tests: Sequence[PairedTest]) -> str:
     return "p < 0.01" if max(test.corrected for test in tests) < 0.01 else f"p < {LEVEL:g}"
 
 
-def doubt(test: PairedTest) -> str:
-    """Says why a difference may not be claimed."""
+def gap_of(test: PairedTest, measure: Measure) -> str:
+    """Returns how far two means of a measure are apart, with the unit; of per cent as points."""
+    unit = "points" if measure.unit == "%" else measure.unit
+    return f"{measure.format(test.gap)} {unit}".rstrip()
+
+
+def doubt(test: PairedTest, briefly: bool = False) -> str:
+    """Says why a difference may not be claimed; briefly with no more than one p-value."""
     if math.isnan(test.raw):
         return "the same in every seed, so that there is no spread to test it against"
+    if briefly:
+        return "within noise" if test.noise else f"not certain (p = {test.corrected:.2g})"
     if test.noise:
         return f"within noise (p = {test.corrected:.2g})"
     return f"not certain (p = {test.corrected:.2g}, raw {test.raw:.2g})"

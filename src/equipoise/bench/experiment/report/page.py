@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -38,6 +38,7 @@ from equipoise.bench.experiment.tables import (
     TIME,
     Entry,
     entries,
+    failures,
     head_of,
     notes,
     numbers,
@@ -52,7 +53,7 @@ KEY_WIDTH = 3.3
 """Of a legend, in inches: what a phone shows unscaled."""
 
 OPEN = ("results", "tradeoff", "front", "layers")
-"""Charts that are shown before anybody asks for them."""
+"""Charts that are shown before anybody asks for them; the one over training too, if the answer rests on it."""
 
 PICTURE = 1000
 """Pictures of predictions are made no wider and no higher than this, in pixels."""
@@ -90,6 +91,7 @@ def to_html(result: Result) -> str:
     recorded, damaged = recordings(result)
     over = "single-task training" if summary.reference == SINGLE else "equal weights"
     line = "; the dashed line is single-task training" if SINGLE in summary.cells else ""
+    shown_first = (*OPEN, "training") if found.rising else OPEN
     style = _part("report.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_part("report.html.jinja")).render(
@@ -98,6 +100,7 @@ def to_html(result: Result) -> str:
         problem=result.problem,
         quick=result.settings.quick,
         unfinished=unfinished(result),
+        failures=failures(result),
         use=_unbroken(found.use),
         verdict=_unbroken(found.sentences[0]),
         others=[_unbroken(sentence) for sentence in found.sentences[1:]],
@@ -109,6 +112,7 @@ def to_html(result: Result) -> str:
         notes=notes(result),
         tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
         sections=_sections(
+            shown_first,
             (results_chart(result), RESULTS.format(line=line)),
             (tradeoff_chart(result), TRADEOFF.format(over=over)),
             (front_chart(result), FRONT.format(over=over)),
@@ -116,6 +120,7 @@ def to_html(result: Result) -> str:
             (tuning_chart(result), TUNING),
         ),
         why=_sections(
+            shown_first,
             (layers_chart(recorded), LAYERS),
             (steps_chart(recorded), STEPS),
             (weights_chart(result), WEIGHTS),
@@ -196,17 +201,17 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _sections(*charts: tuple[Chart | None, str]) -> list[Section]:
-    return [_section(chart, says) for chart, says in charts if chart is not None]
+def _sections(shown_first: Collection[str], *charts: tuple[Chart | None, str]) -> list[Section]:
+    return [_section(chart, says, chart.name in shown_first) for chart, says in charts if chart is not None]
 
 
-def _section(chart: Chart, says: str) -> Section:
+def _section(chart: Chart, says: str, is_open: bool) -> Section:
     names = ", ".join(name for name, _ in chart.legend)
     return Section(
         name=chart.name,
         title=chart.title[0].upper() + chart.title[1:],
         says=says,
-        open=chart.name in OPEN,
+        open=is_open,
         key=_drawn(lambda theme: chart.key(theme, KEY_WIDTH), "", f"Legend: {names}") if names else None,
         pictures=[_drawn(partial(chart.alone, panel), panel.title, panel.text) for panel in chart.panels],
     )
