@@ -130,11 +130,11 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
 
 
 def _said_of(row: str, error: Exception) -> str:
-    """An error's message, behind the row if it does not name that, or its file, by itself."""
+    """An error's message, behind the row unless it names that, or begins with its file, by itself."""
     said, (method, _) = str(error), parts_of(row)
-    own = ":" in method or method.endswith(".py")
-    named = (repr(row), repr(method), *([method.rpartition(":")[0] or method] if own else []))
-    return said if any(name in said for name in named) else f"{row}: {said}"
+    file = method.rpartition(":")[0] or method
+    named = repr(row) in said or repr(method) in said or said.startswith((f"{file} ", f"Which method in {file}?"))
+    return said if named else f"{row}: {said}"
 
 
 def _check_values(row: str, given: Mapping[str, Any], spec: MethodSpec) -> None:

@@ -53,7 +53,7 @@ class SegmentationTask(Task):
 
     def labels(self, batch: Batch) -> int | Tensor:
         """Returns the number of labelled pixels."""
-        labels = self._labels(batch)
+        labels: Tensor | None = batch.get(self.name)
         return 0 if labels is None else (labels != -1).sum()
 
     def metrics(self) -> MetricCollection:
@@ -105,7 +105,7 @@ class DepthTask(Task):
 
     def labels(self, batch: Batch) -> int | Tensor:
         """Returns the number of valid pixels."""
-        labels = _floats(self.name, batch)
+        labels: Tensor | None = batch.get(self.name)
         return 0 if labels is None else labels.isfinite().sum()
 
     def metrics(self) -> MetricCollection:
@@ -153,7 +153,7 @@ class NormalsTask(Task):
 
     def labels(self, batch: Batch) -> int | Tensor:
         """Returns the number of valid pixels."""
-        labels = _floats(self.name, batch)
+        labels: Tensor | None = batch.get(self.name)
         return 0 if labels is None else labels.isfinite().all(1).sum()
 
     def metrics(self) -> MetricCollection:
