@@ -44,8 +44,14 @@ def import_place(place: str, anew: bool = True) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ImportError(
-            f"{place} cannot be imported: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})."
-        ) from error
+        said, where = _said_and_where(error)
+        raise ImportError(f"{place} cannot be imported: {type(error).__name__}: {said} ({where}).") from error
     return module
+
+
+def _said_and_where(error: Exception) -> tuple[str, str]:
+    """What an error says, and the file and line; a file that cannot be parsed is named by the error alone."""
+    if isinstance(error, SyntaxError):
+        return error.msg, f"{error.filename}, line {error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return str(error), f"{frame.filename}, line {frame.lineno}"

@@ -212,9 +212,9 @@ def _spec(name: str, count: int) -> MethodSpec:
     found = find_own(name)
     if found is None:
         near = difflib.get_close_matches(name, METHODS)
-        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         known = ", ".join([*METHODS, f"{SINGLE}<task>", f"{torchjd.PREFIX}<class>", "FILE.py:NAME"])
-        raise ValueError(f"Unknown method {name!r}.{meant} The methods are {known}.")
+        meant = f"Did you mean {' or '.join(map(repr, near))}? list_methods() names all." if near else ""
+        raise ValueError(f"Unknown method {name!r}. {meant or f'The methods are {known}.'}")
     return spec_of(found, name)
 
 

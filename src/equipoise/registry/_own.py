@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from equipoise._importing import import_place
@@ -40,7 +41,7 @@ def spec_of(given: object, name: str) -> MethodSpec:
     made = given if inspect.isclass(given) else type(given)
     takes: Callable[..., Any] = given if inspect.isclass(given) else lambda: copy.deepcopy(given)
     balances = inspect.isclass(given) and issubclass(given, BalancingOptimizer)
-    if not balances and not issubclass(made, (Objective, Weighting, Aggregator)):
+    if not is_method(given):
         raise TypeError(f"name must be one of list_methods(), or {KINDS}; found {given!r}.")
     known = _known(made)
     details = {"needs_potentials": "potentials" in inspect.signature(made).parameters} | known
@@ -76,20 +77,37 @@ def find_own(name: str) -> object | None:
 
     Raises:
         ImportError: the file or module cannot be imported.
-        ValueError: it holds nothing of that name.
+        ValueError: it holds nothing of that name, or none is named.
     """
     for entry in entry_points(group=GROUP, name=name):
         found: object = entry.load()
         return found
+    if name.endswith(".py"):
+        names = methods_in(import_place(name, anew=False), name)
+        raise ValueError(f"Which method in {name}? Write {name}:NAME; it has {', '.join(names) or 'none'}.")
     place, colon, attribute = name.rpartition(":")
     if not colon:
         return None
     module = import_place(place, anew=False)
     if not hasattr(module, attribute):
-        kinds = (Objective, Weighting, Aggregator, BalancingOptimizer)
-        names = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kinds)]
-        own = [key for key in names if vars(module)[key].__module__ == module.__name__]
-        hint = f"; it has {', '.join(f'{place}:{key}' for key in own)}" if own else ""
+        names = methods_in(module, place)
+        hint = f"; it has {', '.join(names)}" if names else ""
         raise ValueError(f"{place} has nothing named {attribute!r}{hint}.")
     value: object = getattr(module, attribute)
     return value
+
+
+def methods_in(module: ModuleType, place: str) -> list[str]:
+    """Returns the methods that a file or module has of its own, as `PLACE:NAME` each; instances, too."""
+    return [
+        f"{place}:{key}"
+        for key, value in vars(module).items()
+        if is_method(value) and (value.__module__ == module.__name__ or not inspect.isclass(value))
+    ]
+
+
+def is_method(given: object) -> bool:
+    """Whether it is a class or an instance of one of the kinds that there are."""
+    if inspect.isclass(given):
+        return issubclass(given, (Objective, Weighting, Aggregator, BalancingOptimizer))
+    return isinstance(given, (Objective, Weighting, Aggregator))

@@ -297,7 +297,8 @@ def test_what_holds_no_results_is_begun_anew_and_the_rest_if_asked(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     place, out, given = tmp_path / "mine.py", tmp_path / "out", {"seeds": 1, "progress": False, "out": "out"}
     wrong = f"{PROBLEM}problem = Lines()\n"
-    place.write_text(wrong.replace("y = self.line(x)", "y = self.lines(x)"))
+    in_evaluation = "y = self.line(x) if self.training else self.lines(x)"  # before that, nothing would be begun
+    place.write_text(wrong.replace("y = self.line(x)", in_evaluation))
     given |= {"workers": 1, "monitor_every": 0}
     failed = compare("mine.py:problem", "ew,uw", **given)
     assert {record["status"] for record in failed.result.records} == {"failed"}

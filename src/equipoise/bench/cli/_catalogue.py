@@ -61,7 +61,7 @@ def check_rows(rows: Iterable[str]) -> None:
     known = [*(entry.name for entry in methods()), *(plugin.name for plugin in plugins()), *WORDS]
     for row in filter(None, map(str.strip, rows)):
         name = row.removeprefix("replay:").partition("@")[0]
-        if ":" not in name and name not in known:
+        if ":" not in name and not name.endswith(".py") and name not in known:
             raise BenchError(f"Unknown method {name!r}.{did_you_mean(name, known)} `equipoise methods` lists them.")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -13,12 +15,19 @@ from equipoise.bench.experiment.learner import build_method, make_fabric
 from equipoise.bench.experiment.rows import BASELINE, FIXED, STATIC, parts_of, replayed_by, spec_of, task_of
 from equipoise.bench.experiment.settings import OWN, PRIORITIES, Settings, SettingsError
 from equipoise.bench.experiment.trials import make_trial, start_of
-from equipoise.bench.problems import Problem, Splits
+from equipoise.bench.problems import Finding, Problem, Splits
+from equipoise.bench.problems._checking import check_first_batch, check_tasks
 from equipoise.bench.problems._errors import in_own_code
-from equipoise.registry import BASE_OPTIMIZERS
+from equipoise.registry import BASE_OPTIMIZERS, MethodSpec
 
 CONSTANT = ("ew", STATIC, FIXED)
 """Methods whose weights do not move: there is nothing to replay."""
+
+ANNOTATIONS = {
+    bool: (inspect.Parameter.empty, bool, "bool"),
+    float: (inspect.Parameter.empty, float, int, "float", "int"),
+}
+"""How a hyperparameter is annotated that takes nothing else."""
 
 
 def check(settings: Settings, problem: Problem, data: Splits) -> None:
@@ -27,6 +36,7 @@ def check(settings: Settings, problem: Problem, data: Splits) -> None:
     Raises:
         SettingsError: something is unknown, out of range, or does not go together.
     """
+    _refuse(settings, check_tasks(problem))
     tasks = [task.name for task in problem.tasks]
     given_to = {"single", *settings.methods, *(parts_of(row)[0] for row in settings.methods)}
     unused = [name for name in settings.hyperparameters if name not in given_to]
@@ -57,6 +67,14 @@ def check(settings: Settings, problem: Problem, data: Splits) -> None:
     baselines = [f"{BASELINE}{problem.tasks[0].name}"] if settings.baselines else []
     for row in (*baselines, *settings.methods):
         _check_row(settings, row, problem, network)
+    _refuse(settings, check_first_batch(problem, data, settings.batch_size))
+
+
+def _refuse(settings: Settings, findings: Sequence[Finding]) -> None:
+    """Says what `equipoise check` says of a problem that cannot be trained."""
+    if findings:
+        first = findings[0]
+        raise SettingsError(f"{settings.problem} cannot be compared. {first.part}: {first.message}")
 
 
 def _check_task(name: str, tasks: Sequence[str], where: str) -> None:
@@ -92,7 +110,9 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
     try:
         spec = spec_of(row)
     except Exception as error:  # whatever a file or a package raises when it is imported
-        raise SettingsError(f"{row}: {error}") from error
+        raise SettingsError(_said_of(row, error)) from error
+    if spec is not None:
+        _check_values(row, given, spec)
     potentials = {task.name: 0.5 for task in problem.tasks} if spec is not None and spec.needs_potentials else None
     if spec is not None and spec.needs_potentials and not settings.baselines and "potentials" not in given:
         raise SettingsError(
@@ -106,4 +126,27 @@ def _check_row(settings: Settings, row: str, problem: Problem, network: nn.Modul
         explained = in_own_code(error)
         if explained is None and not isinstance(error, (ImportError, ValueError, TypeError)):
             raise
-        raise SettingsError(f"{row}: {explained or error}") from error
+        raise SettingsError(_said_of(row, explained or error)) from error
+
+
+def _said_of(row: str, error: Exception) -> str:
+    """An error's message, behind the row unless it names that, or begins with its file, by itself."""
+    said, (method, _) = str(error), parts_of(row)
+    file = method.rpartition(":")[0] or method
+    named = repr(row) in said or repr(method) in said or said.startswith((f"{file} ", f"Which method in {file}?"))
+    return said if named else f"{row}: {said}"
+
+
+def _check_values(row: str, given: Mapping[str, Any], spec: MethodSpec) -> None:
+    """Checks that numbers are given for what by its default is one, and true or false for what is that.
+
+    An annotation may say that something else is taken, too; then what is given is left to the method.
+    """
+    for name, parameter in inspect.signature(spec.takes).parameters.items():
+        kind = bool if isinstance(parameter.default, bool) else float
+        of_kind = isinstance(parameter.default, (int, float)) and parameter.annotation in ANNOTATIONS[kind]
+        if name in given and of_kind:
+            value = given[name]
+            if not isinstance(value, (int, float)) or isinstance(value, bool) is not (kind is bool):
+                wanted = "true or false" if kind is bool else "a number"
+                raise SettingsError(f"{row}.{name} must be {wanted}, found {value!r}.")

@@ -1,7 +1,8 @@
 """What is trained: problems by name, and what a person's own problem is made of."""
 
 from equipoise.bench.problems._base import SCHEDULES, Measure, Problem, Splits, Task, Tensors, Training
-from equipoise.bench.problems._checking import Finding, check_problem
+from equipoise.bench.problems._checking import check_problem
+from equipoise.bench.problems._findings import Finding
 from equipoise.bench.problems._registry import (
     PROBLEMS,
     ProblemError,

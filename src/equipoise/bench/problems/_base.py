@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from torchmetrics import MetricCollection
 
+from equipoise.bench.problems._fitting import input_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -188,7 +190,7 @@ class Problem(ABC):
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Runs the network on a batch. `model.training` tells training from evaluation."""
-        return model(batch["input"])
+        return model(input_of(batch))
 
     def loader(self, dataset: MapDataset, batch_size: int, generator: torch.Generator | None) -> Loader:
         """Returns batches of a dataset: one epoch each time it is iterated.

@@ -5,80 +5,41 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.bench.problems._base import SCHEDULES, Problem, Splits, Task, Tensors, Training
-from equipoise.bench.problems._errors import place_of
-from equipoise.bench.problems._tasks import Classification, Regression
+from equipoise.bench.problems._base import SCHEDULES, Problem, Splits, Task, Training
+from equipoise.bench.problems._findings import Finding, Findings, StopError
+from equipoise.bench.problems._looking_at_data import (
+    look_at_labels,
+    look_at_splits,
+    look_for_labels,
+    look_whether_same,
+)
 
 BATCHES = 4
 """So many training batches are looked at."""
 
-MIN_MISSING = 0.01
-"""A share of one odd value among a task's labels above which it looks like a code for "missing"."""
+FAR_APART = 30.0
+"""So many times the smallest loss at the start is the largest where a word is said about it."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What was found about one part of a problem.
-
-    Attributes:
-        level: "fine", "doubtful" (it trains, perhaps not what is meant) or "wrong" (it cannot be trained or compared).
-        part: which part of the problem.
-        message: what was found and, unless it is fine, what to do.
-    """
-
-    level: Literal["fine", "doubtful", "wrong"]
-    part: str
-    message: str
-
-
-@dataclass
-class _Findings:
-    found: list[Finding] = field(default_factory=list)
-
-    def fine(self, part: str, message: str) -> None:
-        self.found.append(Finding("fine", part, message))
-
-    def doubtful(self, part: str, message: str) -> None:
-        self.found.append(Finding("doubtful", part, message))
-
-    def wrong(self, part: str, message: str) -> None:
-        self.found.append(Finding("wrong", part, message))
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Takes an error in a person's code as a finding about the part."""
-        try:
-            yield
-        except _StopError:
-            raise
-        except Exception as error:
-            place, code = place_of(error)
-            self.wrong(name, f"{type(error).__name__}: {error} ({place}: {code})")
-            raise _StopError from error
-
-
-class _StopError(Exception):
-    """What comes next needs what was found to be wrong."""
-
-
-def check_problem(problem: Problem) -> list[Finding]:
+def check_problem(problem: Problem, quick: bool = True) -> list[Finding]:
     """Finds what is wrong with a problem, or doubtful, within seconds; nothing is trained.
 
-    The quick data are loaded, a network is made, and a few batches go forward and backward. Looked at are the tasks'
-    names and measures, the splits (sizes, rows of `Tensors` that stand in two of them), whether network and batches
-    are the same for the same seed, predictions, losses (0-dim, finite, with a graph), labels and how "missing" is
-    written in them, metrics and their keys, accuracies (for the methods that take some), and what the network shares.
+    The data are loaded, a network is made, and a few batches go forward and backward. Looked at are the tasks' names
+    and measures, the splits (sizes, rows of `Tensors` that stand in two of them), whether network and data are the
+    same for the same seed and at every call, predictions, losses (0-dim, finite, with a graph, and how far apart they
+    are), labels (is there one of every task in every split?) and how "missing" is written in them, metrics and their
+    keys, accuracies (for the methods that take some), and what the network shares.
 
     Args:
         problem: yours.
+        quick: look at the quick data; else at all of them, which takes as long as reading them.
 
     Returns:
         A finding a part, in this order; what cannot be looked at after something is wrong is left out.
@@ -88,28 +49,66 @@ def check_problem(problem: Problem) -> list[Finding]:
         >>> {finding.level for finding in check_problem(load_problem("digits"))}
         {'fine'}
     """
-    findings = _Findings()
+    findings = Findings()
+    part = "data(quick=True)" if quick else "data()"
     try:
         tasks = _tasks(problem, findings)
-        with findings.part("data(quick=True)"):
-            data = problem.data(quick=True)
-        _splits(data, findings)
+        with findings.part(part), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            data = problem.data(quick)
+        look_at_splits(data, part, findings)
         training = _training(problem, data, findings)
+        look_whether_same(problem, data if quick else None, training, findings)
         network = _network(problem, findings)
-        batches = _batches(problem, data, training, findings)
+        batches = _batches(problem, data, training.batch_size, BATCHES, findings)
         with torch.random.fork_rng(devices=[]):
             losses = _losses(problem, network, batches, tasks, findings)
-            _labels(batches, tasks, findings)
+            look_at_labels(data, batches, tasks, findings)
+            look_for_labels(problem, data, training, tasks, findings)
+            _look_at_losses(losses, len(batches), tasks, findings)
             _metrics(problem, network, data, training, tasks, findings)
         _sharing(network, losses, findings)
-    except _StopError:
+    except StopError:
         pass
     return findings.found
 
 
-def _tasks(problem: Problem, findings: _Findings) -> list[Task]:
+def check_tasks(problem: Problem) -> list[Finding]:
+    """Finds what is wrong with a problem's tasks by themselves; what is fine or doubtful is left out."""
+    findings = Findings()
+    with suppress(StopError):
+        _tasks(problem, findings)
+    return [finding for finding in findings.found if finding.level == "wrong"]
+
+
+def check_first_batch(problem: Problem, data: Splits, batch_size: int) -> list[Finding]:
+    """Finds what is wrong with the first batch of training, on the CPU; what is fine or doubtful is left out.
+
+    Args:
+        problem: what is to be trained.
+        data: its data.
+        batch_size: samples a batch.
+    """
+    findings = Findings()
+    with suppress(StopError):
+        network = _network(problem, findings)
+        batches = _batches(problem, data, batch_size, 1, findings)
+        with torch.random.fork_rng(devices=[]):
+            _losses(problem, network, batches, problem.tasks, findings)
+            look_at_labels(data, batches, problem.tasks, findings)
+    return [finding for finding in findings.found if finding.level == "wrong"]
+
+
+def _tasks(problem: Problem, findings: Findings) -> list[Task]:
     with findings.part("tasks"):
+        if isinstance(problem.tasks, Task):
+            kind = type(problem.tasks).__name__
+            findings.wrong("tasks", f"tasks must be several Tasks, found one {kind}: write tasks = ({kind}(…), …).")
+            raise StopError
         tasks = list(problem.tasks)
+        if others := [task for task in tasks if not isinstance(task, Task)]:
+            findings.wrong("tasks", f"Each must be a Task, as Classification or Regression; found {others[0]!r}.")
+            raise StopError
         names = [task.name for task in tasks]
         twice = {name for name in names if names.count(name) > 1}
         for task in tasks:
@@ -124,38 +123,11 @@ def _tasks(problem: Problem, findings: _Findings) -> list[Task]:
             findings.doubtful("tasks", f"There is one task, {names[0]}: nothing to balance.")
         else:
             findings.fine("tasks", f"{len(names)}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
-    _stop_if_wrong(findings)
+    findings.stop_if_wrong()
     return tasks
 
 
-def _splits(data: Splits, findings: _Findings) -> None:
-    with findings.part("data(quick=True)"):
-        parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
-        sizes = {name: len(part) for name, part in parts.items()}
-        for name, size in sizes.items():
-            if size == 0:
-                findings.wrong("data(quick=True)", f"The {name} part is empty.")
-        for one, other in itertools.combinations(parts, 2):
-            if parts[one] is parts[other]:
-                findings.doubtful("data(quick=True)", f"{one} and {other} are the same data: a result means nothing.")
-            elif isinstance(parts[one], Tensors) and isinstance(parts[other], Tensors):
-                both = len(_rows(parts[one]) & _rows(parts[other]))
-                if both:
-                    findings.doubtful(
-                        "data(quick=True)",
-                        f"{both} inputs of the {other} part stand in the {one} part, too: split by what they are of.",
-                    )
-        findings.fine("data(quick=True)", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
-    _stop_if_wrong(findings)
-
-
-def _rows(part: Tensors) -> set[bytes]:
-    """The inputs, each as bytes."""
-    inputs = part.tensors.get("input")
-    return set() if inputs is None else {row.tobytes() for row in inputs.flatten(1).numpy(force=True)}
-
-
-def _training(problem: Problem, data: Splits, findings: _Findings) -> Training:
+def _training(problem: Problem, data: Splits, findings: Findings) -> Training:
     with findings.part("training()"):
         for quick in (False, True):
             training = problem.training(quick)
@@ -170,11 +142,11 @@ def _training(problem: Problem, data: Splits, findings: _Findings) -> Training:
             findings.wrong(
                 "training()", f"A batch of {training.batch_size} is more than the {len(data.train)} samples of train."
             )
-    _stop_if_wrong(findings)
+    findings.stop_if_wrong()
     return training
 
 
-def _network(problem: Problem, findings: _Findings) -> nn.Module:
+def _network(problem: Problem, findings: Findings) -> nn.Module:
     with findings.part("model()"), torch.random.fork_rng(devices=[]):
         networks = []
         for _ in range(2):
@@ -183,7 +155,7 @@ def _network(problem: Problem, findings: _Findings) -> nn.Module:
         for network in networks:
             if not isinstance(network, nn.Module):
                 findings.wrong("model()", f"It must return a torch.nn.Module, found {type(network).__name__}.")
-                raise _StopError
+                raise StopError
         one, other = (network.state_dict() for network in networks)
         if any(not torch.equal(one[name], other[name]) for name in one):
             findings.doubtful(
@@ -194,46 +166,33 @@ def _network(problem: Problem, findings: _Findings) -> nn.Module:
     return networks[0]
 
 
-def _batches(problem: Problem, data: Splits, training: Training, findings: _Findings) -> list[Any]:
+def _batches(problem: Problem, data: Splits, batch_size: int, count: int, findings: Findings) -> list[Any]:
     with findings.part("loader()"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         started = time.perf_counter()
-        loader = problem.loader(data.train, training.batch_size, torch.Generator().manual_seed(0))
-        batches = list(itertools.islice(loader, BATCHES))
+        loader = problem.loader(data.train, batch_size, torch.Generator().manual_seed(0))
+        batches = list(itertools.islice(loader, count))
         seconds = (time.perf_counter() - started) / max(1, len(batches))
         if not batches:
             findings.wrong("loader()", "It yields no batch of the training part.")
-            raise _StopError
-        findings.fine("loader()", f"{len(loader)} batches of the quick data, {1000 * seconds:.0f} ms each")
+            raise StopError
+        findings.fine("loader()", f"{len(loader)} batches of train, {1000 * seconds:.0f} ms each")
     return batches
 
 
 def _losses(
-    problem: Problem, network: nn.Module, batches: list[Any], tasks: list[Task], findings: _Findings
+    problem: Problem, network: nn.Module, batches: Iterable[Any], tasks: Iterable[Task], findings: Findings
 ) -> dict[str, Tensor]:
     """Looks at predictions and losses; returns a loss of every task that has one."""
     found: dict[str, Tensor] = {}
     network.train()
     for batch in batches:
-        with findings.part("predict()"):
+        with findings.part("predict", batch=batch):
             predictions = problem.predict(network, batch)
         for task in tasks:
             part = f"task {task.name}"
-            try:
-                with findings.part(part):
-                    loss = task.loss(predictions, batch)
-            except _StopError as stop:
-                if isinstance(predictions, Mapping) and task.name not in predictions:
-                    findings.found[-1] = Finding(
-                        "wrong",
-                        part,
-                        f"The network predicts no {task.name!r}; it predicts: {', '.join(map(str, predictions))}.",
-                    )
-                elif isinstance(batch, Mapping) and task.name not in batch:
-                    findings.found[-1] = Finding(
-                        "wrong", part, f"A batch holds no {task.name!r}; it holds: {', '.join(map(str, batch))}."
-                    )
-                raise stop from None
+            with findings.part(part, predictions, batch):
+                loss = task.loss(predictions, batch)
             if loss is None:
                 continue
             if not isinstance(loss, Tensor) or loss.dim():
@@ -245,61 +204,42 @@ def _losses(
                 findings.wrong(part, f"The loss is {loss.item()}: look for divisions by 0 and missing labels.")
             else:
                 found.setdefault(task.name, loss)
-            _stop_if_wrong(findings)
-    for task in tasks:
-        if task.name not in found:
-            findings.doubtful(f"task {task.name}", f"No label in the first {len(batches)} batches of train.")
-    values = {name: loss.item() for name, loss in found.items()}
-    if values:
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in itertools.islice(values.items(), 8))
-        findings.fine("losses", f"before training: {shown}{', …' if len(values) > 8 else ''}")
+            findings.stop_if_wrong()
     return found
 
 
-def _labels(batches: list[Any], tasks: list[Task], findings: _Findings) -> None:
-    """Looks at labels of the ready-made tasks for other codes for "missing" than theirs."""
+def _look_at_losses(losses: Mapping[str, Tensor], count: int, tasks: Iterable[Task], findings: Findings) -> None:
+    """Says which tasks have losses, and how far apart these are at the start."""
     for task in tasks:
-        labels = [b[task.name] for b in batches if isinstance(b, Mapping) and isinstance(b.get(task.name), Tensor)]
-        if not labels:
-            continue
-        values, part = torch.cat([label.flatten() for label in labels]), f"task {task.name}"
-        if isinstance(task, Classification):
-            odd = values[(values < -1) | (values >= task.classes)]
-            if values.is_floating_point():
-                findings.wrong(part, f"Labels of a Classification are int64, found {values.dtype}.")
-            elif len(odd):
-                findings.wrong(
-                    part,
-                    f"A label is {int(odd[0])}; with {task.classes} classes they are 0 to {task.classes - 1}, "
-                    "and -1 where there is none.",
-                )
-        elif isinstance(task, Regression):
-            if not values.is_floating_point():
-                findings.wrong(part, f"Labels of a Regression are floats, found {values.dtype}: write .float().")
-                continue
-            known = values[~values.isnan()]
-            for code in (-1.0, -9.0, -99.0, -999.0, 999.0, 9999.0):
-                share = float((known == code).float().mean()) if len(known) else 0.0
-                if share >= MIN_MISSING and code in (known.min(), known.max()):
-                    findings.doubtful(
-                        part,
-                        f"{share:.0%} of the labels are {code:g}, and it is trained on them: write NaN where a number "
-                        "is missing.",
-                    )
-    _stop_if_wrong(findings)
+        if task.name not in losses:
+            findings.doubtful(f"task {task.name}", f"No label in the first {count} batches of train.")
+    values = {name: loss.item() for name, loss in losses.items()}
+    if values:
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in itertools.islice(values.items(), 8))
+        findings.fine("losses", f"before training: {shown}{', …' if len(values) > 8 else ''}")
+    positive = {name: value for name, value in values.items() if value > 0}
+    if len(positive) > 1:
+        largest, smallest = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)
+        ratio = positive[largest] / positive[smallest]
+        if ratio > FAR_APART:
+            findings.doubtful(
+                "losses",
+                f"{largest} is {ratio:.0f} times {smallest}: with equal weights it decides alone. Standardise its "
+                "labels (mean 0, standard deviation 1), or see what a balancing method makes of it.",
+            )
 
 
 def _metrics(
-    problem: Problem, network: nn.Module, data: Splits, training: Training, tasks: list[Task], findings: _Findings
+    problem: Problem, network: nn.Module, data: Splits, training: Training, tasks: list[Task], findings: Findings
 ) -> None:
     network.eval()
     with findings.part("loader()"):
         batch = next(iter(problem.loader(data.validation, training.evaluation_batch_size, None)))
-    with torch.no_grad(), findings.part("predict()"):
+    with torch.no_grad(), findings.part("predict", batch=batch):
         predictions = problem.predict(network, batch)
     for task in tasks:
         part = f"task {task.name}"
-        with torch.no_grad(), findings.part(part):
+        with torch.no_grad(), findings.part(part, predictions, batch):
             metrics = task.metrics()
             task.update(metrics, predictions, batch)
             if not any(metric.update_called for metric in metrics.values()):
@@ -319,10 +259,10 @@ def _metrics(
                     f"accuracy() is {accuracy:.3g}; the methods that balance by accuracy take numbers from 0 to 1: "
                     "override it.",
                 )
-    _stop_if_wrong(findings)
+    findings.stop_if_wrong()
 
 
-def _sharing(network: nn.Module, losses: Mapping[str, Tensor], findings: _Findings) -> None:
+def _sharing(network: nn.Module, losses: Mapping[str, Tensor], findings: Findings) -> None:
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     reached: dict[str, set[str]] = {}
     for task, loss in losses.items():
@@ -343,8 +283,3 @@ def _sharing(network: nn.Module, losses: Mapping[str, Tensor], findings: _Findin
         findings.doubtful(
             "sharing", f"No loss reaches {', '.join(unused[:3])}{f' and {len(unused) - 3} more' if unused[3:] else ''}."
         )
-
-
-def _stop_if_wrong(findings: _Findings) -> None:
-    if any(finding.level == "wrong" for finding in findings.found):
-        raise _StopError

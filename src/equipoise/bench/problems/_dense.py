@@ -11,6 +11,14 @@ from torchmetrics import MetricCollection
 
 from equipoise.bench.metrics import AngularErrors, DepthErrors, Segmentation
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Task
+from equipoise.bench.problems._fitting import (
+    CLASSES,
+    FLOATS,
+    check_measured,
+    cross_entropy,
+    labels_of,
+    prediction_of,
+)
 
 
 class SegmentationTask(Task):
@@ -37,12 +45,11 @@ class SegmentationTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean cross-entropy over labelled pixels."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = self._labels(batch)
         if labels is None or not (labels != -1).any():
             return None
-        return functional.cross_entropy(
-            predictions[self.name], labels, ignore_index=-1, label_smoothing=self.label_smoothing
-        )
+        logits = self._logits(predictions, labels)
+        return cross_entropy(self.name, logits, labels, ignore_index=-1, label_smoothing=self.label_smoothing)
 
     def labels(self, batch: Batch) -> int | Tensor:
         """Returns the number of labelled pixels."""
@@ -55,9 +62,17 @@ class SegmentationTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds the likeliest classes and labels."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = self._labels(batch)
         if labels is not None and (labels != -1).any():
-            metrics.update(predictions[self.name].argmax(1), labels)
+            check_measured(self.name, labels, self.classes)
+            metrics.update(self._logits(predictions, labels).argmax(1), labels)
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        return labels_of(self.name, batch, CLASSES, ("B", "H", "W")) if batch.get(self.name) is not None else None
+
+    def _logits(self, predictions: Predictions, labels: Tensor) -> Tensor:
+        size = (len(labels), self.classes, *labels.shape[1:])
+        return prediction_of(self.name, predictions, labels, f"logits [B, {self.classes}, H, W]", (size,))
 
 
 class DepthTask(Task):
@@ -79,13 +94,13 @@ class DepthTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean absolute error over valid pixels."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = _floats(self.name, batch)
         if labels is None:
             return None
         valid = labels.isfinite()
         if not valid.any():
             return None
-        errors: Tensor = (predictions[self.name] - labels.nan_to_num()).abs()
+        errors: Tensor = (_like(self.name, predictions, labels) - labels.nan_to_num()).abs()
         return errors.where(valid, 0).sum() / valid.sum()
 
     def labels(self, batch: Batch) -> int | Tensor:
@@ -99,9 +114,9 @@ class DepthTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds depths."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = _floats(self.name, batch)
         if labels is not None and labels.isfinite().any():
-            metrics.update(predictions[self.name], labels)
+            metrics.update(_like(self.name, predictions, labels), labels)
 
     def accuracy(self, values: Mapping[str, float]) -> float:
         """Returns the share of pixels with the greater of prediction and truth within 1.25 times the smaller."""
@@ -127,13 +142,13 @@ class NormalsTask(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns one minus the mean cosine over valid pixels."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = _floats(self.name, batch)
         if labels is None:
             return None
         valid = labels.isfinite().all(1)
         if not valid.any():
             return None
-        cosines = functional.cosine_similarity(predictions[self.name], labels.nan_to_num(), dim=1)
+        cosines = functional.cosine_similarity(_like(self.name, predictions, labels), labels.nan_to_num(), dim=1)
         return 1 - cosines.where(valid, 0).sum() / valid.sum()
 
     def labels(self, batch: Batch) -> int | Tensor:
@@ -147,9 +162,9 @@ class NormalsTask(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds directions."""
-        labels: Tensor | None = batch.get(self.name)
+        labels = _floats(self.name, batch)
         if labels is not None and labels.isfinite().any():
-            metrics.update(predictions[self.name], labels)
+            metrics.update(_like(self.name, predictions, labels), labels)
 
     def accuracy(self, values: Mapping[str, float]) -> float:
         """Returns the share of normals within 11.25°."""
@@ -193,6 +208,16 @@ class DeeplySupervised(Task):
     def accuracy(self, values: Mapping[str, float]) -> float:
         """Returns the task's accuracy."""
         return self.task.accuracy(values)
+
+
+def _floats(task: str, batch: Batch) -> Tensor | None:
+    """A task's labels, numbers per pixel."""
+    return labels_of(task, batch, FLOATS, ("B", "C", "H", "W")) if batch.get(task) is not None else None
+
+
+def _like(task: str, predictions: Predictions, labels: Tensor) -> Tensor:
+    """A task's predictions, of the shape of its labels."""
+    return prediction_of(task, predictions, labels, "of the labels' shape", (labels.shape,))
 
 
 def normals_as_colors(normals: Tensor) -> Tensor:

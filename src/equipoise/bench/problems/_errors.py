@@ -8,10 +8,15 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from equipoise.bench.errors import BenchError
-from equipoise.bench.problems._base import Task
+
+if TYPE_CHECKING:
+    from equipoise.bench.problems._base import Task
 
 LIBRARY = Path(__file__).parents[2]
 """Where equipoise is."""
@@ -25,7 +30,7 @@ class ProblemCodeError(BenchError):
 
     Args:
         what: what was found.
-        place: where, as "FILE, line N".
+        place: where, as "FILE, line N"; empty where what was found is said wholly.
         code: what stands there.
         hint: what was expected; empty where that is not known.
     """
@@ -35,16 +40,27 @@ class ProblemCodeError(BenchError):
         self.what, self.place, self.code, self.hint = what, place, code, hint
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.place}){f'. {self.hint}' if self.hint else ''}"
+        return f"{self.what}{f' ({self.place})' if self.place else ''}{f'. {self.hint}' if self.hint else ''}"
 
     @property
     def block(self) -> str:
         """All that is known, a few lines."""
-        return "\n".join([self.what, f"  {self.place}", *(f"    {line}" for line in [self.code] if line), *self._hint])
+        below = ((2, self.place), (4, self.code), (2, self.hint))
+        return "\n".join([self.what, *(" " * indent + line for indent, line in below if line)])
 
-    @property
-    def _hint(self) -> list[str]:
-        return [f"  {self.hint}"] if self.hint else []
+
+class MisfitError(ProblemCodeError):
+    """Parts of a problem do not fit together; the message says how, whatever line it was found in.
+
+    Args:
+        part: which part, as `check_problem` names it.
+        sentence: what was found and what was expected.
+    """
+
+    def __init__(self, part: str, sentence: str) -> None:
+        super().__init__(f"{part}: {sentence}", "")
+        self.args = (part, sentence)
+        self.part, self.sentence = part, sentence
 
 
 class problem_code:  # noqa: N801  # used as a statement
@@ -69,27 +85,50 @@ class problem_code:  # noqa: N801  # used as a statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, (StopIteration, BenchError)):
-            return
-        place, code = place_of(error)
-        said = (str(error).splitlines() or [""])[0]
-        what = f"{kind.__name__ if kind else ''}: {said} in {self._doing}"
-        raise ProblemCodeError(what, place, code, self._missing(error)) from error
+        if isinstance(error, Exception) and not isinstance(error, (StopIteration, BenchError)):
+            raise explain(error, f" in {self._doing}", self._predictions, self._batch) from error
 
-    def _missing(self, error: Exception) -> str:
-        """What there is, where a name was asked for that is not there."""
-        if not isinstance(error, KeyError) or len(error.args) != 1:
-            return ""
-        (key,) = error.args
-        lacking = [
-            f"{says} no {key!r}; {it}: {', '.join(map(str, given)) or 'nothing'}."
-            for given, says, it in (
-                (self._predictions, "The network predicts", "it predicts"),
-                (self._batch, "The batch has", "it has"),
-            )
-            if isinstance(given, Mapping) and key not in given
-        ]
-        return " ".join(lacking)
+
+def explain(error: Exception, doing: str = "", predictions: Any = None, batch: Any = None) -> ProblemCodeError:
+    """Returns what is said of an error in a problem's code.
+
+    Args:
+        error: what it raised.
+        doing: put behind the error, as " in the loss of task 'depth'".
+        predictions: as for `problem_code`.
+        batch: as for `problem_code`.
+    """
+    if isinstance(error, RuntimeError) and "double" in str(error).lower() and (names := _doubles(batch)):
+        return MisfitError(
+            "predict",
+            f"A batch holds {names} as float64, and the network's weights are float32: write .float() where the data "
+            "are made.",
+        )
+    said = (str(error).splitlines() or [""])[0]
+    place, code = place_of(error)
+    return ProblemCodeError(f"{type(error).__name__}: {said}{doing}", place, code, _missing(error, predictions, batch))
+
+
+def _missing(error: Exception, predictions: Any, batch: Any) -> str:
+    """What there is, where a name was asked for that is not there."""
+    if not isinstance(error, KeyError) or len(error.args) != 1:
+        return ""
+    (key,) = error.args
+    lacking = [
+        f"{says} no {key!r}; {it}: {', '.join(map(str, given)) or 'nothing'}."
+        for given, says, it in (
+            (predictions, "The network predicts", "it predicts"),
+            (batch, "A batch holds", "it holds"),
+        )
+        if isinstance(given, Mapping) and key not in given
+    ]
+    return " ".join(lacking)
+
+
+def _doubles(batch: Any) -> str:
+    """The names in a batch of what is float64."""
+    named = batch.items() if isinstance(batch, Mapping) else ()
+    return ", ".join(repr(name) for name, value in named if isinstance(value, Tensor) and value.dtype == torch.float64)
 
 
 def in_own_code(error: Exception) -> ProblemCodeError | None:

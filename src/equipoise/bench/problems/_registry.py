@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from equipoise._importing import import_place
 from equipoise.bench.errors import BenchError, did_you_mean
 from equipoise.bench.problems._base import Problem
+from equipoise.registry import is_method, methods_in
 
 PROBLEMS = {
     "digits": "equipoise.bench.problems.digits:Digits",
@@ -47,6 +48,9 @@ OBJECT = re.compile(r"[\w-]+#[0-9a-f]{8}")
 """What `name_object` returns."""
 
 
+HOW_TO_BEGIN = "`equipoise init my_problem.py` writes a problem to begin with."
+
+
 class ProblemError(BenchError):
     """A problem cannot be had; the message says why and what to do."""
 
@@ -66,8 +70,21 @@ def load_problem(name: str) -> Problem:
     """
     if OBJECT.fullmatch(name):
         return _object(name)
+    return problem_of(name, find(split_options(name)[0]))
+
+
+def problem_of(name: str, value: Any) -> Problem:
+    """Returns the problem that a name's options make of what was found under it.
+
+    Raises:
+        ProblemError: as `load_problem`.
+    """
     plain, options = split_options(name)
-    value = _find(plain)
+    if is_method(value):
+        raise ProblemError(
+            f"{name} is a method: `equipoise check {name}` checks it, and `equipoise compare PROBLEM --methods {name}` "
+            f"compares it. {HOW_TO_BEGIN}"
+        )
     if callable(value) and not isinstance(value, Problem):
         problem = _make(plain, value, options)
     elif options:
@@ -76,8 +93,7 @@ def load_problem(name: str) -> Problem:
         problem = value
     if not isinstance(problem, Problem):
         raise ProblemError(
-            f"{name} is of type {type(problem).__name__}, expected an equipoise.bench.problems.Problem "
-            "(see examples/tabular.py)."
+            f"{name} is of type {type(problem).__name__}, expected an equipoise.bench.problems.Problem. {HOW_TO_BEGIN}"
         )
     return problem
 
@@ -140,7 +156,7 @@ def with_model(name: str, model: str) -> str:
     plain, options = split_options(name)
     if options.get("model", model) != model:
         raise ProblemError(f"{name} names a model already: leave {model!r} out.")
-    found = _find(plain)
+    found = find(plain)
     if not callable(found) or "model" not in inspect.signature(found).parameters:
         raise ProblemError(f"{plain} has a network of its own and takes no model, found {model!r}.")
     chosen = with_options(plain, **options | {"model": model})
@@ -164,8 +180,8 @@ def split_options(name: str) -> tuple[str, dict[str, Any]]:
     return plain, options
 
 
-def _find(name: str) -> Any:
-    """Returns the problem of that name without options, or what makes it.
+def find(name: str) -> Any:
+    """Returns the problem of that name without options, or what makes it; of a place, whatever stands there.
 
     Raises:
         ProblemError: there is none.
@@ -185,14 +201,17 @@ def _find(name: str) -> Any:
 
 
 def _problems_in(module: ModuleType, place: str) -> str:
-    """Which problems, and classes of problems, a file or module has, behind a semicolon."""
-    named = [
-        name
+    """Which problems, classes of problems, and methods a file or module has, behind a semicolon."""
+    found = [
+        f"{place}:{name}"
         for name, value in vars(module).items()
         if isinstance(value, Problem)
         or (inspect.isclass(value) and issubclass(value, Problem) and value.__module__ == module.__name__)
     ]
-    return f"; it has {', '.join(f'{place}:{name}' for name in named)}" if named else ""
+    methods = methods_in(module, place)
+    if methods:
+        found.append(f"the method{'s' if methods[1:] else ''} {', '.join(methods)}")
+    return f"; it has {', '.join(found)}" if found else ""
 
 
 def _text(value: Any) -> str:

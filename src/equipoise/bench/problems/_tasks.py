@@ -12,6 +12,16 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, Multicl
 
 from equipoise.bench.metrics import MeanAveragePrecision
 from equipoise.bench.problems._base import Batch, Measure, Predictions, Task
+from equipoise.bench.problems._fitting import (
+    CLASSES,
+    FLOATS,
+    YES_OR_NO,
+    check_measured,
+    cross_entropy,
+    labels_of,
+    numbers_of,
+    prediction_of,
+)
 
 
 class Classification(Task):
@@ -35,13 +45,12 @@ class Classification(Task):
 
     def loss(self, predictions: Predictions, batch: Batch) -> Tensor | None:
         """Returns the mean cross-entropy over labelled samples."""
-        logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
-        return functional.cross_entropy(logits, labels) if len(labels) else None
+        logits, labels = self._labelled(predictions, batch)
+        return cross_entropy(self.name, logits, labels) if len(labels) else None
 
     def labels(self, batch: Batch) -> Tensor:
         """Returns the number of labelled samples."""
-        labels: Tensor = batch[self.name]
-        return (labels != -1).sum()
+        return (labels_of(self.name, batch, CLASSES) != -1).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns accuracy (share of samples that are right) and macro F1."""
@@ -54,9 +63,16 @@ class Classification(Task):
 
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds logits and labels."""
-        logits, labels = _labelled(predictions[self.name], batch[self.name], batch[self.name] != -1)
+        logits, labels = self._labelled(predictions, batch)
+        check_measured(self.name, labels, self.classes)
         if len(labels):
             metrics.update(logits, labels)
+
+    def _labelled(self, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = labels_of(self.name, batch, CLASSES)
+        wanted = f"logits [B, {self.classes}]"
+        logits = prediction_of(self.name, predictions, labels, wanted, ((len(labels), self.classes),))
+        return _labelled(logits, labels, labels != -1)
 
 
 class BinaryClassification(Task):
@@ -76,6 +92,7 @@ class BinaryClassification(Task):
         Measure("AUC", higher_is_better=True, unit="%", scale=100, digits=1),
         Measure("AP", higher_is_better=True, unit="%", scale=100, digits=1),
     )
+    classes = 2
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -87,8 +104,7 @@ class BinaryClassification(Task):
 
     def labels(self, batch: Batch) -> Tensor:
         """Returns the number of labelled samples."""
-        labels: Tensor = batch[self.name]
-        return (labels != -1).sum()
+        return (labels_of(self.name, batch, YES_OR_NO) != -1).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns the area under the ROC curve and average precision."""
@@ -97,13 +113,14 @@ class BinaryClassification(Task):
     def update(self, metrics: MetricCollection, predictions: Predictions, batch: Batch) -> None:
         """Feeds logits and labels."""
         logits, labels = self._labelled(predictions, batch)
+        check_measured(self.name, labels, self.classes)
         if len(labels):
             metrics["AUC"].update(logits.sigmoid(), labels)
             metrics["AP"].update(logits[:, None], labels[:, None])
 
     def _labelled(self, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels = batch[self.name]
-        return _labelled(predictions[self.name].reshape(len(labels)), labels, labels != -1)
+        logits, labels = numbers_of(self.name, predictions, batch, YES_OR_NO, "logits ")
+        return _labelled(logits, labels, labels != -1)
 
 
 class Regression(Task):
@@ -136,7 +153,7 @@ class Regression(Task):
 
     def labels(self, batch: Batch) -> Tensor:
         """Returns the number of labelled samples."""
-        return (~torch.isnan(batch[self.name])).sum()
+        return (~torch.isnan(labels_of(self.name, batch, FLOATS))).sum()
 
     def metrics(self) -> MetricCollection:
         """Returns mean squared error, mean absolute error and R²."""
@@ -153,8 +170,8 @@ class Regression(Task):
         return max(0.0, values["R²"])
 
     def _labelled(self, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels = batch[self.name]
-        return _labelled(predictions[self.name].reshape(len(labels)), labels, ~torch.isnan(labels))
+        values, labels = numbers_of(self.name, predictions, batch, FLOATS, "")
+        return _labelled(values, labels, ~torch.isnan(labels))
 
 
 def _labelled(predictions: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
