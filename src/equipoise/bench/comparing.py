@@ -107,7 +107,7 @@ def compare(
         devices: devices for each run, which share every batch.
         precision: as Lightning Fabric takes it, `"bf16-mixed"` for example.
         strategy: Fabric's for several devices.
-        monitor_every: steps between samples of the balance monitor; 0: no monitor.
+        monitor_every: steps between samples of the balance monitor; 0: none, but where a replay needs it.
         progress: say how it goes: a bar in a terminal, and in a notebook with `ipywidgets`; a line a run elsewhere.
 
     Raises:

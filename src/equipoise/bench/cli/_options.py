@@ -56,7 +56,10 @@ Precision = Annotated[str, typer.Option(help="Fabric's `precision`, as `bf16-mix
 Strategy = Annotated[str, typer.Option(help="Fabric's `strategy` for several devices.")]
 MonitorEvery = Annotated[
     int,
-    typer.Option(min=0, help="Steps between samples of the balance monitor, for the report; 0: no monitor."),
+    typer.Option(
+        min=0,
+        help="Steps between samples of the balance monitor, for the report; 0: none but where `replay:` needs it.",
+    ),
 ]
 
 

@@ -47,7 +47,7 @@ TIDY_SECONDS = 5.0
 """How often the coordinator looks for workers that no longer answer."""
 
 MONITOR_EVERY = 50
-"""Steps between samples of the balance monitor, where a run's record needs them and no other number is asked for."""
+"""Steps between samples of the balance monitor, in runs whose records need them, whatever is asked for."""
 
 TIMES = "times"
 """Where times of a step are kept, in the study and in `settings.json`, if epochs go by them."""

@@ -55,7 +55,7 @@ def charts(result: Result) -> list[Chart]:
 
 
 def results_chart(result: Result) -> Chart | None:
-    """Each method's main measures and Δm on test: seeds as dots, mean and standard deviation; single-task as a line."""
+    """Main measures and Δm on test: seeds as dots, mean and standard deviation; the line is what Δm is over."""
     summary = result.summary
     columns = [column for column in summary.columns if column.main]
     columns = columns if len(columns) <= WIDE + 1 else columns[-1:]
@@ -69,7 +69,7 @@ def results_chart(result: Result) -> Chart | None:
         def draw(axes: Axes, theme: Theme) -> None:
             single = summary.cells.get(summary.reference, {}).get(column)
             reference = 0.0 if column.task is None else single.mean if single else math.nan
-            axes.axvline(reference * scale, color=theme.ink, linestyle="--", linewidth=1)
+            axes.axvline(reference * scale, **_reference(theme))
             for row, method in enumerate(methods):
                 cell = summary.cells[method].get(column)
                 if cell is not None:
@@ -89,10 +89,14 @@ def results_chart(result: Result) -> Chart | None:
         ("a seed", _dots),
         ("mean ± std.", _mean),
         ("best mean", _best),
-        (SINGLE, lambda theme: {"color": theme.ink, "linestyle": "--", "linewidth": 1}),
+        (summary.reference, _reference),
     )
     size = (3.3, 0.9 + 0.27 * len(methods))
     return Chart("results", "results on test", tuple(map(panel, columns)), legend, size)
+
+
+def _reference(theme: Theme) -> dict[str, Any]:
+    return {"color": theme.ink, "linestyle": "--", "linewidth": 1}
 
 
 def _dots(theme: Theme) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def tradeoff_chart(result: Result) -> Chart | None:
 
     def draw(axes: Axes, theme: Theme) -> None:
         times = [time for time, _ in points.values()]
-        axes.axhline(0, color=theme.ink, linestyle="--", linewidth=1)
+        axes.axhline(0, **_reference(theme))
         axes.plot([points[method][0] for method in front], [points[method][1] for method in front], **_front(theme))
         for interval in intervals:
             axes.plot(*zip(*interval, strict=True), color=theme.muted, linewidth=1, zorder=2)
@@ -151,7 +155,7 @@ def tradeoff_chart(result: Result) -> Chart | None:
         ("beaten", _beaten),
         *((("not every seed", _partial),) if len(complete) < len(points) else ()),
         ("interval of Δm", lambda theme: {"color": theme.muted, "linewidth": 1}),
-        (SINGLE, lambda theme: {"color": theme.ink, "linestyle": "--", "linewidth": 1}),
+        (result.summary.reference, _reference),
     )
     return Chart("tradeoff", "gain against time", (Panel("Δm against time", draw, text),), legend, (4.8, 3.9))
 
@@ -259,7 +263,7 @@ def tuning_chart(result: Result) -> Chart | None:
         return None
     legend = [(method, styled(index)) for index, method in enumerate(methods)]
     legend += [("chosen", _ring), ("diverged", _cross)]
-    return Chart("tuning", "validation by learning rate, seed 0", tuple(panels), tuple(legend), (4.2, 3.3), columns=2)
+    return Chart("tuning", "validation by learning rate", tuple(panels), tuple(legend), (4.2, 3.3), columns=2)
 
 
 def _rates(

@@ -90,7 +90,6 @@ def to_html(result: Result) -> str:
     found = judge_result(result)
     recorded, damaged = recordings(result)
     over = "single-task training" if summary.reference == SINGLE else "equal weights"
-    line = "; the dashed line is single-task training" if SINGLE in summary.cells else ""
     shown_first = (*OPEN, "training") if found.rising else OPEN
     style = _part("report.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -113,7 +112,7 @@ def to_html(result: Result) -> str:
         tables=[_task_table(result, found.tests, task.name) for task in result.problem.tasks],
         sections=_sections(
             shown_first,
-            (results_chart(result), RESULTS.format(line=line)),
+            (results_chart(result), RESULTS.format(over=over)),
             (tradeoff_chart(result), TRADEOFF.format(over=over)),
             (front_chart(result), FRONT.format(over=over)),
             (training_chart(result), TRAINING),
@@ -135,7 +134,7 @@ def to_html(result: Result) -> str:
     )
 
 
-RESULTS = "What every method reaches on test. A column's best mean is a diamond{line}."
+RESULTS = "What every method reaches on test. A column's best mean is a diamond; the dashed line is {over}."
 TRADEOFF = (
     "How much a method gains over {over}, and what a step costs. Up is better, left is cheaper. "
     "Diamonds are methods whose means no other beats in both; where intervals overlap, which they are may be chance."
