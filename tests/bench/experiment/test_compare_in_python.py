@@ -15,8 +15,10 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.bench import Outcome, compare
+from equipoise.bench.cli._comparing import _kept
 from equipoise.bench.cli.compare import compare as command
 from equipoise.bench.comparing import _console
+from equipoise.bench.experiment.comparison import Comparison
 from equipoise.bench.experiment.execution import open_problem
 from equipoise.bench.experiment.folder import FolderError, RunFolder, file_name
 from equipoise.bench.experiment.pictures import charts
@@ -259,6 +261,10 @@ def test_methods_of_ones_own_are_compared(tmp_path, monkeypatch, capsys):
     edited = {record["method"]: record for record in again.result.records}
     assert edited["ew"] == records["ew"]
     assert edited[row]["run"] != records[row]["run"]
+    place.write_text(METHOD.replace("-self.power", "-3"))
+    comparison = Comparison(again.result.settings, Path("runs/two-lines"))
+    assert len(comparison.records()) == 7  # two files' runs among them that this one has no use for
+    assert _kept(comparison) == "3 of 6 runs are finished and kept in runs/two-lines"
     with pytest.raises(SettingsError, match=r"Unmade: KeyError: 'scale' \(own/my_method\.py, line 26\)"):
         compare(problem, "own/my_method.py:Unmade", progress=False, out="unmade")
 

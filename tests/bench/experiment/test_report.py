@@ -265,6 +265,7 @@ def test_curves_are_open_where_the_answer_rests_on_them(plain):
 def test_nothing_finished_is_a_page_too():
     found = page(make_result(diverged=[(method, seed) for method in METHODS for seed in range(4)]))
     assert "No method finished every seed: there is nothing to judge." in found.texts
+    assert "ew, ema and mao failed in 4 of 4 runs each (seed 0: a loss became nan)." in found.texts
 
 
 def test_forty_tasks_stay_readable():
