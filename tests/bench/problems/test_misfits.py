@@ -318,6 +318,19 @@ def test_a_task_without_a_label_in_a_split_is_wrong():
         ]
 
 
+def test_labels_are_looked_at_as_they_are_read():
+    class Recoded(Tensors):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return {**item, "kind": item["kind"] - 7, "stay": item["stay"].nan_to_num(1.0)}
+
+    def part(self, number):
+        tensors = Mine.part(self, number).tensors
+        return Recoded(**{**tensors, "kind": tensors["kind"] + 7, "stay": torch.full((16,), math.nan)})
+
+    assert {found.level for found in check_problem(mine(part=part))} == {"fine"}
+
+
 def test_losses_far_apart_are_a_hint():
     found = check_problem(with_data(stay=lambda stay: 100 * stay))
     (hint,) = [finding for finding in found if finding.level != "fine"]

@@ -46,7 +46,7 @@ def check_problem(problem: Problem, quick: bool = True) -> list[Finding]:
 
     Example:
         >>> from equipoise.bench.problems import check_problem, load_problem
-        >>> {finding.level for finding in check_problem(load_problem("digits"))}
+        >>> {finding.level for finding in check_problem(load_problem("yeast"))}
         {'fine'}
     """
     findings = Findings()
@@ -63,7 +63,7 @@ def check_problem(problem: Problem, quick: bool = True) -> list[Finding]:
         batches = _batches(problem, data, training.batch_size, BATCHES, findings)
         with torch.random.fork_rng(devices=[]):
             losses = _losses(problem, network, batches, tasks, findings)
-            look_at_labels(data, batches, tasks, findings)
+            look_at_labels(problem, data, batches, tasks, findings)
             look_for_labels(problem, data, training, tasks, findings)
             _look_at_losses(losses, len(batches), tasks, findings)
             _metrics(problem, network, data, training, tasks, findings)
@@ -95,7 +95,7 @@ def check_first_batch(problem: Problem, data: Splits, batch_size: int) -> list[F
         batches = _batches(problem, data, batch_size, 1, findings)
         with torch.random.fork_rng(devices=[]):
             _losses(problem, network, batches, problem.tasks, findings)
-            look_at_labels(data, batches, problem.tasks, findings)
+            look_at_labels(problem, data, batches, problem.tasks, findings)
     return [finding for finding in findings.found if finding.level == "wrong"]
 
 

@@ -107,8 +107,8 @@ def look_for_labels(
     without: dict[str, list[str]] = {}
     for name in PARTS:
         wanted = list(tasks)
-        part: MapDataset = getattr(data, name)
-        batches = [part.tensors] if isinstance(part, Tensors) else _batches_of(problem, data, training, name)
+        whole = _as_read(problem, getattr(data, name))
+        batches = _batches_of(problem, data, training, name) if whole is None else [whole]
         with findings.part(f"the labels of {name}"):
             for batch in itertools.islice(batches, MANY_BATCHES):
                 wanted = [task for task in wanted if not _has_labels(task, batch)]
@@ -121,6 +121,12 @@ def look_for_labels(
             f"task {task_name}", f"It has no label in {' and '.join(names)}: split otherwise, or leave the task out."
         )
     findings.stop_if_wrong()
+
+
+def _as_read(problem: Problem, part: MapDataset) -> Mapping[str, Tensor] | None:
+    """All of a split as one batch, where it is in memory and nothing is done to it when it is read."""
+    plain = type(part) is Tensors and type(problem).loader is Problem.loader
+    return part.tensors if plain and isinstance(part, Tensors) else None
 
 
 def _has_labels(task: Task, batch: Batch) -> bool:
@@ -136,12 +142,14 @@ def _batches_of(problem: Problem, data: Splits, training: Training, name: str) -
     return problem.loader(getattr(data, name), training.evaluation_batch_size, None)
 
 
-def look_at_labels(data: Splits, batches: Sequence[Batch], tasks: Sequence[Task], findings: Findings) -> None:
+def look_at_labels(
+    problem: Problem, data: Splits, batches: Sequence[Batch], tasks: Sequence[Task], findings: Findings
+) -> None:
     """Looks at the values of labels, of all splits where they are in memory, for classes that there are not.
 
     Of numbers, for other codes for "missing" than NaN.
     """
-    splits = [split.tensors for split in (data.train, data.validation, data.test) if isinstance(split, Tensors)]
+    splits = [_as_read(problem, getattr(data, name)) for name in PARTS]
     for task in tasks:
         if isinstance(task, (Classification, BinaryClassification, SegmentationTask)):
             for batch in (*batches, *splits):
