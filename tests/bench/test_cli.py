@@ -127,7 +127,7 @@ def test_another_folder_with_the_same_study_is_held_to_its_settings(tiny, tmp_pa
     storage = ["--storage", f"sqlite:///{folder / 'study.db'}", "--study", "out"]
     done = run(*TINY, "--lr", "0.01", *storage, "--out", "other", cwd=tmp_path, code=2)
     assert "Study 'out' in sqlite:" in done.stderr
-    assert "lr is 0.001 there and 0.01 here. Take another study with --study" in done.stderr
+    assert "lr is 0.003 there and 0.01 here. Take another study with --study" in done.stderr
     assert not (tmp_path / "other").exists()
     again = run(*TINY, *storage, "--out", "other", cwd=tmp_path).stdout
     assert "5 of 5 runs are in the folder already." in again
@@ -139,7 +139,7 @@ def test_other_settings_are_refused(tiny):
     folder, _ = tiny
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     done = run(*TINY, "--lr", "0.01", "--out", folder.name, cwd=folder.parent, code=2)
-    assert "lr is 0.001 there and 0.01 here" in done.stderr
+    assert "lr is 0.003 there and 0.01 here" in done.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 

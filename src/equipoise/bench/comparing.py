@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from equipoise.aggregators import Aggregator
 from equipoise.bench import defaults
 from equipoise.bench.experiment.asking import check_count, default_folder, default_workers, read_settings
 from equipoise.bench.experiment.comparison import Comparison
@@ -26,12 +25,7 @@ from equipoise.bench.experiment.stored import holds_other_results
 from equipoise.bench.experiment.wording import in_python
 from equipoise.bench.outcome import Outcome
 from equipoise.bench.problems import Problem, is_object, name_object, with_model
-from equipoise.objectives import Objective, Weighting
-from equipoise.optim import BalancingOptimizer
-from equipoise.registry import METHODS
-
-KINDS = (Objective, Weighting, Aggregator, BalancingOptimizer)
-"""What methods are."""
+from equipoise.registry import METHODS, is_method
 
 
 def compare(
@@ -198,7 +192,7 @@ def _free(folder: Path, name: str) -> Path:
 
 def _row_of(method: Any) -> Any:
     """A method's name; of a class the library's own, or that of the file which it stands in."""
-    if not isinstance(method, KINDS) and not (inspect.isclass(method) and issubclass(method, KINDS)):
+    if not is_method(method):
         return method  # a name, or nothing that could be a method, which is refused with the settings
     for name, spec in METHODS.items():
         if [part for part in (spec.objective, spec.aggregator, spec.optimizer) if part is not None] == [method]:
