@@ -28,7 +28,7 @@ def test_rows_that_others_need_are_there_too():
 def test_a_replay_takes_its_configuration_from_what_it_replays():
     import torch
 
-    split = Tensors(input=torch.zeros(8, 2))
+    split = Tensors(input=torch.zeros(8, 2), a=torch.zeros(8), b=torch.zeros(8))
     settings = read(methods="replay:ema", set_=["ema.beta=0.2"], batch_size=4)
     check(settings, Line(), Splits(split, split, split))
     assert settings.hyperparameters_of("ema") == {"beta": 0.2}
@@ -82,6 +82,10 @@ class Line(Problem):
         from torch import nn
 
         return nn.Linear(2, 2)
+
+    def predict(self, model, batch):
+        a, b = model(batch["input"]).unbind(1)
+        return {"a": a, "b": b}
 
     def training(self, quick=False):
         return Training(epochs=1, batch_size=4)
