@@ -195,7 +195,11 @@ def follows(ranking: Ranking, results: Mapping[str, Result]) -> list[str]:
                 if fixed
                 else "No method is shown to beat the best fixed weights of the same budget. "
             )
-            + (f"They are shown to beat {lost} of {len(result.settings.methods) - 1} rows." if lost else "")
+            + (
+                f"The best fixed weights are shown to beat {lost} of {len(result.settings.methods) - 1} rows."
+                if lost
+                else ""
+            )
         )
     return [*lines, ""]
 
