@@ -13,6 +13,9 @@ from scipy import stats
 from equipoise.bench.experiment.chart import Theme, short
 from equipoise.bench.experiment.statistics import LEVEL
 
+TICKS = 20
+"""Ranks that are written along the axis, at most."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -114,7 +117,8 @@ def draw_ranking(ranking: Ranking, theme: Theme) -> Figure:
     axes.plot([low, high], [0, 0], color=theme.ink, linewidth=1)
     for tick in range(1, int(high) + 1):
         axes.plot([tick, tick], [0, -0.08], color=theme.ink, linewidth=1)
-        axes.text(tick, -0.12, str(tick), ha="center", va="bottom", fontsize=9)
+        if tick == 1 or tick % math.ceil(high / TICKS) == 0:
+            axes.text(tick, -0.12, str(tick), ha="center", va="bottom", fontsize=9)
     for level, clique in enumerate(ranking.cliques):
         ends = [ranking.ranks[clique[0]] - 0.02 * high, ranking.ranks[clique[-1]] + 0.02 * high]
         axes.plot(ends, [0.2 + 0.25 * level] * 2, color=theme.colours[1], linewidth=3, solid_capstyle="round")
