@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from pages import write_changed
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def write_pages(folder: Path) -> None:
     """Writes the pages, and an index, as far as they have changed."""
-    folder.mkdir(exist_ok=True)
     titles = {place.stem: _title(place) for place in sorted(EXAMPLES.glob("*.py"))}
     lines = ["# Examples", "", "Whole programs, which run on a CPU in seconds; each is run by a test.", ""]
     lines += [f"- [`{name}.py`]({name}.md): {title}." for name, title in titles.items()]
@@ -21,13 +22,7 @@ def write_pages(folder: Path) -> None:
             f"# `{name}.py`\n\n{title}. {{download}}`Download it <{source}>`.\n\n"
             f"```{{literalinclude}} {source}\n:language: python\n```\n"
         )
-    for old in folder.glob("*.md"):
-        if old.name not in pages:
-            old.unlink()
-    for name, text in pages.items():
-        place = folder / name
-        if not place.exists() or place.read_text(encoding="utf-8") != text:
-            place.write_text(text, encoding="utf-8")
+    write_changed(folder, pages)
 
 
 def _title(place: Path) -> str:

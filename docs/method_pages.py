@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import pandas as pd
+from pages import write_changed
 
 import equipoise as eq
 from equipoise.monitor.diagnosis.regimes import OPPOSED, SIZE, SPEED
@@ -37,15 +38,8 @@ LEADERBOARD = Path(__file__).parent / "leaderboard"
 
 def write_pages(folder: Path) -> None:
     """Writes the pages, and an index, as far as they have changed."""
-    folder.mkdir(exist_ok=True)
     pages = {f"{name}.md": page(name, spec) for name, spec in METHODS.items()} | {"index.md": index()}
-    for old in folder.glob("*.md"):
-        if old.name not in pages:
-            old.unlink()
-    for name, text in pages.items():
-        place = folder / name
-        if not place.exists() or place.read_text(encoding="utf-8") != text:
-            place.write_text(text, encoding="utf-8")
+    write_changed(folder, pages)
 
 
 def index() -> str:

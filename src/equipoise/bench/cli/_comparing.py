@@ -10,9 +10,8 @@ import typer
 from equipoise.bench.cli._console import console
 from equipoise.bench.defaults import REPORT
 from equipoise.bench.experiment.asking import default_workers
-from equipoise.bench.experiment.comparison import TIMES, Comparison, Result
+from equipoise.bench.experiment.comparison import Comparison, Result
 from equipoise.bench.experiment.pictures import draw_all
-from equipoise.bench.experiment.planning import Planner
 from equipoise.bench.experiment.progress import ConsoleProgress
 from equipoise.bench.experiment.protocol import announced, count
 from equipoise.bench.experiment.report import to_html
@@ -64,8 +63,7 @@ def carry_out(
 def _kept(comparison: Comparison) -> str:
     """What an interruption leaves, of the runs that the comparison needs: it may hold those of other files too."""
     records = comparison.records()
-    planner = Planner(comparison.settings, comparison.problem.tasks, comparison.store.get(TIMES) or {})
-    found = planner.plan(records)
+    found = comparison.planned(records)
     ended = [records[trial.key]["status"] for trial in found.runs if trial.key in records]
     failed = ended.count("failed")
     finished = len(ended) - failed

@@ -212,6 +212,10 @@ class Comparison:
         with self.store.coordinate():
             return self._run(workers, threads, progress, costs)
 
+    def planned(self, records: Records) -> Plan:
+        """Returns what the comparison needs, as far as the records show it."""
+        return Planner(self.settings, self.problem.tasks, self.store.get(TIMES) or {}).plan(records)
+
     def _run(self, workers: int, threads: int, progress: Progress, costs: bool) -> Result:
         self.folder.create()
         torch.set_num_threads(threads)
